@@ -1,0 +1,71 @@
+"""Every error oxjax raises on purpose. Each names the offender, what was found and what was expected."""
+
+from __future__ import annotations
+
+
+class OxjaxError(Exception):
+    """Base of every error of this package."""
+
+
+class GGUFError(OxjaxError):
+    """A GGUF file is truncated, corrupt, of an unsupported kind, or lies about its own contents.
+
+    Args:
+        message: what was found and what was expected.
+        path: the file.
+        offset: byte offset in the file where the trouble was met, if there is one.
+        field: the header field, metadata key or tensor concerned, if there is one.
+    """
+
+    def __init__(self, message: str, *, path: object, offset: int | None = None, field: str | None = None):
+        self.path, self.offset, self.field, self.reason = str(path), offset, field, message
+        where = [str(path)]
+        if offset is not None:
+            where.append(f"offset {offset}")
+        if field is not None:
+            where.append(f"field {field!r}")
+        super().__init__(f"{', '.join(where)}: {message}")
+
+
+class TokenizerError(OxjaxError):
+    """The vocabulary of a file cannot be turned into a tokenizer, or ids do not belong to it."""
+
+
+class UnknownPreTokenizerError(TokenizerError):
+    """`tokenizer.ggml.pre` names a pre-tokeniser that oxjax does not know. It is never guessed."""
+
+
+class ChatTemplateError(OxjaxError):
+    """A chat template is missing, malformed, unsafe, too expensive, or refused the conversation."""
+
+
+class ModelError(OxjaxError):
+    """A model file does not describe a model that oxjax can run."""
+
+
+class UnsupportedArchitectureError(ModelError):
+    """`general.architecture` names an architecture that oxjax does not have."""
+
+
+class RequestError(OxjaxError, ValueError):
+    """A request is malformed: a bad sampling parameter, token id or prompt. Nothing was computed."""
+
+
+class RequestTooLargeError(RequestError):
+    """A request can never fit: its prompt, or prompt and output, exceed the context or the page pool."""
+
+
+class CacheError(OxjaxError):
+    """Misuse or exhaustion of the key-value pages."""
+
+
+class OutOfPagesError(CacheError):
+    """The page pool has fewer free pages than were asked for."""
+
+
+class EngineClosedError(OxjaxError):
+    """The engine was closed; build a new `LLM`."""
+
+
+class NonFiniteLogitsError(OxjaxError):
+    """The model produced NaN or infinite logits for this request."""

@@ -1,0 +1,30 @@
+"""Shared fixtures: where the real files are, and the run-time checks that only tests pay for."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# Every annotated function of the package is checked against its jaxtyping shapes in tests.
+_hook = install_import_hook("oxjax", "beartype.beartype")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+DATA = Path(os.environ.get("OXJAX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real model files; absent in a bare clone, required in CI."""
+    if not DATA.is_dir():
+        if os.environ.get("CI"):
+            pytest.fail(f"test data missing at {DATA}: CI must run the data tests")
+        pytest.skip(f"no test data at {DATA} (set OXJAX_TEST_DATA)")
+    return DATA
+
+
+def data_files(pattern: str) -> list:
+    """Parameters for `pytest.mark.parametrize`: one per data file, or one that the `data` fixture skips."""
+    found = sorted(DATA.glob(pattern))
+    return [pytest.param(p, id=p.stem) for p in found] or [pytest.param(DATA, id="no-data")]
