@@ -47,12 +47,28 @@ class UnsupportedArchitectureError(ModelError):
     """`general.architecture` names an architecture that oxjax does not have."""
 
 
-class RequestError(OxjaxError, ValueError):
-    """A request is malformed: a bad sampling parameter, token id or prompt. Nothing was computed."""
+class RequestError(OxjaxError):
+    """One request failed; the engine and the other requests are unharmed.
+
+    Attributes:
+        index: which prompt of the call failed first, where the call had several.
+        results: what the other prompts of the call gave, None in the place of each failed one.
+    """
+
+    index: int | None = None
+    results: tuple[object, ...] = ()
+
+
+class InvalidRequestError(RequestError, ValueError):
+    """A request is malformed: a bad sampling parameter, token id or prompt. Nothing was computed for it."""
 
 
 class RequestTooLargeError(RequestError):
     """A request can never fit: its prompt, or prompt and output, exceed the context or the page pool."""
+
+
+class NonFiniteLogitsError(RequestError):
+    """The model produced NaN or infinite logits for this request."""
 
 
 class CacheError(OxjaxError):
@@ -65,7 +81,3 @@ class OutOfPagesError(CacheError):
 
 class EngineClosedError(OxjaxError):
     """The engine was closed; build a new `LLM`."""
-
-
-class NonFiniteLogitsError(OxjaxError):
-    """The model produced NaN or infinite logits for this request."""

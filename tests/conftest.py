@@ -28,3 +28,19 @@ def data_files(pattern: str) -> list:
     """Parameters for `pytest.mark.parametrize`: one per data file, or one that the `data` fixture skips."""
     found = sorted(DATA.glob(pattern))
     return [pytest.param(p, id=p.stem) for p in found] or [pytest.param(DATA, id="no-data")]
+
+
+_report: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def report():
+    """Call it with a line that the run should end with, such as a measured error."""
+    return _report.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _report:
+        terminalreporter.section("measured")
+        for line in _report:
+            terminalreporter.line(line)
