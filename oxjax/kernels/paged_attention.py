@@ -1,0 +1,117 @@
+"""Causal attention of flat rows over paged keys and values, with an online softmax.
+
+Queries come in tiles of one sequence, keys in blocks of `KV_BLOCK` tokens counted from position 0 whatever
+the page size, so every row meets the same products in the same order however it was batched; a fully masked
+block changes no bit. Online softmax: Milakov & Gimelshein 2018 (https://arxiv.org/abs/1805.02867).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from oxjax.batch import RowLayout
+
+KV_BLOCK = 128
+EXACT_Q_TILE = 8
+FAST_Q_TILE = 32
+_MASKED = -1e30  # finite, so that a row with nothing to see yet does not make NaN
+
+
+def q_tile_rows(n_rows: int, n_seqs: int, *, exact: bool) -> int:
+    """Rows of a query tile: one constant in exact mode, else 1 where every sequence has about one row."""
+    if exact:
+        return EXACT_Q_TILE
+    return 1 if n_rows <= n_seqs else FAST_Q_TILE
+
+
+def paged_attention(
+    q: Float[Array, "T n_heads key_dim"],
+    k_pages: Float[Array, "pages page_size n_kv_heads key_dim"],
+    v_pages: Float[Array, "pages page_size n_kv_heads value_dim"],
+    layout: RowLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Float[Array, "T n_heads value_dim"]:
+    """softmax(scale · q kᵀ, causal) v for rows whose own keys and values are already in the pages.
+
+    Args:
+        q: queries after RoPE. Query head `h` reads key head `h // (n_heads // n_kv_heads)`.
+        k_pages, v_pages: this layer's keys and values.
+        layout: tiles and block tables of the batch.
+        scale: multiplier of the scores.
+        window: a query sees the last `window` positions, itself included; None sees all.
+        softcap: scores become `c · tanh(s / c)` before the mask.
+    """
+    n_tiles, q_tile = layout.tile_rows.shape
+    n_kv, value_dim = v_pages.shape[2:]
+    group = q.shape[1] // n_kv
+    tiles = q[layout.tile_rows].astype(k_pages.dtype).reshape(n_tiles, q_tile, n_kv, group, -1)
+    tiles = tiles.transpose(0, 2, 1, 3, 4).reshape(n_tiles, n_kv, q_tile * group, -1)
+    q_positions = jnp.repeat(layout.tile_positions, group, axis=1)[:, None, :, None]
+    tables = _whole_blocks(layout.tile_tables, k_pages.shape[1])
+
+    def one_block(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        best, total = carry
+        k, v = _read_block(k_pages, v_pages, tables, block, layout.tile_kv_lens)
+        positions = block * KV_BLOCK + jnp.arange(KV_BLOCK, dtype=jnp.int32)
+        scores = _batched_dot(tiles, k, contract=3) * scale
+        if softcap is not None:
+            scores = softcap * jnp.tanh(scores / softcap)
+        visible = positions <= q_positions
+        if window is not None:
+            visible &= positions > q_positions - window
+        scores = jnp.where(visible, scores, _MASKED)
+        new_best = jnp.maximum(best, jnp.max(scores, axis=-1, keepdims=True))
+        weights = jnp.where(visible, jnp.exp(scores - new_best), 0.0)
+        total = total * jnp.exp(best - new_best) + _batched_dot(weights.astype(v.dtype), v, contract=2)
+        return new_best, total
+
+    last = jnp.max(layout.tile_positions)
+    first = jnp.int32(0)
+    if window is not None:
+        oldest = jnp.min(jnp.where(layout.tile_positions < 0, last, layout.tile_positions))
+        first = jnp.maximum(oldest - window + 1, 0) // KV_BLOCK
+    empty = (
+        jnp.full((n_tiles, n_kv, q_tile * group, 1), _MASKED, jnp.float32),
+        jnp.zeros((n_tiles, n_kv, q_tile * group, value_dim + 1), jnp.float32),
+    )
+    _, total = lax.fori_loop(first, last // KV_BLOCK + 1, one_block, empty)
+    values, denominator = total[..., :-1], total[..., -1:]
+    out = values / jnp.where(denominator == 0.0, 1.0, denominator)
+    out = out.reshape(n_tiles, n_kv, q_tile, group, value_dim).transpose(0, 2, 1, 3, 4)
+    out = out.reshape(n_tiles, q_tile, n_kv * group, value_dim)
+    return out[layout.row_tile, layout.row_place].astype(q.dtype)
+
+
+def _whole_blocks(tables: Array, page_size: int) -> Array:
+    """Block tables cut into `[tiles, blocks, pages per block]`, padded with the null page."""
+    if KV_BLOCK % page_size:
+        raise ValueError(f"page_size {page_size} does not divide the attention block of {KV_BLOCK} tokens")
+    per_block = KV_BLOCK // page_size
+    padded = jnp.pad(tables, ((0, 0), (0, -tables.shape[1] % per_block)))
+    return padded.reshape(tables.shape[0], -1, per_block)
+
+
+def _read_block(k_pages: Array, v_pages: Array, tables: Array, block: Array, kv_lens: Array) -> tuple[Array, Array]:
+    """Keys `[tiles, n_kv, KV_BLOCK, key_dim]` of one block, and values with a column of ones beside them.
+
+    Rows past a sequence's length may hold anything, NaN included: their values are zeroed here, their
+    scores masked by the caller.
+    """
+    ids = lax.dynamic_index_in_dim(tables, block, axis=1, keepdims=False)
+    k, v = (p[ids].reshape(ids.shape[0], KV_BLOCK, *p.shape[2:]).swapaxes(1, 2) for p in (k_pages, v_pages))
+    positions = block * KV_BLOCK + jnp.arange(KV_BLOCK, dtype=jnp.int32)
+    written = (positions < kv_lens[:, None])[:, None, :, None]
+    v = jnp.where(written, v, jnp.zeros((), v.dtype))
+    return k, jnp.concatenate([v, jnp.ones((*v.shape[:3], 1), v.dtype)], axis=-1)
+
+
+def _batched_dot(a: Array, b: Array, *, contract: int) -> Array:
+    """Product over a's last axis and b's axis `contract`, batched over tiles and key heads, in float32."""
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    dims = (((3,), (contract,)), ((0, 1), (0, 1)))
+    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)

@@ -1,0 +1,113 @@
+"""A causal language model as one pure step: `step(params, state, batch, config) -> (logits, state)`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from oxjax.batch import Batch, RowLayout, row_layout
+from oxjax.cache.pages import KVPages
+from oxjax.config import DTYPES, LayerSpec, ModelConfig
+from oxjax.kernels.dot import dot
+from oxjax.kernels.paged_attention import q_tile_rows
+from oxjax.models.architectures import ARCHITECTURES
+from oxjax.models.layers.attention import Angles
+from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.norms import Norm, rms_norm
+from oxjax.models.layers.rope import rope_angles
+from oxjax.models.layers.transformer import TransformerLayer
+
+EngineState = tuple[KVPages, ...]
+
+
+@struct.dataclass
+class Params:
+    """All numbers of a model.
+
+    Attributes:
+        embedding: `[vocab, d_model]`.
+        layers: one per block.
+        final_norm: before the logits.
+        output: `[d_model, vocab]`; None where the embedding serves as the output matrix.
+        rope_inv_freq: angle per position of each pair, `[dim/2]` float32, one per `config.ropes`.
+    """
+
+    embedding: Float[Array, "vocab d_model"]
+    layers: tuple[TransformerLayer, ...]
+    final_norm: Norm
+    output: Linear | None
+    rope_inv_freq: tuple[Float[Array, " _"], ...]
+
+
+def init_state(config: ModelConfig, *, n_pages: int, page_size: int) -> EngineState:
+    """Empty pages for every layer, zero-filled; page 0 takes the writes of padding rows."""
+    dtype = DTYPES[config.dtype]
+    return tuple(
+        KVPages(
+            k=jnp.zeros((n_pages, page_size, s.n_kv_heads, s.key_dim), dtype),
+            v=jnp.zeros((n_pages, page_size, s.n_kv_heads, s.value_dim), dtype),
+        )
+        for s in config.layers
+    )
+
+
+@partial(jax.jit, static_argnames=("spec", "config"))  # equal layers share one trace
+def _block(
+    p: TransformerLayer,
+    x: Array,
+    pages: KVPages,
+    layout: RowLayout,
+    angles: tuple[Angles, ...],
+    *,
+    spec: LayerSpec,
+    config: ModelConfig,
+) -> tuple[Array, KVPages]:
+    block = ARCHITECTURES[config.architecture].block
+    return block(p, x, pages, spec, layout, angles, config)
+
+
+def step(
+    params: Params, state: EngineState, batch: Batch, config: ModelConfig
+) -> tuple[Float[Array, "N vocab"], EngineState]:
+    """Run the rows of a batch through the model. Pure; jit it with `config` static and `state` donated.
+
+    Args:
+        params: the model's numbers.
+        state: one entry per layer. Keys and values of the batch's rows are written to the pages that the
+            batch's block tables name; everything else is carried over.
+        batch: flat rows. Positions of one sequence continue what its pages already hold.
+        config: static.
+
+    Returns:
+        float32 logits of `batch.logits_rows`, `[N, vocab]`, and the new state.
+    """
+    page_size = state[0].k.shape[1]
+    q_tile = q_tile_rows(batch.tokens.shape[0], batch.kv_lens.shape[0], exact=config.exact)
+    layout = row_layout(batch, page_size=page_size, q_tile=q_tile)
+    angles = tuple(
+        rope_angles(batch.positions, inv_freq, spec.mscale)
+        for inv_freq, spec in zip(params.rope_inv_freq, config.ropes, strict=True)
+    )
+    x = params.embedding[batch.tokens]
+    if config.embedding_scale != 1.0:
+        x = x * jnp.asarray(config.embedding_scale, x.dtype)
+    new_state = []
+    for p, spec, old_pages in zip(params.layers, config.layers, state, strict=True):
+        x, pages = _block(p, x, old_pages, layout, angles, spec=spec, config=config)
+        new_state.append(pages)
+    x = rms_norm(params.final_norm, x[batch.logits_rows], eps=config.norm_eps, exact=config.exact)
+    return _logits(params, x, config), tuple(new_state)
+
+
+def _logits(params: Params, x: Array, config: ModelConfig) -> Array:
+    if params.output is None:
+        logits = dot(x, params.embedding, exact=config.exact, contract=1)[0]
+    else:
+        logits = linear(params.output, x=x, exact=config.exact, dtype=jnp.float32)[0]
+    if config.final_softcap is not None:
+        logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
+    return logits

@@ -1,0 +1,47 @@
+"""gemma2: gemma with norms after each branch too, soft caps on scores and logits, and every other layer sliding."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from oxjax.config import LayerSpec, ModelConfig
+from oxjax.models import gemma
+from oxjax.models.base import Frequencies, attention_spec, pre_norm_layer
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.transformer import TransformerLayer
+from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+_LAYERS_OF_27B = 46  # the one size whose queries are scaled by d_model / n_heads instead of the head dimension
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    base, frequencies = gemma.config(hp, tensors)
+    window = hp.get("attention.sliding_window", int, 4096)
+    softcap = hp.get("attn_logit_softcapping", float, 50.0)
+    scale = query_scale(hp, _LAYERS_OF_27B)
+    layers = tuple(
+        attention_spec(hp, scale=scale, softcap=softcap or None, window=window if slides else None)
+        for slides in hp.window_layers(default_period=2)
+    )
+    final = hp.get("final_logit_softcapping", float, 30.0)
+    return dataclasses.replace(base, layers=layers, final_softcap=final or None), frequencies
+
+
+def query_scale(hp: Hyperparameters, layers_of_27b: int) -> float:
+    """1/sqrt(key_dim), but 1/sqrt(d_model / n_heads) for the 27B model, which only its depth tells apart."""
+    return 1.0 / math.sqrt(hp.d_model / hp.n_heads if hp.n_layers == layers_of_27b else hp.key_dim)
+
+
+def layer(
+    tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig, *, qk_norm: bool = False
+) -> TransformerLayer:
+    """Block `i`."""
+    return pre_norm_layer(tensors, i, spec, config, qk_norm=qk_norm).replace(
+        post_attn_norm=tensors.norm(f"blk.{i}.post_attention_norm", config.d_model),
+        post_mlp_norm=tensors.norm(f"blk.{i}.post_ffw_norm", config.d_model),
+    )

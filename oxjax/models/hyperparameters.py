@@ -1,0 +1,151 @@
+"""A typed view of `<arch>.*` metadata: the keys that most architectures share, with GGUF's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from oxjax.errors import ModelError
+from oxjax.gguf import REQUIRED, GGUFFile
+from oxjax.models.layers.rope import RopeScaling
+
+_MAX_BLOCKS = 4096  # far above any model; a lying count must not make us build lists of 2^32
+
+
+class Hyperparameters:
+    """Reads the metadata of one file under its architecture's prefix.
+
+    Args:
+        file: an open GGUF file.
+        max_context: tokens per sequence that the session is set up for; LongRoPE chooses its factors by it.
+            None means the context that the model was trained for.
+    """
+
+    def __init__(self, file: GGUFFile, max_context: int | None = None):
+        self.file = file
+        self.arch: str = file.get("general.architecture", str)
+        self.context_length: int = self._positive("context_length")
+        self.max_context = self.context_length if max_context is None else max_context
+        self.d_model = self._positive("embedding_length")
+        self.n_layers = self._positive("block_count", most=_MAX_BLOCKS)
+
+    def get(self, key: str, kind: type, default: Any = REQUIRED) -> Any:
+        """`<arch>.<key>` as `kind`; GGUFError if it is missing without a default or has another type."""
+        return self.file.get(f"{self.arch}.{key}", kind, default)
+
+    def error(self, key: str, message: str) -> ModelError:
+        """Build the error about `<arch>.<key>`."""
+        return ModelError(f"{self.file.path}: {self.arch}.{key}: {message}")
+
+    def _positive(self, key: str, most: int = 2**31 - 1) -> int:
+        value = self.get(key, int)
+        if not 0 < value <= most:
+            raise self.error(key, f"found {value}, expected 1 to {most}")
+        return value
+
+    def per_layer(self, key: str, default: Sequence[int] | int | None = None) -> tuple[int, ...]:
+        """A key that is either one number for all layers or an array with one per layer."""
+        full = f"{self.arch}.{key}"
+        if default is not None and full not in self.file.metadata:
+            return (default,) * self.n_layers if isinstance(default, int) else tuple(default)
+        if isinstance(self.file.metadata.get(full), int):
+            return (self.get(key, int),) * self.n_layers
+        values = self.file.get_array(full, int)
+        if len(values) < self.n_layers:
+            raise self.error(key, f"has {len(values)} entries for {self.n_layers} layers")
+        return tuple(int(v) for v in values[: self.n_layers])
+
+    def uniform(self, key: str, default: int | None = None) -> int:
+        """A key that this architecture needs to be the same on all layers."""
+        values = set(self.per_layer(key, default))
+        if len(values) != 1:
+            raise self.error(key, f"differs between layers ({sorted(values)}), which {self.arch} does not do")
+        value = values.pop()
+        if value <= 0:
+            raise self.error(key, f"found {value}, expected a positive number")
+        return value
+
+    @cached_property
+    def n_heads(self) -> int:
+        """Query heads."""
+        return self.uniform("attention.head_count")
+
+    @cached_property
+    def n_kv_heads(self) -> int:
+        """Key and value heads; divides the query heads."""
+        n = self.uniform("attention.head_count_kv", self.n_heads)
+        if self.n_heads % n:
+            raise self.error("attention.head_count_kv", f"{n} does not divide head_count {self.n_heads}")
+        return n
+
+    def _head_dim(self, key: str) -> int:
+        if self.get(key, int, None) is None and self.d_model % self.n_heads:
+            raise self.error(key, f"missing, and embedding_length {self.d_model} / {self.n_heads} is no integer")
+        dim = self.get(key, int, self.d_model // self.n_heads)
+        if not 0 < dim <= 65536:
+            raise self.error(key, f"found {dim}, expected 1 to 65536")
+        return dim
+
+    @cached_property
+    def key_dim(self) -> int:
+        """Head dimension of queries and keys."""
+        return self._head_dim("attention.key_length")
+
+    @cached_property
+    def value_dim(self) -> int:
+        """Head dimension of values."""
+        return self._head_dim("attention.value_length")
+
+    @cached_property
+    def rope_dim(self) -> int:
+        """Leading dimensions of a head that RoPE rotates."""
+        dim = self.get("rope.dimension_count", int, self.key_dim)
+        if dim % 2 or not 0 < dim <= self.key_dim:
+            raise self.error("rope.dimension_count", f"found {dim}, expected even, at most key_length {self.key_dim}")
+        return dim
+
+    @cached_property
+    def rope_theta(self) -> float:
+        """Base of the rotation frequencies."""
+        theta = self.get("rope.freq_base", float, 10000.0)
+        if not theta > 1.0:
+            raise self.error("rope.freq_base", f"found {theta}, expected more than 1")
+        return theta
+
+    @cached_property
+    def rms_eps(self) -> float:
+        """Epsilon of RMS norms."""
+        return self.get("attention.layer_norm_rms_epsilon", float)
+
+    @cached_property
+    def rope_scaling(self) -> RopeScaling:
+        """`rope.scaling.*`, with the legacy `rope.scale_linear`."""
+        kind = self.get("rope.scaling.type", str, "linear")
+        if kind not in ("none", "linear", "yarn", "longrope"):
+            raise self.error("rope.scaling.type", f"{kind!r} is not none, linear, yarn or longrope")
+        factor = self.get("rope.scaling.factor", float, 0.0) or self.get("rope.scale_linear", float, 0.0)
+        if factor < 0.0:
+            raise self.error("rope.scaling.factor", f"found {factor}, expected a positive number")
+        return RopeScaling(
+            kind=kind,
+            factor=factor or 1.0,
+            original_context=self.get("rope.scaling.original_context_length", int, 0) or self.context_length,
+            attn_factor=self.get("rope.scaling.attn_factor", float, 0.0) or 1.0,
+        )
+
+    def window_layers(self, default_period: int) -> tuple[bool, ...]:
+        """Which layers slide: an explicit array, or all but every n-th."""
+        key = f"{self.arch}.attention.sliding_window_pattern"
+        stored = self.file.metadata.get(key)
+        if stored is not None and not isinstance(stored, int):
+            flags = self.file.get_array(
+                key, bool if isinstance(stored, np.ndarray) and stored.dtype.kind == "b" else int
+            )
+            if len(flags) < self.n_layers:
+                raise self.error("attention.sliding_window_pattern", f"{len(flags)} entries, {self.n_layers} layers")
+            return tuple(bool(f) for f in flags[: self.n_layers])
+        period = self.get("attention.sliding_window_pattern", int, default_period)
+        return tuple(period == 0 or i % period < period - 1 for i in range(self.n_layers))

@@ -1,0 +1,102 @@
+"""From a path to a model that `step` can run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import struct
+
+from oxjax.config import DTYPES, ModelConfig
+from oxjax.errors import ModelError, UnsupportedArchitectureError
+from oxjax.gguf import GGUFFile
+from oxjax.models.architectures import ARCHITECTURES
+from oxjax.models.base import Frequencies
+from oxjax.models.decoder import Params
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.loader import ParamLoader
+from oxjax.tokenizer import Tokenizer
+
+# Per-layer copies of the rotation table, which old converters wrote and nothing ever read.
+_IGNORED = (".attn_rot_embd.weight", ".rope_freqs.weight")
+
+
+@struct.dataclass
+class Model:
+    """A loaded model: static config, parameters on the device, and the file's own tokenizer."""
+
+    config: ModelConfig = struct.field(pytree_node=False)
+    params: Params
+    tokenizer: Tokenizer = struct.field(pytree_node=False)
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    exact: bool = True,
+    max_context: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Model:
+    """Load a GGUF model.
+
+    Args:
+        path: a GGUF file, any shard of a split one, or a directory that holds one model.
+        dtype: "float32" or "bfloat16", of weights, activations and pages.
+        exact: see `ModelConfig.exact`.
+        max_context: tokens per sequence to prepare for; only LongRoPE models depend on it.
+        progress: called with (bytes read, bytes in all) while tensors are read.
+
+    Raises:
+        GGUFError: the file is not a sound GGUF file.
+        UnsupportedArchitectureError: its architecture is not one of `ARCHITECTURES`.
+        ModelError: its metadata and tensors do not fit together; names both numbers.
+        TokenizerError: its vocabulary cannot be used.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    with GGUFFile.open(path) as file:
+        tokenizer = Tokenizer.from_metadata(file.metadata, source=str(file.path))
+        config, params = load_params(file, dtype=dtype, exact=exact, max_context=max_context, progress=progress)
+    return Model(config=config, params=params, tokenizer=tokenizer)
+
+
+def load_params(
+    file: GGUFFile,
+    *,
+    dtype: str = "float32",
+    exact: bool = True,
+    max_context: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[ModelConfig, Params]:
+    """The config and parameters of an open file, without its tokenizer; see `load`."""
+    total = sum(info.n_bytes for info in file.tensors.values())
+    tensors = ParamLoader(file, dtype, None if progress is None else lambda done: progress(done, total))
+    architecture, config, frequencies = _configure(file, tensors, max_context)
+    config = dataclasses.replace(config, dtype=dtype, exact=exact)
+    tied = not tensors.has("output.weight")
+    params = Params(
+        embedding=tensors.embedding("token_embd.weight", config.vocab_size, config.d_model),
+        layers=tuple(architecture.layer(tensors, i, s, config) for i, s in enumerate(config.layers)),
+        final_norm=tensors.norm("output_norm", config.d_model),
+        output=None if tied else tensors.linear("output", config.d_model, config.vocab_size),
+        rope_inv_freq=tuple(jax.device_put(f) for f in frequencies),
+    )
+    tensors.finish(ignore=_IGNORED)
+    return config, params
+
+
+def load_config(file: GGUFFile) -> ModelConfig:
+    """The config of an open file, for float32; reads no tensor but small tables of rotation factors."""
+    return _configure(file, ParamLoader(file, "float32"), None)[1]
+
+
+def _configure(file: GGUFFile, tensors: ParamLoader, max_context: int | None) -> tuple[Any, ModelConfig, Frequencies]:
+    name = file.get("general.architecture", str)
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UnsupportedArchitectureError(f"{file.path}: architecture {name!r} is not one of {known}")
+    return ARCHITECTURES[name], *ARCHITECTURES[name].config(Hyperparameters(file, max_context), tensors)

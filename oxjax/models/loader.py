@@ -1,0 +1,160 @@
+"""From the tensors of a file to the arrays of a model, one tensor at a time, with shapes checked.
+
+Matrices turn from GGUF's `[d_out, d_in]` to `[d_in, d_out]` slab by slab on their way into one aligned
+buffer that the device array then adopts, so loading needs little more memory than the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from oxjax.config import DTYPES, LayerSpec, ModelConfig
+from oxjax.errors import ModelError
+from oxjax.gguf import GGUFFile
+from oxjax.models.layers.attention import Attention
+from oxjax.models.layers.linear import Linear
+from oxjax.models.layers.mlp import MLP
+from oxjax.models.layers.norms import Norm
+
+_SLAB_BYTES = 4 << 20
+
+
+class ParamLoader:
+    """Hands out parameters by tensor name and remembers which names were asked for.
+
+    Args:
+        file: an open GGUF file.
+        dtype: of matrices; vectors stay float32.
+        progress: called with the bytes of the file read so far, after each tensor.
+    """
+
+    def __init__(self, file: GGUFFile, dtype: str, progress: Callable[[int], None] | None = None):
+        self.file, self.dtype = file, np.dtype(DTYPES[dtype])
+        self._progress, self._bytes_read = progress, 0
+        self._used: set[str] = set()
+
+    def has(self, name: str) -> bool:
+        """Whether the file holds this tensor."""
+        return name in self.file.tensors
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        if name not in self.file.tensors:
+            raise ModelError(f"{self.file.path}: tensor {name!r} is missing, expected with shape {shape}")
+        found = self.file.tensors[name].shape
+        if found != shape:
+            raise ModelError(f"{self.file.path}: tensor {name!r} has shape {found}, metadata says {shape}")
+        self._used.add(name)
+
+    def _read(self, name: str) -> None:
+        self._bytes_read += self.file.tensors[name].n_bytes
+        if self._progress is not None:
+            self._progress(self._bytes_read)
+
+    def vector(self, name: str, d: int) -> np.ndarray:
+        """A float32 vector `[d]`."""
+        self._check(name, (d,))
+        vector = np.array(self.file.tensor(name), np.float32)
+        self._read(name)
+        return vector
+
+    def embedding(self, name: str, n: int, d: int) -> Array:
+        """A table `[n, d]`, kept as the file has it."""
+        self._check(name, (n, d))
+        table = _aligned((n, d), self.dtype)
+        for start, stop in self._slabs(n, d):
+            table[start:stop] = self.file.rows(name, start, stop)
+        self._read(name)
+        return jax.device_put(table, may_alias=True)
+
+    def linear(self, name: str, d_in: int, d_out: int) -> Linear:
+        """The map `<name>.weight`, with `<name>.bias` if the file has one."""
+        return self.fused(name, d_in, (d_out,))[0]
+
+    def fused(self, name: str, d_in: int, d_outs: tuple[int, ...]) -> tuple[Linear, ...]:
+        """Maps whose outputs lie one after another in `<name>.weight` (and `.bias`), taken apart."""
+        total = sum(d_outs)
+        self._check(f"{name}.weight", (total, d_in))
+        bias = self.vector(f"{name}.bias", total) if self.has(f"{name}.bias") else None
+        # NVFP4 files carry one multiplier per matrix beside it; `.input_scale` concerns activations on GPUs.
+        scale = self.vector(f"{name}.scale", 1)[0] if self.has(f"{name}.scale") else None
+        self._used.add(f"{name}.input_scale")
+        ends = np.cumsum(d_outs)
+        maps = []
+        for start, stop in zip(ends - d_outs, ends, strict=True):
+            weight = self._transposed(f"{name}.weight", d_in, int(start), int(stop), scale)
+            part = None if bias is None else jax.device_put(bias[start:stop].copy())
+            maps.append(Linear(weight=jax.device_put(weight, may_alias=True), bias=part))
+        self._read(f"{name}.weight")
+        return tuple(maps)
+
+    def _transposed(self, name: str, d_in: int, start: int, stop: int, scale: np.float32 | None) -> np.ndarray:
+        """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns."""
+        weight = _aligned((d_in, stop - start), self.dtype)
+        for a, b in self._slabs(stop - start, d_in):
+            slab = self.file.rows(name, start + a, start + b)
+            weight[:, a:b] = (slab if scale is None else slab * scale).T
+        return weight
+
+    @staticmethod
+    def _slabs(n_rows: int, row: int) -> Iterable[tuple[int, int]]:
+        step = max(1, _SLAB_BYTES // (4 * row))
+        return ((a, min(a + step, n_rows)) for a in range(0, n_rows, step))
+
+    def norm(self, name: str, d: int) -> Norm:
+        """The norm `<name>.weight`, with `<name>.bias` if the file has one."""
+        bias = jax.device_put(self.vector(f"{name}.bias", d)) if self.has(f"{name}.bias") else None
+        return Norm(weight=jax.device_put(self.vector(f"{name}.weight", d)), bias=bias)
+
+    def attention(self, prefix: str, spec: LayerSpec, config: ModelConfig, *, qk_norm: bool = False) -> Attention:
+        """Projections `<prefix>.attn_*`, whether q, k and v are three tensors or one."""
+        q, k, v = (
+            spec.n_heads * spec.key_dim,
+            spec.n_kv_heads * spec.key_dim,
+            spec.n_kv_heads * spec.value_dim,
+        )
+        if self.has(f"{prefix}.attn_qkv.weight"):
+            maps = self.fused(f"{prefix}.attn_qkv", config.d_model, (q, k, v))
+        else:
+            widths = {"q": q, "k": k, "v": v}
+            maps = tuple(self.linear(f"{prefix}.attn_{n}", config.d_model, d) for n, d in widths.items())
+        return Attention(
+            q=maps[0],
+            k=maps[1],
+            v=maps[2],
+            out=self.linear(f"{prefix}.attn_output", spec.n_heads * spec.value_dim, config.d_model),
+            q_norm=self.norm(f"{prefix}.attn_q_norm", spec.key_dim) if qk_norm else None,
+            k_norm=self.norm(f"{prefix}.attn_k_norm", spec.key_dim) if qk_norm else None,
+        )
+
+    def mlp(self, prefix: str, config: ModelConfig) -> MLP:
+        """The gated network `<prefix>.ffn_*`; without a gate tensor, the gate is the first half of `up`."""
+        if self.has(f"{prefix}.ffn_gate.weight"):
+            gate = self.linear(f"{prefix}.ffn_gate", config.d_model, config.d_ff)
+            up = self.linear(f"{prefix}.ffn_up", config.d_model, config.d_ff)
+        else:
+            gate, up = self.fused(f"{prefix}.ffn_up", config.d_model, (config.d_ff, config.d_ff))
+        return MLP(gate=gate, up=up, down=self.linear(f"{prefix}.ffn_down", config.d_ff, config.d_model))
+
+    def finish(self, ignore: Iterable[str] = ()) -> None:
+        """Refuse a file with tensors that nobody asked for: leaving numbers out gives wrong answers quietly.
+
+        Args:
+            ignore: names, or endings of names, that are known not to matter.
+        """
+        ignore = tuple(ignore)
+        left = [n for n in self.file.tensors if n not in self._used and not n.endswith(ignore)]
+        if left:
+            shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+            raise ModelError(f"{self.file.path}: {len(left)} tensors have no place in this architecture: {shown}")
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised array at a 64-byte boundary, which lets XLA:CPU adopt it without a copy."""
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(n_bytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + n_bytes].view(dtype).reshape(shape)

@@ -1,0 +1,16 @@
+"""qwen3: qwen2 without biases, with an RMS norm on every query and key head before RoPE."""
+
+from __future__ import annotations
+
+from oxjax.config import LayerSpec, ModelConfig
+from oxjax.models.base import pre_norm_layer
+from oxjax.models.layers.transformer import TransformerLayer
+from oxjax.models.loader import ParamLoader
+from oxjax.models.qwen2 import block, config
+
+__all__ = ["block", "config", "layer"]
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+    """Block `i`."""
+    return pre_norm_layer(tensors, i, spec, config, qk_norm=True)

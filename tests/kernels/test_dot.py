@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from oxjax.kernels.dot import ROW_TILE, dot, log_softmax, row_sum
+
+ROWS = [1, 2, ROW_TILE - 1, ROW_TILE, ROW_TILE + 1, 2 * ROW_TILE, 5 * ROW_TILE + 3]
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((max(ROWS), 172), (172, 64), (172, 33))]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("rows", ROWS)
+def test_dot_is_the_product(arrays, rows, exact):
+    x, *weights = arrays
+    for got, w in zip(dot(x[:rows], *weights, exact=exact), weights, strict=True):
+        # Float32 sums of 172 products of about 1: a few times 172 * 2^-24 * |sum of magnitudes|.
+        np.testing.assert_allclose(got, np.asarray(x[:rows], np.float64) @ np.asarray(w), rtol=0, atol=1e-4)
+    transposed = dot(x[:rows], weights[0].T, exact=exact, contract=1)[0]
+    np.testing.assert_allclose(transposed, x[:rows] @ weights[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", ["dot", "dot_transposed", "row_sum", "log_softmax"])
+def test_bits_of_a_row_do_not_depend_on_the_number_of_rows(arrays, op):
+    x, w, _ = arrays
+    run = {
+        "dot": lambda x: dot(x, w, exact=True)[0],
+        "dot_transposed": lambda x: dot(x, w.T, exact=True, contract=1)[0],
+        "row_sum": lambda x: row_sum(x, exact=True),
+        "log_softmax": lambda x: log_softmax(x, exact=True),
+    }[op]
+    whole = np.asarray(jax.jit(run)(x))
+    for rows in ROWS:
+        for start in {0, 7, x.shape[0] - rows}:
+            part = x[start : start + rows]
+            np.testing.assert_array_equal(jax.jit(run)(part), whole[start : start + rows])
+
+
+def test_log_softmax_matches_jax(arrays):
+    x = arrays[0] * 30.0
+    # Two float32 reductions over 172 terms.
+    np.testing.assert_allclose(log_softmax(x, exact=True), jax.nn.log_softmax(x), rtol=1e-5, atol=1e-5)

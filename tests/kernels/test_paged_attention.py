@@ -1,0 +1,116 @@
+"""The kernel against textbook attention in float64, over every tile, block and page boundary."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from oxjax.batch import Batch, row_layout
+from oxjax.kernels.paged_attention import EXACT_Q_TILE, FAST_Q_TILE, KV_BLOCK, paged_attention, q_tile_rows
+
+
+def textbook(q, k, v, positions, *, scale, window=None, softcap=None):
+    """softmax(scale q kᵀ) v for one sequence; q `[n, H, D]`, k and v `[len, Hkv, D]`."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (np.repeat(a.astype(np.float64), group, axis=1) for a in (k, v))
+    scores = np.einsum("qhd,khd->hqk", q.astype(np.float64), k) * scale
+    if softcap is not None:
+        scores = softcap * np.tanh(scores / softcap)
+    distance = positions[:, None] - np.arange(len(k))
+    hidden = (distance < 0) | (distance >= (window or np.inf))
+    scores = np.where(hidden, -np.inf, scores)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v)
+
+
+class Case:
+    """Sequences of the given (length, query rows) in shuffled pages, poisoned with NaN wherever nobody wrote."""
+
+    def __init__(self, sequences, *, page_size=16, heads=4, kv_heads=2, key_dim=8, value_dim=6, seed=0, pad=3):
+        rng = np.random.default_rng(seed)
+        per_seq = -(-max(n for n, _ in sequences) // page_size) + 1
+        tables = rng.permutation(np.arange(1, 1 + per_seq * len(sequences))).reshape(len(sequences), per_seq)
+        self.k = np.full((tables.size + 1, page_size, kv_heads, key_dim), np.nan, np.float32)
+        self.v = np.full((tables.size + 1, page_size, kv_heads, value_dim), np.nan, np.float32)
+        self.sequences, rows = [], [np.zeros((pad, heads, key_dim), np.float32)]
+        for (length, n), table in zip(sequences, tables, strict=True):
+            k, v = (rng.standard_normal((length, *a.shape[2:]), np.float32) for a in (self.k, self.v))
+            at = np.arange(length)
+            self.k[table[at // page_size], at % page_size] = k
+            self.v[table[at // page_size], at % page_size] = v
+            q = rng.standard_normal((n, heads, key_dim), np.float32)
+            rows.insert(-1, q)
+            self.sequences.append((q, k, v, np.arange(length - n, length)))
+        self.q = np.concatenate(rows)
+        positions = np.concatenate([p for *_, p in self.sequences] + [np.zeros(pad, int)])
+        counts = np.cumsum([0] + [n for _, n in sequences])
+        self.batch = Batch(
+            tokens=jnp.zeros(len(self.q), jnp.int32),
+            positions=jnp.asarray(positions, jnp.int32),
+            cu_q_lens=jnp.asarray(counts, jnp.int32),
+            kv_lens=jnp.asarray([n for n, _ in sequences], jnp.int32),
+            block_tables=jnp.asarray(tables, jnp.int32),
+            logits_rows=jnp.zeros(1, jnp.int32),
+        )
+        self.page_size = page_size
+
+    def run(self, *, q_tile, **options):
+        def attend(q, k, v, batch):
+            layout = row_layout(batch, page_size=self.page_size, q_tile=q_tile)
+            return paged_attention(q, k, v, layout, **options)
+
+        return np.asarray(jax.jit(attend)(self.q, self.k, self.v, self.batch))[: int(self.batch.cu_q_lens[-1])]
+
+    def expected(self, **options):
+        return np.concatenate([textbook(*s, **options) for s in self.sequences])
+
+
+LENGTHS = [1, 2, 15, 16, 17, KV_BLOCK - 1, KV_BLOCK, KV_BLOCK + 1, 2 * KV_BLOCK + 5]
+# Float32 softmax and sums over at most 261 terms of size about 1 against float64.
+TOLERANCE = {"rtol": 0, "atol": 5e-6}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_decode_row(length):
+    case = Case([(length, 1)])
+    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, scale=0.3), case.expected(scale=0.3), **TOLERANCE)
+
+
+@pytest.mark.parametrize("n", [1, 2, EXACT_Q_TILE - 1, EXACT_Q_TILE, EXACT_Q_TILE + 1, FAST_Q_TILE + 1, 100])
+@pytest.mark.parametrize("q_tile", [1, EXACT_Q_TILE, FAST_Q_TILE])
+def test_prefill_after_a_past(n, q_tile):
+    case = Case([(n + 40, n)])
+    np.testing.assert_allclose(case.run(q_tile=q_tile, scale=0.3), case.expected(scale=0.3), **TOLERANCE)
+
+
+@pytest.mark.parametrize("window", [1, 5, 16, KV_BLOCK, KV_BLOCK + 3])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_ragged_batch_with_window_and_cap(window, softcap):
+    case = Case([(300, 1), (9, 9), (1, 1), (140, 30), (KV_BLOCK, 2)])
+    options = {"scale": 0.3, "window": window, "softcap": softcap}
+    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, **options), case.expected(**options), **TOLERANCE)
+
+
+@pytest.mark.parametrize("heads,kv_heads", [(1, 1), (4, 4), (8, 1), (6, 2)])
+@pytest.mark.parametrize("page_size", [1, 8, 64, 128])
+def test_head_groups_and_page_sizes(heads, kv_heads, page_size):
+    case = Case([(70, 5), (33, 33)], heads=heads, kv_heads=kv_heads, page_size=page_size)
+    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, scale=1.0), case.expected(scale=1.0), **TOLERANCE)
+
+
+def test_large_scores_stay_finite():
+    case = Case([(200, 20)])
+    np.testing.assert_allclose(
+        case.run(q_tile=EXACT_Q_TILE, scale=1e3), case.expected(scale=1e3), rtol=0, atol=1e-3
+    )  # scores of thousands leave float32 softmax three digits less
+
+
+def test_page_size_must_divide_the_block():
+    with pytest.raises(ValueError, match="48 does not divide"):
+        Case([(10, 1)], page_size=48).run(q_tile=1, scale=1.0)
+
+
+def test_fast_mode_gives_decode_rows_tiles_of_one():
+    assert q_tile_rows(8, 8, exact=False) == 1
+    assert q_tile_rows(64, 8, exact=False) == FAST_Q_TILE
+    assert q_tile_rows(1, 1, exact=True) == q_tile_rows(512, 8, exact=True) == EXACT_Q_TILE
