@@ -1,0 +1,69 @@
+"""What a request asks of the sampler. Host only."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass
+
+from oxjax.errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose the next token, and when to stop.
+
+    The stages act in this order: greedy if `temperature` is 0, else temperature, top-k, top-p, min-p, draw.
+    The defaults draw from the model's own distribution until it ends the text.
+
+    Attributes:
+        max_tokens: most tokens to generate; None goes on to the end of the context.
+        temperature: divides the logits; 0 takes the most likely token, the lowest id among equals.
+        top_k: keep the k most likely tokens, lower ids first among equals; 0 keeps all.
+        top_p: keep the smallest set of most likely tokens that holds at least this share of what top-k left
+            (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751); 1 keeps all.
+        min_p: keep tokens at least this likely relative to the most likely one
+            (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082); 0 keeps all.
+        seed: 0 to 2^64 - 1. Together with model, prompt and these parameters it determines the output.
+            None takes one from the operating system, which the result reports.
+        logprobs: how many of the most likely tokens to report at each step, besides the chosen one; of the
+            raw distribution, before temperature and truncation.
+        stop: texts that end the generation; they are not part of the result's text.
+        ignore_eos: go on after end-of-generation tokens.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    logprobs: int = 0
+    stop: tuple[str, ...] | list[str] | str = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        _whole("max_tokens", self.max_tokens, 1, optional=True)
+        _real("temperature", self.temperature, 0.0, math.inf)
+        _whole("top_k", self.top_k, 0)
+        _real("top_p", self.top_p, 0.0, 1.0, above=True)
+        _real("min_p", self.min_p, 0.0, 1.0)
+        _whole("seed", self.seed, 0, 2**64 - 1, optional=True)
+        _whole("logprobs", self.logprobs, 0)
+        if not all(isinstance(s, str) and s for s in self.stop):
+            raise InvalidRequestError(f"stop {self.stop!r}: expected non-empty strings")
+
+
+def _whole(name: str, value: object, least: int, most: int = 2**31 - 1, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidRequestError(f"{name} {value!r}: expected a whole number from {least} to {most}")
+
+
+def _real(name: str, value: object, least: float, most: float, *, above: bool = False) -> None:
+    ok = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or not least <= value <= most or (above and value == least):
+        bounds = f"{'more than' if above else 'at least'} {least}" + ("" if math.isinf(most) else f", at most {most}")
+        raise InvalidRequestError(f"{name} {value!r}: expected a number {bounds}")

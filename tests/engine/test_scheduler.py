@@ -1,0 +1,117 @@
+"""Scheduling without a model: budgets, order, admission, refusal."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from oxjax.cache.blocks import PageAllocator
+from oxjax.engine.scheduler import Scheduler, Sequence
+from oxjax.errors import RequestTooLargeError
+
+
+def make(*, pages=65, max_batch=4, max_rows=16, max_context=64, page_size=4):
+    return Scheduler(
+        PageAllocator(pages), page_size=page_size, max_batch=max_batch, max_rows=max_rows, max_context=max_context
+    )
+
+
+def sequence(prompt, new=4):
+    return Sequence(tokens=list(range(prompt)), max_length=prompt + new)
+
+
+def run(scheduler, *, steps=10_000):
+    """Play the engine: every sequence that reaches its end gets a token. Yields the rows of each step."""
+    for _ in range(steps):
+        work = scheduler.schedule()
+        if not work:
+            return
+        assert sum(w.n_rows for w in work) <= scheduler.max_rows
+        assert len(work) <= scheduler.max_batch
+        scheduler.commit(work)
+        yield work
+        for item in work:
+            if item.reaches_end:
+                item.sequence.tokens.append(0)
+                if len(item.sequence.tokens) == item.sequence.max_length:
+                    scheduler.remove(item.sequence)
+    raise AssertionError("the scheduler does not come to an end")
+
+
+def test_a_long_prompt_runs_in_chunks_and_decodes_never_wait():
+    scheduler = make(max_context=200, pages=200)
+    short, long = sequence(3, 30), sequence(100, 2)
+    scheduler.add(short)
+    scheduler.add(long)
+    rows = [{id(w.sequence): w.n_rows for w in work} for work in run(scheduler)]
+    assert all(step.get(id(short)) == 1 for step in rows[1:9])
+    assert [step[id(long)] for step in rows[:7]] == [13, 15, 15, 15, 15, 15, 12]
+
+
+def test_first_come_first_served_within_batch_and_pages():
+    scheduler = make(max_batch=2)
+    first, second, third = (sequence(4) for _ in range(3))
+    for s in (first, second, third):
+        scheduler.add(s)
+    assert [w.sequence for w in scheduler.schedule()] == [first, second]
+    scheduler.remove(first)
+    assert [w.sequence for w in scheduler.schedule()] == [second, third]
+
+
+def test_a_sequence_waits_for_its_pages_and_nobody_overtakes_it():
+    scheduler = make(pages=9, max_context=32)
+    big, bigger, small = sequence(16), sequence(24), sequence(1, 1)
+    for s in (big, bigger, small):
+        scheduler.add(s)
+    assert {id(w.sequence) for w in scheduler.schedule()} == {id(big)}
+    scheduler.remove(big)
+    assert {id(w.sequence) for w in scheduler.schedule()} == {id(bigger), id(small)}
+
+
+@pytest.mark.parametrize(
+    "prompt,new,message", [(60, 5, "65, and the context holds 64"), (40, 20, "15 pages of 4, and the pool has 8")]
+)
+def test_what_can_never_fit_is_refused_with_the_numbers(prompt, new, message):
+    scheduler = make(pages=9)
+    with pytest.raises(RequestTooLargeError, match=message):
+        scheduler.add(sequence(prompt, new))
+    assert not scheduler.waiting
+
+
+def test_removal_in_any_state_returns_all_pages():
+    scheduler = make(max_batch=2)
+    all_ = [sequence(20) for _ in range(4)]
+    for s in all_:
+        scheduler.add(s)
+    scheduler.commit(scheduler.schedule())
+    for s in all_:
+        scheduler.remove(s)
+    assert scheduler.allocator.used_count == 0
+    assert not scheduler.schedule()
+
+
+def test_scheduling_again_without_commit_changes_nothing():
+    scheduler = make()
+    scheduler.add(sequence(20))
+    assert scheduler.schedule() == scheduler.schedule()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_loads_finish_without_leaks(seed):
+    rng = np.random.default_rng(seed)
+    scheduler = make(pages=40, max_batch=5, max_rows=8)
+    sequences = [sequence(int(rng.integers(2, 40)), int(rng.integers(1, 20))) for _ in range(40)]
+    for s in sequences:
+        scheduler.add(s)
+    admitted = []
+    for work in run(scheduler):
+        admitted += [w.sequence for w in work if w.start == 0]
+    assert admitted == sequences  # each prompt began once, in the order they came
+    assert all(len(s.tokens) == s.max_length for s in sequences)
+    assert scheduler.allocator.used_count == 0
+
+
+def test_host_truth_imports_no_jax():
+    code = "import sys, oxjax.engine.scheduler, oxjax.cache.blocks; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

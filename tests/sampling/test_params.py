@@ -1,0 +1,59 @@
+import math
+import subprocess
+import sys
+
+import pytest
+
+from oxjax import SamplingParams
+from oxjax.errors import InvalidRequestError, OxjaxError
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("max_tokens", 0),
+        ("max_tokens", True),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("logprobs", -1),
+        ("stop", ("",)),
+    ],
+)
+def test_bad_values_are_named(field, value):
+    with pytest.raises(InvalidRequestError, match=field) as error:
+        SamplingParams(**{field: value})
+    assert isinstance(error.value, OxjaxError)
+    assert isinstance(error.value, ValueError)
+
+
+@pytest.mark.parametrize("field,value", [("max_tokens", 1.5), ("temperature", "1"), ("stop", (1,)), ("top_k", None)])
+def test_values_of_the_wrong_type_are_named(field, value):
+    """In a process of its own, without the type checks that tests put on every annotated function."""
+    code = f"""
+from oxjax import SamplingParams
+from oxjax.errors import InvalidRequestError
+try:
+    SamplingParams({field}={value!r})
+except InvalidRequestError as error:
+    assert {field!r} in str(error)
+else:
+    raise SystemExit("accepted")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_stop_takes_one_text_or_several():
+    assert SamplingParams(stop="a").stop == ("a",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+
+
+def test_equal_params_are_equal_and_hashable():
+    assert len({SamplingParams(seed=1), SamplingParams(seed=1)}) == 1
