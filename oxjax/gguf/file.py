@@ -1,5 +1,6 @@
 """A model on disk, whatever number of GGUF files it is made of."""
 
+import mmap
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -149,6 +150,16 @@ class GGUFFile:
         if self.byte_order == "big":
             raw = to_little_endian(raw, info.ggml_type)
         return dequantize(raw, info.ggml_type, (stop - start, info.shape[1]))
+
+    def release(self, name: str) -> None:
+        """Tell the system that a tensor's part of the mapping will not be read again soon.
+
+        Mapped pages that were read count as this process's memory until then. Arrays that view them stay valid.
+        """
+        info = self._info(name)
+        if info.path in self._shards and hasattr(mmap, "MADV_DONTNEED"):
+            start = info.offset - info.offset % mmap.PAGESIZE
+            self._shards[info.path].data.madvise(mmap.MADV_DONTNEED, start, info.offset + info.n_bytes - start)
 
     def close(self) -> None:
         """Let go of the files. Arrays and metadata handed out before stay valid."""

@@ -50,6 +50,7 @@ class ParamLoader:
         self._used.add(name)
 
     def _read(self, name: str) -> None:
+        self.file.release(name)
         self._bytes_read += self.file.tensors[name].n_bytes
         if self._progress is not None:
             self._progress(self._bytes_read)

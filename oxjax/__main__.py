@@ -1,0 +1,5 @@
+"""`python -m oxjax`."""
+
+from oxjax.cli import main
+
+main()

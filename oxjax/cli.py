@@ -1,0 +1,167 @@
+"""The `oxjax` command. Imports the engine only in the commands that run a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from oxjax.errors import OxjaxError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Reproducible inference of GGUF models on JAX.")
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="GGUF file, folder or hf://org/repo/file.gguf. Default: the embedded model."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+PromptArgument = Annotated[str | None, typer.Argument(help="Text; '-' reads standard input.", show_default=False)]
+
+_DEMO_PROMPT = "Once upon a time"
+
+
+def main() -> None:
+    """Run the command line; errors of oxjax become one line on standard error and exit code 1."""
+    try:
+        app()
+    except OxjaxError as error:
+        print(f"oxjax: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+
+
+@app.command()
+def generate(
+    prompt: PromptArgument = None,
+    model: ModelOption = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Default: to the end.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Default: from the operating system.")] = None,
+    logprobs: Annotated[int, typer.Option(help="Report this many likely tokens at each step (with --json).")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-text tokens.")] = False,
+    max_context: Annotated[int | None, typer.Option(help="Most tokens, prompt included.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a text."""
+    from oxjax.sampling.params import SamplingParams
+
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        logprobs=logprobs,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+    )
+    text = _DEMO_PROMPT if prompt is None and model is None else _text(prompt)
+    from oxjax.llm import LLM
+
+    with _progress("loading") as progress:
+        llm = LLM(model, exact=not fast, dtype=dtype, max_context=max_context, progress=progress)
+    with llm:
+        if as_json:
+            print(json.dumps({"prompt": text, **asdict(llm.generate(text, params)[0])}, ensure_ascii=False))
+        else:
+            _stream(llm, text, params)
+
+
+def _stream(llm: Any, text: str, params: Any) -> None:
+    """Print prompt and continuation as they come."""
+    with _progress("reading the prompt") as progress:
+        chunks = llm.stream(text, params, progress=progress)
+        first = next(chunks)
+    sys.stdout.write(text + first.text)
+    for chunk in chunks:
+        sys.stdout.write(chunk.text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def info(
+    file: Annotated[str | None, typer.Argument(help="As for --model.", show_default=False)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a model file: architecture, sizes, quantisation, tokenizer, template, memory."""
+    from oxjax.assets import embedded_model
+    from oxjax.hub import resolve
+    from oxjax.info import describe
+
+    facts = describe(embedded_model() if file is None else resolve(file))
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, inner in value.items():
+                print(f"  {key:<22}{_shown(inner)}")
+        else:
+            print(f"{name:<24}{_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+@app.command()
+def tokenize(
+    text: PromptArgument = None,
+    model: ModelOption = None,
+    special: Annotated[bool, typer.Option(help="Add BOS and EOS as the file says.")] = True,
+    parse_special: Annotated[bool, typer.Option(help="Read '<s>' and the like as special tokens.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the tokens of a text."""
+    from oxjax.assets import embedded_model
+    from oxjax.hub import resolve
+    from oxjax.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_gguf(embedded_model() if model is None else resolve(model))
+    ids = tokenizer.encode(_text(text), add_special=special, parse_special=parse_special)
+    pieces = [tokenizer.token_bytes(i).decode("utf-8", "backslashreplace") for i in ids]
+    if as_json:
+        print(json.dumps({"token_ids": ids, "pieces": pieces}, ensure_ascii=False))
+    else:
+        for token, piece in zip(ids, pieces, strict=True):
+            print(f"{token:>7}  {piece!r}")
+
+
+def _text(argument: str | None) -> str:
+    if argument is None:
+        raise typer.BadParameter("give a text, or '-' to read standard input")
+    return sys.stdin.read() if argument == "-" else argument
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error while a (done, total) callback is called; none where that is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,108 @@
+"""What can be said about a model file without reading its tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from oxjax.errors import OxjaxError
+from oxjax.gguf import GGUFFile
+from oxjax.tokenizer import Tokenizer
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Facts about a GGUF model, ready for printing or JSON. Sizes are in bytes.
+
+    Parts that oxjax cannot use (an unknown architecture or vocabulary) are described by the error they give.
+
+    Raises:
+        GGUFError: the file is not sound.
+    """
+    with GGUFFile.open(path) as file:
+        arch = file.get("general.architecture", str)
+        return {
+            "file": str(file.path),
+            "shards": len(file.paths),
+            "format": f"GGUF v{file.version}, {file.byte_order}-endian",
+            "name": file.get("general.name", str, ""),
+            "architecture": arch,
+            "context": file.get(f"{arch}.context_length", int, None),
+            "parameters": sum(t.n_elements for t in file.tensors.values()),
+            "file_bytes": file.file_size,
+            "tensors": _quantisation(file),
+            "model": _or_error(lambda: _model(file)),
+            "memory": _or_error(lambda: _memory(file)),
+            "tokenizer": _or_error(lambda: _tokenizer(file)),
+            "chat_template": _templates(file),
+        }
+
+
+def _or_error(part: Any) -> dict[str, Any]:
+    try:
+        return part()
+    except OxjaxError as error:
+        return {"error": str(error)}
+
+
+def _quantisation(file: GGUFFile) -> dict[str, dict[str, int]]:
+    mix: dict[str, dict[str, int]] = {}
+    for tensor in file.tensors.values():
+        entry = mix.setdefault(tensor.ggml_type.name, {"tensors": 0, "parameters": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["parameters"] += tensor.n_elements
+        entry["bytes"] += tensor.n_bytes
+    return dict(sorted(mix.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def _config(file: GGUFFile) -> Any:
+    from oxjax.models.load import load_config  # brings jax, which the other commands do without
+
+    return load_config(file)
+
+
+def _model(file: GGUFFile) -> dict[str, Any]:
+    config = _config(file)
+    first = config.layers[0]
+    return {
+        "layers": len(config.layers),
+        "sliding_window_layers": sum(s.window is not None for s in config.layers),
+        "d_model": config.d_model,
+        "d_ff": config.d_ff,
+        "heads": first.n_heads,
+        "kv_heads": first.n_kv_heads,
+        "head_dim": first.key_dim,
+        "vocabulary": config.vocab_size,
+    }
+
+
+def _memory(file: GGUFFile) -> dict[str, int]:
+    """Bytes in float32, which is what a CPU runs; bfloat16 takes half."""
+    config = _config(file)
+    per_token = config.page_bytes(1)
+    return {
+        "parameters_float32": 4 * sum(t.n_elements for t in file.tensors.values()),
+        "kv_per_token_float32": per_token,
+        "kv_full_context_float32": per_token * config.context_length,
+    }
+
+
+def _tokenizer(file: GGUFFile) -> dict[str, Any]:
+    tokenizer = Tokenizer.from_metadata(file.metadata, source=str(file.path))
+    return {
+        "kind": tokenizer.model,
+        "pre": tokenizer.pre,
+        "vocabulary": tokenizer.vocab_size,
+        "bos": tokenizer.bos_id,
+        "eos": tokenizer.eos_id,
+        "adds_bos": tokenizer.add_bos,
+        "adds_eos": tokenizer.add_eos,
+        "end_of_generation": sorted(tokenizer.eog_ids),
+    }
+
+
+def _templates(file: GGUFFile) -> list[str]:
+    prefix = "tokenizer.chat_template"
+    names = (
+        k.removeprefix(prefix).removeprefix(".") for k in file.metadata if k == prefix or k.startswith(f"{prefix}.")
+    )
+    return [name or "default" for name in names]

@@ -1,0 +1,296 @@
+"""`LLM`: a model and its engine behind the few calls that a notebook needs."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from oxjax.assets import embedded_model
+from oxjax.cache.blocks import NULL_PAGE
+from oxjax.engine.engine import Engine, Request
+from oxjax.engine.output import Chunk
+from oxjax.errors import EngineClosedError, InvalidRequestError, RequestError
+from oxjax.hub import resolve
+from oxjax.models.load import Model, load
+from oxjax.sampling.params import SamplingParams
+from oxjax.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Int[np.ndarray, " T"]
+
+PAGE_SIZE = 16
+MAX_ROWS = 256  # a step's row budget: larger prefills faster, smaller lets decodes wait less
+DEFAULT_CONTEXT = 4096
+_POOL_SHARE = 0.4  # of the machine's memory, at most, for pages
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one prompt gave.
+
+    Attributes:
+        prompt_token_ids: the prompt as the model saw it, special tokens included.
+        token_ids: generated ids; an end-of-generation token is included.
+        text: their text, as it continues the prompt; without end-of-generation tokens and stop texts.
+        logprobs: log-probability of each generated id under the raw distribution.
+        top_logprobs: for each generated id, (id, log-probability) pairs: the chosen one, then the most likely
+            ones; None unless `SamplingParams.logprobs` asked.
+        finish_reason: "stop", "length" or "context"; see `Chunk`.
+        seed: that reproduces this result.
+    """
+
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    text: str
+    logprobs: list[float]
+    top_logprobs: list[tuple[tuple[int, float], ...]] | None
+    finish_reason: str
+    seed: int
+
+
+class LLM:
+    """A model, ready to run.
+
+    A request's tokens and log-probabilities are a function of model file, prompt, sampling parameters and
+    seed, to the last bit when `exact`; without it up to rounding, and faster.
+
+    Args:
+        model: a GGUF file, any shard of a split one, a directory that holds one model, or
+            `hf://org/repo/file.gguf`. None is the small story model that comes with the package.
+        exact: bits do not depend on batch mates, chunking or padding.
+        dtype: "float32" or "bfloat16"; None takes float32 on CPU and bfloat16 on accelerators.
+        max_batch: sequences that run at once; others wait.
+        max_context: most tokens of a prompt and its output together; None takes what the model was trained
+            for, up to 4096.
+        progress: called with (bytes read, bytes in all) while the model loads.
+
+    Raises:
+        GGUFError, ModelError, UnsupportedArchitectureError, TokenizerError: the file cannot be used; see `load`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        exact: bool = True,
+        dtype: str | None = None,
+        max_batch: int = 8,
+        max_context: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ):
+        for name, value in {"max_batch": max_batch, "max_context": max_context}.items():
+            if value is not None and value < 1:
+                raise InvalidRequestError(f"{name} {value}: expected at least 1")
+        _enable_compilation_cache()
+        if dtype is None:
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        path = embedded_model() if model is None else resolve(model)
+        self.model: Model | None = load(path, dtype=dtype, exact=exact, max_context=max_context, progress=progress)
+        self.config = self.model.config
+        self.tokenizer: Tokenizer = self.model.tokenizer
+        self.max_batch = max_batch
+        self.max_context = min(self.config.context_length, DEFAULT_CONTEXT) if max_context is None else max_context
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine; its pages are allocated when it is first needed."""
+        if self.model is None:
+            raise EngineClosedError("this LLM was closed")
+        pages_per_sequence = -(-self.max_context // PAGE_SIZE)
+        affordable = int(_POOL_SHARE * _memory_bytes()) // self.config.page_bytes(PAGE_SIZE)
+        n_pages = max(min(self.max_batch * pages_per_sequence, affordable), pages_per_sequence)
+        return Engine(
+            self.model,
+            n_pages=n_pages + NULL_PAGE + 1,
+            page_size=PAGE_SIZE,
+            max_batch=self.max_batch,
+            max_rows=max(MAX_ROWS, self.max_batch),
+            max_context=self.max_context,
+        )
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Result]:
+        """Continue prompts; they run together.
+
+        Args:
+            prompts: text, token ids, or a list of either. Text is tokenised with the model's special tokens.
+            params: for all prompts, or one per prompt.
+
+        Returns:
+            One result per prompt, in order.
+
+        Raises:
+            RequestError: a prompt could not be run. The others were: their results are in the error's
+                `results`, and `index` says which prompt it was.
+        """
+        prompts = _as_list(prompts)
+        params = _one_each(params, len(prompts))
+        seeds = [secrets.randbits(64) if p.seed is None else p.seed for p in params]
+        requests = self._run(
+            lambda i: self.engine.generate(self._encode(prompts[i]), params[i], seeds[i]), len(prompts)
+        )
+        return _all_or_raise(requests, _result)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Chunk]:
+        """Continue one prompt and yield each token as it comes; abandoning the iterator cancels the request.
+
+        Other calls may run between two tokens; they do not change what comes.
+
+        Args:
+            prompt: text or token ids.
+            params: how to sample.
+            progress: called with (prompt tokens computed, prompt tokens) until the first token is there.
+
+        Raises:
+            RequestError: as for `generate`; what was yielded before stands.
+        """
+        params = SamplingParams() if params is None else params
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        request = self.engine.generate(self._encode(prompt), params, seed)
+        return self._stream(request, progress)
+
+    def _stream(self, request: Request, progress: Callable[[int, int], None] | None) -> Iterator[Chunk]:
+        sent, n_prompt = 0, len(request.sequence.tokens)
+        try:
+            while not request.done or sent < len(request.output.chunks):
+                if sent == len(request.output.chunks):
+                    self.engine.step()
+                    if progress is not None and sent == 0:
+                        progress(min(request.sequence.n_computed, n_prompt), n_prompt)
+                    continue
+                yield request.output.chunks[sent]
+                sent += 1
+            if request.error is not None:
+                raise request.error
+        finally:
+            if not request.done:
+                self.engine.cancel(request)
+
+    def logits(self, prompts: Prompt | Sequence[Prompt]) -> list[Float[np.ndarray, "T vocab"]]:
+        """Raw logits at every position of each prompt: float32 `[T, vocab]`, row `t` predicting token `t + 1`.
+
+        Args:
+            prompts: text, token ids, or a list of either.
+
+        Raises:
+            RequestError: as for `generate`.
+        """
+        prompts = _as_list(prompts)
+        requests = self._run(lambda i: self.engine.logits(self._encode(prompts[i])), len(prompts))
+        return _all_or_raise(requests, lambda request: np.concatenate(request.logits))
+
+    def warm_up(self, *, logprobs: int = 0, logits: bool = False) -> None:
+        """Compile everything that requests can need, so that none waits for the compiler.
+
+        Args:
+            logprobs: also for requests with up to this many `SamplingParams.logprobs`.
+            logits: also for `logits`.
+        """
+        self.engine.runner.warm_up(n_top=logprobs, all_logits=logits)
+
+    def close(self) -> None:
+        """Let go of parameters and pages. Further calls raise EngineClosedError; closing twice is fine."""
+        self.model = None
+        self.__dict__.pop("engine", None)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = [int(i) for i in prompt]
+            vocab = self.config.vocab_size
+            if wrong := [i for i in ids if not 0 <= i < vocab]:
+                raise InvalidRequestError(f"token id {wrong[0]} is outside the vocabulary of {vocab}")
+        if not ids:
+            raise InvalidRequestError("the prompt is empty, and the model has no token to begin with")
+        return ids
+
+    def _run(self, add: Callable[[int], Request], n: int) -> list[Request | RequestError]:
+        """Queue `n` requests, keep the errors of those that are refused, and run the others to their ends."""
+        requests: list[Request | RequestError] = []
+        for i in range(n):
+            try:
+                requests.append(add(i))
+            except RequestError as error:
+                requests.append(error)
+        queued = [r for r in requests if isinstance(r, Request)]
+        try:
+            while any(not r.done for r in queued):
+                self.engine.step()
+        finally:
+            for request in queued:
+                self.engine.cancel(request)
+        return requests
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    prompts = list(prompts)  # one prompt of ids, or several of any kind
+    return [prompts] if prompts and isinstance(prompts[0], (int, np.integer)) else prompts
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, n: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * n
+    if len(params) != n:
+        raise InvalidRequestError(f"{len(params)} sampling parameters for {n} prompts")
+    return list(params)
+
+
+def _result(request: Request) -> Result:
+    chunks = request.output.chunks
+    n_new = len(chunks)
+    tokens = request.sequence.tokens
+    return Result(
+        prompt_token_ids=tokens[: len(tokens) - n_new],
+        token_ids=tokens[len(tokens) - n_new :],
+        text="".join(c.text for c in chunks),
+        logprobs=[c.logprob for c in chunks],
+        top_logprobs=[c.top_logprobs for c in chunks] if request.params.logprobs else None,
+        finish_reason=chunks[-1].finish_reason,
+        seed=request.seed,
+    )
+
+
+def _all_or_raise(requests: Iterable[Request | RequestError], value: Callable[[Request], Any]) -> list[Any]:
+    """The value of every request, or the first error with the values of the others."""
+    errors = [r if isinstance(r, RequestError) else r.error for r in requests]
+    values = [value(r) if error is None else None for r, error in zip(requests, errors, strict=True)]
+    for i, error in enumerate(errors):
+        if error is not None:
+            error.index, error.results = i, tuple(values)
+            raise error
+    return values
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _enable_compilation_cache() -> None:
+    """Keep compiled programs between processes, unless the user has set jax up otherwise."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "oxjax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
