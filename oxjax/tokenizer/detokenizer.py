@@ -1,0 +1,61 @@
+"""Ids back to text: all at once, or a token at a time without ever showing half a character."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Callable
+from typing import SupportsIndex
+
+_PUNCTUATION = re.compile(r" (?=[?!.,])")
+_CONTRACTION = re.compile(r" (?='(?:[sm]|re|ve))")
+# The end of a text that the next characters could still change: a space, and what a rule may look at after it.
+_UNDECIDED = re.compile(r" [ ']*[rv]?\Z")
+
+
+def clean_spaces(text: str) -> str:
+    """Drop the spaces that English tokenisers put before punctuation and contractions (llama.cpp's three passes)."""
+    return _CONTRACTION.sub("", _PUNCTUATION.sub("", text).replace(" ' ", "'"))
+
+
+class IncrementalDetokenizer:
+    """Text of a growing list of ids.
+
+    Invariant: the texts returned so far are a prefix of the text of all ids, and with `flush` they are that text.
+    What is not certain yet is held back: an unfinished UTF-8 character, a space that cleaning may drop.
+    """
+
+    def __init__(self, piece: Callable[[SupportsIndex], bytes | None], *, clean: bool, strip_first_space: bool):
+        """Make one.
+
+        Args:
+            piece: bytes of a token, None for one to be skipped.
+            clean: drop spaces as `clean_spaces` does.
+            strip_first_space: the first token's leading space is the tokeniser's, not the text's.
+        """
+        self._piece, self._clean, self._strip = piece, clean, strip_first_space
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def push(self, token: SupportsIndex) -> str:
+        """The text that this token makes certain; often the token's own, sometimes none, sometimes more.
+
+        Raises:
+            TokenizerError: the id is not in the vocabulary.
+        """
+        piece = self._piece(token)
+        if piece is None:
+            return ""
+        if self._strip:
+            piece, self._strip = piece.removeprefix(b" "), False
+        text = self._held + self._utf8.decode(piece)
+        undecided = _UNDECIDED.search(text) if self._clean else None
+        cut = undecided.start() if undecided else len(text)
+        self._held = text[cut:]
+        return clean_spaces(text[:cut]) if self._clean else text[:cut]
+
+    def flush(self) -> str:
+        """The rest, with U+FFFD for a character that was never finished. The next push starts anew, mid-text."""
+        text = self._held + self._utf8.decode(b"", final=True)
+        self._held = ""
+        return clean_spaces(text) if self._clean else text
