@@ -111,9 +111,9 @@ def info(
         if isinstance(value, dict):
             print(f"{name}:")
             for key, inner in value.items():
-                print(f"  {key:<22}{_shown(inner)}")
+                print(f"  {key:<24}{_shown(inner)}")
         else:
-            print(f"{name:<24}{_shown(value)}")
+            print(f"{name:<26}{_shown(value)}")
 
 
 def _shown(value: object) -> str:

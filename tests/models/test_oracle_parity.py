@@ -1,0 +1,55 @@
+"""Logits against llama.cpp, asked here and now: quantised files as float32, other prompts, other lengths.
+
+llama.cpp quantises activations wherever weights are quantised, so it gets the dequantised weights (`gguf.quants`).
+"""
+
+import gguf
+import numpy as np
+import pytest
+from oracle import LlamaCpp
+
+from oxjax import LLM
+from oxjax.assets import embedded_draft, embedded_model
+
+FILES = ["demo", "draft", "quants/llama-mix-Q4_K_M", "quants/llama-pure-IQ3_S", "archs/gemma3", "archs/qwen3"]
+LENGTHS = [1, 2, 17, 130]
+
+
+def as_float32(source, target):
+    """The same model with every tensor in F32, decoded by the `gguf` package."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        if field.types[0] == gguf.GGUFValueType.ARRAY:
+            writer.add_array(name, field.contents())
+        else:
+            writer.add_key_value(name, field.contents(), field.types[0])
+    for tensor in reader.tensors:
+        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        writer.add_tensor(tensor.name, numbers.astype(np.float32).reshape(tensor.shape[::-1].tolist()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_logits_match_llama_cpp_on_dequantised_weights(request, report, tmp_path, name):
+    if name in ("demo", "draft"):
+        source = embedded_model() if name == "demo" else embedded_draft()
+    else:
+        source = request.getfixturevalue("data") / f"{name}.gguf"
+    as_float32(source, tmp_path / "f32.gguf")
+    rng = np.random.default_rng(0)
+    with LLM(source, max_batch=len(LENGTHS)) as llm:
+        prompts = [rng.integers(3, llm.config.vocab_size, n).tolist() for n in LENGTHS]
+        ours = llm.logits(prompts)
+    with LlamaCpp(tmp_path / "f32.gguf", vocab_only=False) as oracle:
+        theirs = [oracle.logits(ids) for ids in prompts]
+    error = max(float(np.abs(a - b).max() / b.std()) for a, b in zip(ours, theirs, strict=True))
+    # float32 on both sides; gemma's GELU goes through llama.cpp's 16-bit table (see test_parity).
+    allowed = 3e-3 if "gemma" in name else 1e-4
+    report(f"llama.cpp on the float32 twin of {name}: {error:.1e} of the logits' std, allowed {allowed:.0e}")
+    assert error <= allowed

@@ -1,0 +1,130 @@
+"""The command as a person runs it: in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from oxjax.assets import embedded_model
+
+
+def oxjax(*arguments, check=True, **options):
+    command = [sys.executable, "-m", "oxjax", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def stories(data):
+    return data / "models" / "stories260K"
+
+
+def test_generate_prints_a_story_from_the_embedded_model():
+    out = oxjax("generate", "--max-tokens", 40, "--seed", 1).stdout
+    assert out.startswith("Once upon a time")
+    assert len(out.split()) > 15
+    assert out == oxjax("generate", "--max-tokens", 40, "--seed", 1).stdout
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_generate_json_matches_llama_cpp(stories, case):
+    expected = json.loads((stories / "greedy.json").read_text())[case]
+    out = oxjax(
+        "generate",
+        "-m",
+        stories / "stories260K.gguf",
+        expected["prompt"],
+        *("--max-tokens", len(expected["token_ids"]), "--temperature", 0, "--json"),
+    ).stdout
+    got = json.loads(out)
+    assert {"text", "token_ids", "logprobs", "finish_reason", "seed"} <= got.keys()
+    assert got["token_ids"] == expected["token_ids"]
+    # Float32 on both sides, log-softmax over 512 tokens; measured below 1e-5.
+    np.testing.assert_allclose(got["logprobs"], expected["logprobs"], rtol=0, atol=1e-4)
+
+
+def test_prompt_from_standard_input_and_stop(stories):
+    model = stories / "stories260K.gguf"
+    out = oxjax("generate", "-m", model, "-", "-t", 0, "--stop", "Lily", "-n", 60, input="Once upon a time").stdout
+    assert out == "Once upon a time, there was a little girl named \n"
+
+
+def test_info_describes_a_file(data):
+    file = data / "quants" / "llama-mix-Q4_K_M.gguf"
+    facts = json.loads(oxjax("info", file, "--json").stdout)
+    assert facts["architecture"] == "llama"
+    assert set(facts["tensors"]) == {"Q4_K", "Q6_K", "F32"}
+    assert facts["parameters"] == sum(t["parameters"] for t in facts["tensors"].values())
+    assert facts["file_bytes"] == file.stat().st_size
+    assert facts["memory"]["parameters_float32"] == 4 * facts["parameters"]
+    assert facts["memory"]["kv_per_token_float32"] > 0
+    shown = oxjax("info", file).stdout
+    assert "Q4_K" in shown
+    assert "kv_per_token" in shown
+
+
+def test_info_of_an_architecture_that_cannot_run_yet_still_says_what_is_there(data):
+    facts = json.loads(oxjax("info", data / "archs" / "mamba2.gguf", "--json").stdout)
+    assert facts["architecture"] == "mamba2"
+    assert "mamba2" in facts["model"]["error"]
+    assert facts["tokenizer"]["vocabulary"] == 512
+
+
+def test_tokenize_shows_ids_and_pieces(stories):
+    out = json.loads(oxjax("tokenize", "-m", stories / "stories260K.gguf", "Once upon a time", "--json").stdout)
+    assert out["token_ids"] == [1, 403, 407, 261, 378]
+    assert "".join(out["pieces"][1:]) == " Once upon a time"
+    bare = oxjax("tokenize", "-m", stories / "stories260K.gguf", "Once", "--no-special").stdout
+    assert bare.split() == ["403", "'", "Once'"]
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["generate", "-m", "no-such.gguf", "x"], "no-such.gguf"),
+        (["generate", "x", "--temperature", "-1"], "temperature -1"),
+        (["generate", "x", "--max-tokens", "100000"], "the context holds"),
+        (["info", "no-such.gguf"], "no-such.gguf"),
+        (["generate", "-m", "hf://only/two", "x"], "expected hf://org/repo/file.gguf"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(arguments, message):
+    done = oxjax(*arguments, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["generate", "--help"]])
+def test_help_is_light(arguments):
+    code = f"""
+import sys
+sys.argv = ["oxjax", *{arguments!r}]
+from oxjax.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+heavy = {{"jax", "numpy", "flax", "tokenizers", "gguf"}} & set(sys.modules)
+print(heavy or "light", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "light"
+    assert "Usage" in done.stdout
+
+
+def test_importing_the_package_and_tokenizing_need_no_jax():
+    code = """
+import sys
+import oxjax
+assert not {"jax", "numpy"} & set(sys.modules)
+from oxjax.tokenizer import Tokenizer
+Tokenizer.from_gguf(sys.argv[1]).encode("Once upon a time")
+assert "jax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, str(embedded_model())], check=True)
