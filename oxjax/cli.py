@@ -73,7 +73,7 @@ def generate(
     from oxjax.llm import LLM
 
     with _progress("loading") as progress:
-        llm = LLM(model, exact=not fast, dtype=dtype, max_context=max_context, progress=progress)
+        llm = LLM(model, exact=not fast, dtype=dtype, max_batch=1, max_context=max_context, progress=progress)
     with llm:
         if as_json:
             print(json.dumps({"prompt": text, **asdict(llm.generate(text, params)[0])}, ensure_ascii=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from oxjax.engine.engine import Engine, Request
 from oxjax.engine.output import Chunk
 from oxjax.errors import EngineClosedError, InvalidRequestError, RequestError
 from oxjax.hub import resolve
+from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
@@ -29,7 +29,6 @@ Prompt = str | Sequence[int] | Int[np.ndarray, " T"]
 PAGE_SIZE = 16
 MAX_ROWS = 256  # a step's row budget: larger prefills faster, smaller lets decodes wait less
 DEFAULT_CONTEXT = 4096
-_POOL_SHARE = 0.4  # of the machine's memory, at most, for pages
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class LLM:
             `hf://org/repo/file.gguf`. None is the small story model that comes with the package.
         exact: bits do not depend on batch mates, chunking or padding.
         dtype: "float32" or "bfloat16"; None takes float32 on CPU and bfloat16 on accelerators.
-        max_batch: sequences that run at once; others wait.
+        max_batch: sequences that run at once, as far as memory for their keys and values goes; others wait.
         max_context: most tokens of a prompt and its output together; None takes what the model was trained
             for, up to 4096.
         progress: called with (bytes read, bytes in all) while the model loads.
@@ -89,7 +88,7 @@ class LLM:
         for name, value in {"max_batch": max_batch, "max_context": max_context}.items():
             if value is not None and value < 1:
                 raise InvalidRequestError(f"{name} {value}: expected at least 1")
-        _enable_compilation_cache()
+        enable_compilation_cache()
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         path = embedded_model() if model is None else resolve(model)
@@ -105,7 +104,7 @@ class LLM:
         if self.model is None:
             raise EngineClosedError("this LLM was closed")
         pages_per_sequence = -(-self.max_context // PAGE_SIZE)
-        affordable = int(_POOL_SHARE * _memory_bytes()) // self.config.page_bytes(PAGE_SIZE)
+        affordable = pool_bytes() // self.config.page_bytes(PAGE_SIZE)
         n_pages = max(min(self.max_batch * pages_per_sequence, affordable), pages_per_sequence)
         return Engine(
             self.model,
@@ -283,14 +282,3 @@ def _all_or_raise(requests: Iterable[Request | RequestError], value: Callable[[R
             error.index, error.results = i, tuple(values)
             raise error
     return values
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _enable_compilation_cache() -> None:
-    """Keep compiled programs between processes, unless the user has set jax up otherwise."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "oxjax" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
