@@ -17,7 +17,7 @@ from oxjax.assets import embedded_model
 from oxjax.cache.blocks import NULL_PAGE
 from oxjax.engine.engine import Engine, Request
 from oxjax.engine.output import Chunk
-from oxjax.errors import EngineClosedError, InvalidRequestError, RequestError
+from oxjax.errors import CacheError, EngineClosedError, InvalidRequestError, RequestError
 from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load
@@ -104,8 +104,13 @@ class LLM:
         if self.model is None:
             raise EngineClosedError("this LLM was closed")
         pages_per_sequence = -(-self.max_context // PAGE_SIZE)
-        affordable = pool_bytes() // self.config.page_bytes(PAGE_SIZE)
-        n_pages = max(min(self.max_batch * pages_per_sequence, affordable), pages_per_sequence)
+        page, (affordable, memory) = self.config.page_bytes(PAGE_SIZE), pool_bytes()
+        if pages_per_sequence * page > memory:
+            raise CacheError(
+                f"keys and values of {self.max_context} tokens take {pages_per_sequence * page} bytes, and the device "
+                f"has {memory}: lower max_context"
+            )
+        n_pages = max(min(self.max_batch * pages_per_sequence, affordable // page), pages_per_sequence)
         return Engine(
             self.model,
             n_pages=n_pages + NULL_PAGE + 1,

@@ -10,6 +10,7 @@ import pytest
 
 from oxjax import LLM, SamplingParams
 from oxjax.errors import (
+    CacheError,
     EngineClosedError,
     InvalidRequestError,
     NonFiniteLogitsError,
@@ -177,6 +178,14 @@ def test_parameters_must_match_prompts_in_number(llm):
 def test_bad_sizes_are_named():
     with pytest.raises(InvalidRequestError, match="max_batch 0"):
         LLM(max_batch=0)
+
+
+def test_a_context_beyond_the_memory_is_refused_with_the_numbers(stories):
+    with (
+        LLM(stories / "stories260K.gguf", max_context=10**10) as llm,
+        pytest.raises(CacheError, match="lower max_context"),
+    ):
+        llm.generate("Once", GREEDY)
 
 
 def test_non_finite_logits_fail_their_request_alone(stories):
