@@ -57,12 +57,12 @@ class Slots(dict):
 
 
 def _person(rng: random.Random, taken: str = "") -> tuple[str, dict[str, str], str]:
-    """(name, pronouns, "girl" or "boy") of somebody not called `taken`; one name in seven is invented."""
+    """(name, pronouns, "girl" or "boy") of somebody not called `taken`; one name in three is invented."""
     girl = rng.random() < 0.5
     name = taken
     while name == taken:
         invented = "".join(rng.choices(CAST["syllables"], k=rng.choice((2, 2, 3)))).capitalize()
-        name = invented if rng.random() < 1 / 7 else rng.choice(CAST["girls"] if girl else CAST["boys"])
+        name = invented if rng.random() < 1 / 3 else rng.choice(CAST["girls"] if girl else CAST["boys"])
     return name, SHE if girl else HE, "girl" if girl else "boy"
 
 

@@ -43,7 +43,9 @@ def stream(stories: list[np.ndarray]) -> np.ndarray:
 def fit(
     shape: model.Shape, ids: np.ndarray, steps: int, seed: int, log: Callable[[str], None]
 ) -> tuple[model.Params, float]:
-    """Train from scratch on random windows of `ids`; the last eighth of the steps see the full context.
+    """Train from scratch on windows of `ids`; the last eighth of the steps see the full context.
+
+    A window begins where a story begins, so the names that a sentence needs have always been introduced.
 
     Args:
         shape: sizes of the model.
@@ -69,11 +71,11 @@ def fit(
         updates, state = optimiser.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    rng = np.random.default_rng(seed)
+    rng, starts = np.random.default_rng(seed), np.flatnonzero(ids == ids[0])
     start, recent = time.perf_counter(), []
     for n in range(steps):
         length = shape.context if n >= steps - steps // 8 else shape.context // 2
-        at = rng.integers(0, len(ids) - length - 1, 2048 // length)
+        at = rng.choice(starts[starts < len(ids) - length], 2048 // length)
         params, state, loss = step(params, state, jnp.asarray(ids[at[:, None] + np.arange(length + 1)]))
         recent.append(loss)
         if (n + 1) % 100 == 0 or n + 1 == steps:

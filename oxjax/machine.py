@@ -1,0 +1,41 @@
+"""What the machine under us offers: memory for pages, and a place to keep compiled programs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+_DEVICE_SHARE = 0.5  # of what an accelerator has free once the parameters are there
+_HOST_SHARE = 0.1  # of a host's memory: others live there, and XLA touches all of a pool when it makes it
+
+
+def pool_bytes() -> tuple[int, int]:
+    """Bytes that the page pool takes at most unless one sequence needs more, and bytes that there are at all."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        free = stats["bytes_limit"] - stats["bytes_in_use"]
+        return int(_DEVICE_SHARE * free), free
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(_HOST_SHARE * memory), memory
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs between processes, unless the user has set jax up otherwise.
+
+    Programs for CPUs are compiled for one set of instructions, so each set has a folder of its own.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path.home() / ".cache" / "oxjax" / "xla" / _processor()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:12]}"
