@@ -1,7 +1,8 @@
-"""Host truth about pages: who owns which. No jax here, and no requests."""
+"""Host truth about pages: who owns which, and what the free ones still hold. No jax here, and no requests."""
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
 from oxjax.errors import CacheError, OutOfPagesError
@@ -10,64 +11,232 @@ NULL_PAGE = 0  # padding rows write here; no sequence ever owns it
 
 
 class PageAllocator:
-    """A pool of equal pages; page 0 is never handed out. All operations are all-or-nothing.
+    """A pool of equal pages, shared by counted references; page 0 is never handed out.
 
-    Invariant: `free_count + used_count == capacity`, and a page is free or owned, never both.
+    A page is *live* while it has references. A live page can be registered under a key that names its
+    content; without references it is then *soft-free*: it keeps the content, can be had again by its
+    key, and is handed out with other content only when no *clean* page, free and unregistered, is left.
+
+    Every operation is all-or-nothing and takes O(1) amortised per page named.
+
+    Invariants: a page is live, soft-free or clean, and only one of these; a key is held by one page and
+    a page holds one key at most; no page is evicted while a soft-free page continues it.
 
     Args:
         n_pages: pages of the device arrays, the null page included.
+
+    Attributes:
+        peak_used: the most pages that were live at once.
+        evictions: soft-free pages that were handed out with their content lost.
     """
 
     def __init__(self, n_pages: int):
         if n_pages < 2:
             raise CacheError(f"a pool of {n_pages} pages has none to give: page 0 is reserved, so at least 2")
-        self._free = list(range(n_pages - 1, NULL_PAGE, -1))
-        self._owned = bytearray(n_pages)
+        self._refs = [0] * n_pages
+        self._keys: list[bytes | None] = [None] * n_pages
+        self._parent_keys: list[bytes | None] = [None] * n_pages
+        self._page_of: dict[bytes, int] = {}
+        self._clean = list(range(n_pages - 1, NULL_PAGE, -1))
+        # Soft-free pages are in one of the two: by age, or passed over because a soft-free page continues them.
+        self._lru: OrderedDict[int, None] = OrderedDict()
+        self._overdue: set[int] = set()
+        self._n_continuing: dict[bytes, int] = {}  # soft-free pages that continue a key; no zeros
         self.peak_used = 0
+        self.evictions = 0
 
     @property
     def capacity(self) -> int:
-        """Pages that can be owned at once."""
-        return len(self._owned) - 1
+        """Pages that can be live at once."""
+        return len(self._refs) - 1
 
     @property
     def free_count(self) -> int:
-        """Pages that can be allocated now."""
-        return len(self._free)
+        """Pages that can be allocated now: clean and soft-free ones."""
+        return len(self._clean) + self.cached_count
 
     @property
     def used_count(self) -> int:
-        """Pages that are owned now."""
+        """Pages that are live now."""
         return self.capacity - self.free_count
 
+    @property
+    def cached_count(self) -> int:
+        """Soft-free pages: free, with content that can be had again."""
+        return len(self._lru) + len(self._overdue)
+
+    @property
+    def registered_count(self) -> int:
+        """Keys that a lookup finds, on live and on soft-free pages."""
+        return len(self._page_of)
+
+    def ref_count(self, page: int) -> int:
+        """References to a page; 0 if and only if it is free."""
+        self._check_ours(page)
+        return self._refs[page]
+
     def allocate(self, n: int) -> list[int]:
-        """Take `n` pages, the most recently freed first.
+        """Take `n` pages, one reference each: clean ones first, the most recently freed of them first.
+
+        Then soft-free pages lose their content, the least recently used first. One that a soft-free page
+        continues is passed over, and goes as soon as none does: a prefix is eaten from its tail.
 
         Raises:
             OutOfPagesError: fewer than `n` are free; none was taken.
         """
+        if n < 0:
+            raise CacheError(f"{n} pages wanted: not a number of pages")
         if n > self.free_count:
             raise OutOfPagesError(f"{n} pages wanted, {self.free_count} of {self.capacity} free")
-        pages = [self._free.pop() for _ in range(n)]
+        pages = [self._clean.pop() if self._clean else self._evict() for _ in range(n)]
         for page in pages:
-            self._owned[page] = 1
-        self.peak_used = max(self.peak_used, self.used_count)
+            self._refs[page] = 1
+        self._note_peak()
         return pages
 
-    def free(self, pages: Iterable[int]) -> None:
-        """Give pages back.
+    def acquire(self, pages: Iterable[int]) -> None:
+        """Add a reference to each of these live pages.
 
         Raises:
-            CacheError: a page is foreign, named twice or not owned; none was freed.
+            CacheError: a page is foreign or free; none was acquired.
         """
         pages = list(pages)
         for page in pages:
-            if not NULL_PAGE < page < len(self._owned):
-                raise CacheError(f"page {page} is not one of 1..{self.capacity}")
-            if not self._owned[page]:
-                raise CacheError(f"page {page} is not in use (double free?)")
-        if len(set(pages)) != len(pages):
-            raise CacheError(f"a page is named twice in {pages}")
+            self._check_live(page)
         for page in pages:
-            self._owned[page] = 0
-        self._free.extend(reversed(pages))
+            self._refs[page] += 1
+
+    def free(self, pages: Iterable[int]) -> None:
+        """Drop a reference to each of these pages; those without any left are soft-free or clean.
+
+        The first page counts as the most recently used, so pages named in order of position are evicted,
+        and handed out again, as they should be.
+
+        Raises:
+            CacheError: a page is foreign, free or named more often than it has references; none was freed.
+        """
+        pages = list(pages)
+        for page, times in Counter(pages).items():
+            self._check_live(page, "double free?")
+            if times > self._refs[page]:
+                raise CacheError(f"page {page} is named {times} times and has {self._refs[page]} references (twice?)")
+        for page in reversed(pages):
+            self._refs[page] -= 1
+            if not self._refs[page]:
+                self._become_free(page)
+
+    def register(self, page: int, key: bytes, parent: int | None = None) -> int:
+        """Name the content of a live page, so that it can be found; the page must not be written any more.
+
+        A page has one key: a new one replaces the old one. A key has one page: the first to have it keeps it.
+
+        Args:
+            page: a live page.
+            key: names this content and everything before it; a key always comes with the same parent key.
+            parent: the registered page that this one continues, None at the beginning.
+
+        Returns:
+            The page that holds the key now: `page`, or another one that holds the same content.
+
+        Raises:
+            CacheError: `page` is not live or `parent` is not another registered page; nothing was changed.
+        """
+        self._check_live(page)
+        parent_key = None
+        if parent is not None:
+            self._check_ours(parent)
+            parent_key = self._keys[parent]
+            if parent_key is None or parent == page:
+                raise CacheError(f"page {page} cannot continue page {parent}, which is not another page with a key")
+        if self._keys[page] != key:
+            self._erase_key(page)
+            if (holder := self._page_of.get(key)) is not None:
+                return holder
+            self._page_of[key] = page
+            self._keys[page], self._parent_keys[page] = key, parent_key
+        return page
+
+    def lookup(self, key: bytes) -> int | None:
+        """The page that holds a key, or None. Changes nothing."""
+        return self._page_of.get(key)
+
+    def acquire_cached(self, key: bytes) -> int | None:
+        """Add a reference to the page that holds a key, live or soft-free; None, and no change, without one."""
+        page = self._page_of.get(key)
+        if page is None:
+            return None
+        if not self._refs[page]:
+            self._leave_soft(page)
+        self._refs[page] += 1
+        self._note_peak()
+        return page
+
+    def forget(self, page: int) -> None:
+        """Drop the key of a page, if it has one; a soft-free page is clean then.
+
+        Pages that continue it keep their keys, which name the whole prefix and so stay true. While nobody
+        registers the dropped key again no prefix search reaches them, and they are evicted in their turn.
+
+        Raises:
+            CacheError: the page is foreign.
+        """
+        self._check_ours(page)
+        if self._keys[page] is None:
+            return
+        if not self._refs[page]:
+            self._leave_soft(page)
+            self._clean.append(page)
+        self._erase_key(page)
+
+    def _check_ours(self, page: int) -> None:
+        if not NULL_PAGE < page < len(self._refs):
+            raise CacheError(f"page {page} is not one of 1..{self.capacity}")
+
+    def _check_live(self, page: int, hint: str = "only acquire_cached brings back a free page") -> None:
+        self._check_ours(page)
+        if not self._refs[page]:
+            raise CacheError(f"page {page} is not in use ({hint})")
+
+    def _note_peak(self) -> None:
+        self.peak_used = max(self.peak_used, self.used_count)
+
+    def _erase_key(self, page: int) -> None:
+        if (key := self._keys[page]) is not None:
+            del self._page_of[key]
+            self._keys[page] = self._parent_keys[page] = None
+
+    def _become_free(self, page: int) -> None:
+        if self._keys[page] is None:
+            self._clean.append(page)
+            return
+        self._lru[page] = None
+        if (parent_key := self._parent_keys[page]) is not None:
+            self._n_continuing[parent_key] = self._n_continuing.get(parent_key, 0) + 1
+
+    def _leave_soft(self, page: int) -> None:
+        """Take a page out of the soft-free ones; the page it continues goes next if it was passed over for it."""
+        if page in self._overdue:
+            self._overdue.remove(page)
+        else:
+            del self._lru[page]
+        parent_key = self._parent_keys[page]
+        if parent_key is None:
+            return
+        self._n_continuing[parent_key] -= 1
+        if not self._n_continuing[parent_key]:
+            del self._n_continuing[parent_key]
+            parent = self._page_of.get(parent_key)
+            if parent in self._overdue:
+                self._overdue.remove(parent)
+                self._lru[parent] = None
+                self._lru.move_to_end(parent, last=False)
+
+    def _evict(self) -> int:
+        """Make one soft-free page clean. Overdue pages are continued, so one that is not is in `_lru`."""
+        while self._keys[page := next(iter(self._lru))] in self._n_continuing:
+            del self._lru[page]
+            self._overdue.add(page)
+        self._leave_soft(page)
+        self._erase_key(page)
+        self.evictions += 1
+        return page
