@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from oxjax.assets import embedded_model
 from oxjax.cache.blocks import NULL_PAGE
 from oxjax.engine.engine import Engine, Request
+from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
 from oxjax.errors import CacheError, EngineClosedError, InvalidRequestError, RequestError
 from oxjax.hub import resolve
@@ -206,6 +207,10 @@ class LLM:
             logits: also for `logits`.
         """
         self.engine.runner.warm_up(n_top=logprobs, all_logits=logits)
+
+    def metrics(self) -> Metrics:
+        """What the engine has done so far, and how full it is."""
+        return self.engine.metrics()
 
     def close(self) -> None:
         """Let go of parameters and pages. Further calls raise EngineClosedError; closing twice is fine."""

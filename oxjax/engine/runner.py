@@ -71,7 +71,8 @@ class Runner:
         """
         n_rows = sum(w.n_rows for w in work)
         bucket = next(b for b in self.buckets if b >= n_rows)
-        return self._run_batch(_build(work, self._shapes(bucket, any(w.sequence.all_logits for w in work))))
+        all_logits = any(w.sequence.all_logits for w in work)
+        return self._run_batch(_build(work, self._shapes(bucket, all_logits), all_logits=all_logits))
 
     def _shapes(self, bucket: int, all_logits: bool) -> dict[str, tuple[int, ...]]:
         n_seqs = min(bucket, self.max_batch)
@@ -137,7 +138,7 @@ class _CountCompilations:
             log.info("compiled: first %s", self.cause)
 
 
-def _build(work: Seq[Work], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def _build(work: Seq[Work], shapes: dict[str, tuple[int, ...]], *, all_logits: bool) -> dict[str, np.ndarray]:
     """The batch of some work, as int32 NumPy arrays of the given shapes."""
     batch = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
     row = 0
@@ -150,9 +151,10 @@ def _build(work: Seq[Work], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
         row += n_rows
         batch["cu_q_lens"][s + 1] = row
     batch["cu_q_lens"][len(work) + 1 :] = row
-    last_rows = batch["cu_q_lens"][1:] - 1
-    wanted = batch["logits_rows"]
-    wanted[:] = np.arange(len(wanted)) if len(wanted) == len(batch["tokens"]) else np.maximum(last_rows, 0)
+    if all_logits:
+        batch["logits_rows"][:] = np.arange(len(batch["tokens"]))
+    else:
+        batch["logits_rows"][: len(work)] = batch["cu_q_lens"][1 : len(work) + 1] - 1
     return batch
 
 

@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 
 from oxjax.cache.blocks import PageAllocator
+from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.engine.scheduler import Scheduler, Sequence
 from oxjax.errors import RequestTooLargeError
 
 
-def make(*, pages=65, max_batch=4, max_rows=16, max_context=64, page_size=4):
+def make(*, pages=65, max_batch=4, max_rows=16, max_context=64, page_size=4, prefix=False):
+    allocator = PageAllocator(pages)
     return Scheduler(
-        PageAllocator(pages), page_size=page_size, max_batch=max_batch, max_rows=max_rows, max_context=max_context
+        allocator,
+        page_size=page_size,
+        max_batch=max_batch,
+        max_rows=max_rows,
+        max_context=max_context,
+        prefix=PrefixCache(allocator, page_size, root_key(model="test")) if prefix else None,
     )
 
 
@@ -60,7 +67,7 @@ def test_first_come_first_served_within_batch_and_pages():
 
 
 def test_a_sequence_waits_for_its_pages_and_nobody_overtakes_it():
-    scheduler = make(pages=9, max_context=32)
+    scheduler = make(pages=9, max_context=32, max_rows=64)
     big, bigger, small = sequence(16), sequence(24), sequence(1, 1)
     for s in (big, bigger, small):
         scheduler.add(s)
@@ -97,19 +104,80 @@ def test_scheduling_again_without_commit_changes_nothing():
     assert scheduler.schedule() == scheduler.schedule()
 
 
+@pytest.mark.parametrize("prefix", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_random_loads_finish_without_leaks(seed):
+def test_random_loads_finish_without_leaks(seed, prefix):
     rng = np.random.default_rng(seed)
-    scheduler = make(pages=40, max_batch=5, max_rows=8)
-    sequences = [sequence(int(rng.integers(2, 40)), int(rng.integers(1, 20))) for _ in range(40)]
+    scheduler = make(pages=30, max_batch=5, max_rows=8, prefix=prefix)
+    sequences = [sequence(int(rng.integers(2, 40)), int(rng.integers(1, 60))) for _ in range(60)]
     for s in sequences:
+        s.max_length = min(s.max_length, 64)
         scheduler.add(s)
-    admitted = []
+    begun = []
     for work in run(scheduler):
-        admitted += [w.sequence for w in work if w.start == 0]
-    assert admitted == sequences  # each prompt began once, in the order they came
+        begun += [w.sequence for w in work if w.sequence not in begun]
+        assert all(len(w.sequence.pages) * 4 >= w.start + w.n_rows for w in work)
+        assert all(not s.pages for s in scheduler.waiting)
+    assert begun == sequences  # in the order they came, however often they were preempted later
     assert all(len(s.tokens) == s.max_length for s in sequences)
+    assert scheduler.preemptions > 0
     assert scheduler.allocator.used_count == 0
+    assert scheduler.allocator.free_count == scheduler.allocator.capacity
+    assert not prefix or scheduler.prefix.saved_tokens > 0  # all prompts count up from 0
+
+
+def test_the_youngest_gives_way_and_comes_back_first():
+    scheduler = make(pages=9, max_context=32, max_rows=64, max_batch=2)
+    old, young, later = sequence(12, 20), sequence(12, 16), sequence(4, 4)
+    for s in (old, young, later):
+        scheduler.add(s)
+    steps = run(scheduler)
+    assert [w.sequence for w in next(steps)] == [old, young]
+    while young in scheduler.running:
+        next(steps)
+    assert old in scheduler.running
+    assert list(scheduler.waiting) == [young, later]
+    list(steps)
+    assert scheduler.allocator.used_count == 0
+
+
+def test_what_wants_all_logits_reuses_nothing_but_is_found_by_others():
+    scheduler = make(prefix=True, max_rows=64)
+    scored = sequence(17, 0)
+    scored.all_logits = True
+    plain = sequence(17, 1)
+    scheduler.add(scored)
+    scheduler.commit(scheduler.schedule())
+    scheduler.remove(scored)
+    again = sequence(17, 0)
+    again.all_logits = True
+    scheduler.add(plain)
+    scheduler.add(again)
+    assert [(w.sequence is plain, w.start) for w in scheduler.schedule()] == [(True, 16), (False, 0)]
+
+
+def test_a_beginning_that_many_share_is_computed_once():
+    scheduler = make(prefix=True, max_rows=8, max_batch=4, pages=100)
+    shared = [Sequence(tokens=[*range(20), 100 + i], max_length=23) for i in range(4)]
+    for s in shared:
+        scheduler.add(s)
+    rows = {id(s): 0 for s in shared}
+    for work in run(scheduler):
+        for item in work:
+            rows[id(item.sequence)] += item.n_rows
+    assert list(rows.values()) == [22, 2, 2, 2]  # 21 tokens and a decode; then one token and a decode each
+
+
+@pytest.mark.parametrize("length,found", [(1, 0), (3, 0), (4, 0), (5, 4), (8, 4), (9, 8), (16, 12)])
+def test_a_prompt_that_is_cached_whole_leaves_a_token_to_compute(length, found):
+    scheduler = make(prefix=True, max_rows=64)
+    for _ in range(2):
+        s = sequence(length, 1)
+        scheduler.add(s)
+        (work,) = scheduler.schedule()
+        scheduler.commit([work])
+        scheduler.remove(s)
+    assert (work.start, work.n_rows) == (found, length - found)
 
 
 def test_host_truth_imports_no_jax():
