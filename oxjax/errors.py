@@ -79,5 +79,25 @@ class OutOfPagesError(CacheError):
     """The page pool has fewer free pages than were asked for."""
 
 
+class SnapshotError(OxjaxError):
+    """A snapshot is damaged, of another version, or does not fit this engine; the engine is as it was."""
+
+
+class SnapshotMismatchError(SnapshotError):
+    """A snapshot comes from another model, or from the same one computed otherwise.
+
+    Args:
+        expected: fingerprint of this engine's model.
+        found: fingerprint in the snapshot.
+    """
+
+    def __init__(self, expected: str, found: str):
+        self.expected, self.found = expected, found
+        super().__init__(
+            f"the snapshot was made with the model {found}, and this engine runs {expected}: load the same file with "
+            "the same dtype and exactness"
+        )
+
+
 class EngineClosedError(OxjaxError):
     """The engine was closed; build a new `LLM`."""

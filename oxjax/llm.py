@@ -18,6 +18,7 @@ from oxjax.cache.blocks import NULL_PAGE
 from oxjax.engine.engine import Engine, Request
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
+from oxjax.engine.snapshot import save
 from oxjax.errors import CacheError, EngineClosedError, InvalidRequestError, RequestError
 from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes
@@ -198,6 +199,21 @@ class LLM:
         prompts = _as_list(prompts)
         requests = self._run(lambda i: self.engine.logits(self._encode(prompts[i])), len(prompts))
         return _all_or_raise(requests, lambda request: np.concatenate(request.logits))
+
+    def snapshot(self, path: str | Path) -> None:
+        """Write the requests that are under way to a file, whole or not at all; see `Engine.snapshot`."""
+        save(path, self.engine.snapshot())
+
+    def resume(self, path: str | Path) -> list[Result | np.ndarray]:
+        """Run the requests of a snapshot to their ends: results, and logits for prompts whose logits were wanted.
+
+        Raises:
+            SnapshotError: see `Engine.resume`.
+            RequestError: as for `generate`.
+        """
+        requests = self.engine.resume(Path(path).read_bytes())
+        self._run(lambda i: requests[i], len(requests))
+        return _all_or_raise(requests, lambda r: np.concatenate(r.logits) if r.params is None else _result(r))
 
     def warm_up(self, *, logprobs: int = 0, logits: bool = False) -> None:
         """Compile everything that requests can need, so that none waits for the compiler.

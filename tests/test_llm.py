@@ -200,6 +200,19 @@ def test_non_finite_logits_fail_their_request_alone(stories):
         assert llm.generate("Once", GREEDY) == [good]  # and the NaN that it left in freed pages harms nobody
 
 
+@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize("part", ["run", "sample"])
+def test_a_step_that_fails_can_be_done_again(llm, monkeypatch, part):
+    expected = llm.generate("Once upon", GREEDY)[0]
+    stream = llm.stream("Once upon", GREEDY)
+    first = next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.runner, part, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            llm.engine.step()
+    assert [first.token_id, *(chunk.token_id for chunk in stream)] == expected.token_ids
+
+
 def test_a_closed_model_says_so(stories):
     llm = LLM(stories / "stories260K.gguf")
     llm.close()

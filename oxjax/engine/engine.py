@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Output
 from oxjax.engine.runner import Runner
-from oxjax.engine.scheduler import Scheduler, Sequence, Work
+from oxjax.engine.scheduler import Saved, Scheduler, Sequence, Work
+from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint, row_specs
 from oxjax.errors import NonFiniteLogitsError, RequestError
 from oxjax.models.load import Model
 from oxjax.sampling.params import SamplingParams
@@ -134,6 +136,54 @@ class Engine:
         self._counts["requests"] += 1
         return request
 
+    def snapshot(self) -> bytes:
+        """Everything about the requests in the engine, so that `resume` can go on in another process.
+
+        The engine goes on as if nothing had happened. A snapshot takes about as many bytes as the keys and values
+        of its requests, and some four times that in memory while it is made. The first one reads all parameters.
+        """
+        sequences = (*self.scheduler.running, *self.scheduler.waiting)
+        requests = [self._requests[s] for s in sequences]
+        entries = [Entry(r.sequence, r.params, r.seed, r.output, r.logits) for r in requests]
+        return encode(self._host, entries, [self._saved(s) for s in sequences])
+
+    def resume(self, blob: bytes) -> list[Request]:
+        """Queue the requests of a snapshot, behind those that are here, to go on where they were.
+
+        The engine may have other pages, batch sizes and limits than the one that made the snapshot, and requests of
+        its own. Computed keys and values wait on the host until pages are free. In exact mode the requests give the
+        same bits as they would have given there.
+
+        Returns:
+            The requests in their order there; those that were done are not among them.
+
+        Raises:
+            SnapshotMismatchError: another model, dtype or exactness.
+            SnapshotError: damaged, of another version, or a request does not fit. Nothing was queued.
+        """
+        requests = [Request(*entry) for entry in decode(self._host, blob, self.scheduler.check)]
+        return [self._add(request) for request in requests]
+
+    @cached_property
+    def _host(self) -> Host:
+        """What a snapshot depends on; reads all parameters once."""
+        config, state = self.runner.config, self.runner.state
+        return Host(model_fingerprint(config, self.runner.params), config.vocab_size, self.tokenizer, row_specs(state))
+
+    def _saved(self, sequence: Sequence) -> Saved:
+        if sequence.saved is not None:
+            return sequence.saved
+        return Saved(sequence.n_computed, self.runner.export_rows(sequence.pages, sequence.n_computed))
+
+    def _restore(self, sequence: Sequence) -> None:
+        """Write the saved rows of a sequence that was just admitted, behind those that the prefix cache had."""
+        n_found, page_size = sequence.trail.n_stored if sequence.trail else 0, self.scheduler.page_size
+        n_tokens, rows = sequence.saved
+        pages = sequence.pages[n_found : self.scheduler.pages_for(n_tokens)]
+        if pages:
+            self.runner.import_rows(pages, [array[n_found * page_size :] for array in rows])
+        sequence.saved = None
+
     def cancel(self, request: Request) -> None:
         """Drop a request, whatever its state; its pages are free at once. Nothing happens to one that is done."""
         if not request.done:
@@ -154,16 +204,22 @@ class Engine:
         if not work:
             return
         start = time.perf_counter_ns()
+        for item in work:
+            if item.sequence.saved is not None:
+                self._restore(item.sequence)
         logits = self.runner.run(work)
-        self.scheduler.commit(work)
         ends = np.cumsum([w.n_rows for w in work])
         wants_all = any(w.sequence.all_logits for w in work)
         rows = ends - 1 if wants_all else np.arange(len(work))
-        if wants_all:
-            self._collect_logits(work, np.asarray(logits), ends)
         choosing = {int(row): self._requests[w.sequence] for row, w in zip(rows, work, strict=True) if _chooses(w)}
-        if choosing:
-            self._choose(logits, choosing)
+        sampled = self._sample(logits, choosing) if choosing else {}
+        scored = np.asarray(logits) if wants_all else None
+        # The device has done its part: only now has anything advanced.
+        self.scheduler.commit(work)
+        if scored is not None:
+            self._collect_logits(work, scored, ends)
+        for row, request in choosing.items():
+            self._deliver(request, {name: column[row] for name, column in sampled.items()})
         self._counts.update(steps=1, rows=sum(w.n_rows for w in work), nanoseconds=time.perf_counter_ns() - start)
 
     def _collect_logits(self, work: list[Work], logits: np.ndarray, ends: np.ndarray) -> None:
@@ -175,28 +231,28 @@ class Engine:
                 if item.reaches_end:
                     self._leave(request, "finished")
 
-    def _choose(self, logits: object, choosing: dict[int, Request]) -> None:
-        """Sample the given rows of the logits and append each request's token."""
+    def _sample(self, logits: object, choosing: dict[int, Request]) -> dict[str, np.ndarray]:
+        """Choose a token for each given row of the logits; the columns of `Sampled`, on the host."""
         table = [None] * (max(choosing) + 1)
         for row, request in choosing.items():
             table[row] = (request.params, request.seed, len(request.sequence.tokens))
-        n_top = max(r.params.logprobs for r in choosing.values())
-        sampled = self.runner.sample(logits, table, n_top)
-        host = {name: np.asarray(getattr(sampled, name)) for name in sampled.__dataclass_fields__}
-        for row, request in choosing.items():
-            if not host["finite"][row]:
-                at = len(request.sequence.tokens)
-                request.error = NonFiniteLogitsError(f"the logits for position {at} hold NaN or infinity")
-                self._leave(request, "failed")
-                continue
-            token, logprob = int(host["tokens"][row]), float(host["logprobs"][row])
-            top = zip(host["top_tokens"][row].tolist(), host["top_logprobs"][row].tolist(), strict=True)
-            others = (pair for pair in itertools.islice(top, request.params.logprobs) if pair[0] != token)
-            pairs = ((token, logprob), *others) if request.params.logprobs else ()
-            request.sequence.tokens.append(token)
-            self._counts["generated"] += 1
-            if request.output.push(token, logprob, pairs).finish_reason is not None:
-                self._leave(request, "finished")
+        sampled = self.runner.sample(logits, table, max(r.params.logprobs for r in choosing.values()))
+        return {name: np.asarray(getattr(sampled, name)) for name in sampled.__dataclass_fields__}
+
+    def _deliver(self, request: Request, row: dict[str, Any]) -> None:
+        """Append what was chosen for a request, or fail it."""
+        tokens, n_top = request.sequence.tokens, request.params.logprobs
+        if not row["finite"]:
+            request.error = NonFiniteLogitsError(f"the logits for position {len(tokens)} hold NaN or infinity")
+            self._leave(request, "failed")
+            return
+        token, logprob = int(row["tokens"]), float(row["logprobs"])
+        top = zip(row["top_tokens"][:n_top].tolist(), row["top_logprobs"][:n_top].tolist(), strict=True)
+        pairs = ((token, logprob), *(pair for pair in top if pair[0] != token)) if n_top else ()
+        tokens.append(token)
+        self._counts["generated"] += 1
+        if request.output.push(token, logprob, pairs).finish_reason is not None:
+            self._leave(request, "finished")
 
 
 def _chooses(work: Work) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from oxjax.batch import Batch
+from oxjax.cache.transfer import export_pages, gather_pages, import_pages, page_bucket, scatter_pages
 from oxjax.config import ModelConfig
 from oxjax.engine.scheduler import Work
 from oxjax.kernels.dot import ROW_TILE
@@ -103,6 +104,16 @@ class Runner:
         n_top = min(1 << (n_top - 1).bit_length() if n_top else 0, self.config.vocab_size)
         with self._counted(self._sample, f"sampling of {logits.shape[0]} rows, {n_top} most likely"):
             return self._sample(logits, _sampling_rows(rows, logits.shape[0]), n_top=n_top)
+
+    def export_rows(self, pages: Seq[int], n_tokens: int) -> list[np.ndarray]:
+        """Keys and values of the first `n_tokens` tokens in these pages, on the host; see `export_pages`."""
+        with self._counted(gather_pages, f"export of {page_bucket(len(pages))} pages"):
+            return export_pages(self.state, pages, n_tokens)
+
+    def import_rows(self, pages: Seq[int], rows: Seq[np.ndarray]) -> None:
+        """Fill pages with what `export_rows` gave; see `import_pages`."""
+        with self._counted(scatter_pages, f"import of {page_bucket(len(pages))} pages"):
+            self.state = import_pages(self.state, pages, rows)
 
     def warm_up(self, *, n_top: int = 0, all_logits: bool = False) -> None:
         """Compile every shape that `run` and `sample` can meet, on batches of padding.

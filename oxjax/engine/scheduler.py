@@ -13,9 +13,18 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from oxjax.cache.blocks import PageAllocator
 from oxjax.cache.prefix import PrefixCache, PrefixTrail
 from oxjax.errors import RequestTooLargeError
+
+
+class Saved(NamedTuple):
+    """Keys and values of a sequence's first `n_tokens` tokens on the host, `[n_tokens, ...]` for each page array."""
+
+    n_tokens: int
+    rows: list[np.ndarray]
 
 
 @dataclass(eq=False)
@@ -31,6 +40,8 @@ class Sequence:
         n_computed: tokens whose keys and values are in its pages.
         pages: page ids; empty while waiting.
         trail: how far its pages are known to the prefix cache, where there is one.
+        saved: what its pages get when it is admitted, instead of computing it; whoever runs the work that admits
+            it writes them, and sets this to None.
     """
 
     tokens: list[int]
@@ -39,6 +50,7 @@ class Sequence:
     n_computed: int = 0
     pages: list[int] = field(default_factory=list)
     trail: PrefixTrail | None = None
+    saved: Saved | None = None
 
     @property
     def n_pending(self) -> int:
@@ -100,6 +112,16 @@ class Scheduler:
         """Queue a sequence.
 
         Raises:
+            RequestTooLargeError: see `check`.
+        """
+        self.check(sequence)
+        sequence.trail = None if self.prefix is None else self.prefix.trail()
+        self.waiting.append(sequence)
+
+    def check(self, sequence: Sequence) -> None:
+        """Refuse a sequence that does not fit; queue nothing.
+
+        Raises:
             RequestTooLargeError: it could never run, however empty the pool.
         """
         length, limit = sequence.max_length, self.max_context
@@ -112,8 +134,6 @@ class Scheduler:
             raise RequestTooLargeError(
                 f"{length} tokens need {needed} pages of {self.page_size}, and the pool has {self.allocator.capacity}"
             )
-        sequence.trail = None if self.prefix is None else self.prefix.trail()
-        self.waiting.append(sequence)
 
     def schedule(self) -> list[Work]:
         """The next step's rows, at most `max_rows`; empty when nothing waits or runs.
@@ -172,6 +192,9 @@ class Scheduler:
         if self.prefix is not None:
             sequence.pages = self.prefix.match(sequence.tokens, limit=reusable, trail=sequence.trail)
         sequence.n_computed = len(sequence.pages) * self.page_size
+        if sequence.saved is not None and sequence.saved.n_tokens > sequence.n_computed:
+            sequence.n_computed = sequence.saved.n_tokens
+            sequence.pages += self.allocator.allocate(self.pages_for(sequence.n_computed) - len(sequence.pages))
         self.running.append(self.waiting.popleft())
         return sequence
 
@@ -190,6 +213,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or not, and take its pages back."""
+        sequence.saved = None
         if sequence in self.running:
             self.running.remove(sequence)
             self._release(sequence)

@@ -1,0 +1,368 @@
+"""Requests of an engine as bytes, and back: what a snapshot holds, and how one is checked before it is believed.
+
+A snapshot is a safetensors file (https://github.com/huggingface/safetensors#format). Its arrays hold the requests
+one after the other: `tokens`; `logprobs`, `top_counts`, `top_tokens` and `top_logprobs` of what was generated;
+`logits` of prompts that are scored; and `state.*`, the keys and values of computed tokens, without regard to pages.
+Its metadata holds a JSON header: format, version, fingerprint of the model, the counts and parameters of each
+request, and a checksum of all other bytes of the file. Draws depend on seed and position alone, and text on tokens
+alone, so neither leaves a state to be kept.
+
+The checksum finds damage, not malice: resume snapshots that you trust.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from hashlib import blake2b
+from itertools import accumulate, pairwise
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save as to_safetensors
+
+from oxjax.config import ModelConfig
+from oxjax.engine.output import Output
+from oxjax.engine.scheduler import Saved, Sequence
+from oxjax.errors import InvalidRequestError, RequestTooLargeError, SnapshotError, SnapshotMismatchError, TokenizerError
+from oxjax.sampling.params import SamplingParams
+from oxjax.tokenizer import Tokenizer
+
+FORMAT, VERSION = "oxjax snapshot", 1
+_KEY = "oxjax"  # of the header among the metadata
+_NO_CHECKSUM = "0" * 64
+_DTYPE_NAMES = {"int32": "I32", "float32": "F32", "float64": "F64", "bfloat16": "BF16"}
+_MOST = 2**31 - 1
+
+RowSpecs = dict[str, tuple[np.dtype, tuple[int, ...]]]
+
+
+class Host(NamedTuple):
+    """What a snapshot depends on.
+
+    Attributes:
+        fingerprint: what `model_fingerprint` gave.
+        vocab_size: columns of logits; token ids are below.
+        tokenizer: turns tokens into text.
+        rows: dtype and shape of a token's row in each page array, by name, in the order of the state's leaves.
+    """
+
+    fingerprint: str
+    vocab_size: int
+    tokenizer: Tokenizer
+    rows: RowSpecs
+
+
+class Entry(NamedTuple):
+    """A request that is not done; see `Request` for its fields."""
+
+    sequence: Sequence
+    params: SamplingParams | None
+    seed: int
+    output: Output | None
+    logits: list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counts:
+    """A request in the header: how many rows of the arrays are its own, and what it asked for."""
+
+    n_tokens: int
+    n_prompt: int
+    n_computed: int
+    n_logits: int
+    n_top: int
+    max_length: int
+    seed: int
+    params: dict[str, Any] | None
+
+    @property
+    def n_new(self) -> int:
+        return self.n_tokens - self.n_prompt
+
+
+def model_fingerprint(config: ModelConfig, params: Any) -> str:
+    """Names a model by its content: config and every parameter, to the bit. Reads some 1 GB a second."""
+    digest = blake2b(repr(config).encode(), digest_size=16, person=b"oxjax model")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return f"{config.architecture} {config.dtype} {'exact' if config.exact else 'fast'} {digest.hexdigest()}"
+
+
+def row_specs(state: Any) -> RowSpecs:
+    """`Host.rows` of an engine's state."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (np.dtype(leaf.dtype), tuple(leaf.shape[2:]))
+        for path, leaf in leaves
+    }
+
+
+def _layout(host: Host) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
+    """The arrays of a snapshot: which count gives a request's rows, the dtype, and the shape of a row."""
+    return {
+        "tokens": ("n_tokens", np.dtype(np.int32), ()),
+        "logprobs": ("n_new", np.dtype(np.float64), ()),
+        "top_counts": ("n_new", np.dtype(np.int32), ()),
+        "top_tokens": ("n_top", np.dtype(np.int32), ()),
+        "top_logprobs": ("n_top", np.dtype(np.float64), ()),
+        "logits": ("n_logits", np.dtype(np.float32), (host.vocab_size,)),
+        **{f"state.{name}": ("n_computed", dtype, shape) for name, (dtype, shape) in host.rows.items()},
+    }
+
+
+def encode(host: Host, entries: list[Entry], saved: list[Saved]) -> bytes:
+    """The snapshot of requests.
+
+    Args:
+        host: of the engine they are in.
+        entries: the requests, oldest first.
+        saved: their computed keys and values.
+    """
+    columns = [_columns(host, *pair) for pair in zip(entries, saved, strict=True)]
+    tensors = {
+        name: np.concatenate(
+            [np.zeros((0, *row), dtype), *(np.asarray(c[name], dtype) for c in columns if len(c[name]))]
+        )
+        for name, (_, dtype, row) in _layout(host).items()
+    }
+    requests = [dataclasses.asdict(_counts(*pair)) for pair in zip(entries, saved, strict=True)]
+    return pack({"fingerprint": host.fingerprint, "requests": requests}, tensors)
+
+
+def _columns(host: Host, entry: Entry, saved: Saved) -> dict[str, list | np.ndarray]:
+    """A request's rows of every array."""
+    chunks = entry.output.chunks if entry.output is not None else []
+    top = [pair for chunk in chunks for pair in chunk.top_logprobs]
+    return {
+        "tokens": entry.sequence.tokens,
+        "logprobs": [chunk.logprob for chunk in chunks],
+        "top_counts": [len(chunk.top_logprobs) for chunk in chunks],
+        "top_tokens": [token for token, _ in top],
+        "top_logprobs": [logprob for _, logprob in top],
+        "logits": np.concatenate(entry.logits) if entry.logits else [],
+        **{f"state.{name}": rows for name, rows in zip(host.rows, saved.rows, strict=True)},
+    }
+
+
+def _counts(entry: Entry, saved: Saved) -> _Counts:
+    chunks = entry.output.chunks if entry.output is not None else []
+    n_tokens = len(entry.sequence.tokens)
+    return _Counts(
+        n_tokens=n_tokens,
+        n_prompt=n_tokens - len(chunks),
+        n_computed=saved.n_tokens,
+        n_logits=sum(map(len, entry.logits)),
+        n_top=sum(len(chunk.top_logprobs) for chunk in chunks),
+        max_length=entry.sequence.max_length,
+        seed=int(entry.seed),
+        params=None if entry.params is None else dataclasses.asdict(entry.params),
+    )
+
+
+def decode(host: Host, blob: bytes, check: Callable[[Sequence], None]) -> list[Entry]:
+    """The requests of a snapshot. Nothing that the blob claims makes this allocate more than its own size.
+
+    Args:
+        host: of the engine they are for.
+        blob: what `encode` gave.
+        check: raises RequestTooLargeError for a sequence that can never run there.
+
+    Raises:
+        SnapshotMismatchError: another model, dtype or exactness.
+        SnapshotError: damaged, of another version, inconsistent, or a request does not fit.
+    """
+    header = _header(blob)
+    if header.get("fingerprint") != host.fingerprint:
+        raise SnapshotMismatchError(host.fingerprint, str(header.get("fingerprint"))[:100])
+    if not isinstance(header.get("requests"), list):
+        raise SnapshotError("the snapshot's header has no list of requests")
+    requests = [_read_counts(i, raw) for i, raw in enumerate(header["requests"])]
+    layout, expected, parts = _layout(host), {}, {}
+    for name, (count, dtype, row) in layout.items():
+        expected[name] = dtype, (sum(getattr(r, count) for r in requests), *row)
+    for name, array in _read_tensors(blob, expected).items():
+        bounds = accumulate((getattr(r, layout[name][0]) for r in requests), initial=0)
+        parts[name] = [array[start:stop] for start, stop in pairwise(bounds)]
+    entries = []
+    for i, counts in enumerate(requests):
+        try:
+            entries.append(_entry(host, counts, {name: part[i] for name, part in parts.items()}))
+            check(entries[-1].sequence)
+        except (SnapshotError, InvalidRequestError, RequestTooLargeError, TokenizerError) as error:
+            raise SnapshotError(f"request {i} of the snapshot: {error}") from error
+    return entries
+
+
+def _entry(host: Host, counts: _Counts, parts: dict[str, np.ndarray]) -> Entry:
+    for name in ("tokens", "top_tokens"):
+        ids = parts[name]
+        if ids.size and not 0 <= ids.min() <= ids.max() < host.vocab_size:
+            raise SnapshotError(f"{name} from {ids.min()} to {ids.max()}: the vocabulary has {host.vocab_size}")
+    rows = [parts[f"state.{name}"] for name in host.rows]
+    sequence = Sequence(
+        tokens=parts["tokens"].tolist(),
+        max_length=counts.max_length,
+        all_logits=counts.params is None,
+        saved=Saved(counts.n_computed, rows) if counts.n_computed else None,
+    )
+    logits = [parts["logits"]] if counts.n_logits else []
+    if counts.params is None:
+        return Entry(sequence, None, counts.seed, None, logits)
+    params = _read_params(counts.params)
+    if params.max_tokens not in (None, counts.max_length - counts.n_prompt):
+        raise SnapshotError(
+            f"max_tokens {params.max_tokens} after {counts.n_prompt} tokens of prompt, and a length of "
+            f"{counts.max_length} at the most"
+        )
+    return Entry(sequence, params, counts.seed, _replay(host, counts, params, parts), logits)
+
+
+def _replay(host: Host, counts: _Counts, params: SamplingParams, parts: dict[str, np.ndarray]) -> Output:
+    """The output as it was when it had been given these tokens."""
+    prompt, new = np.split(parts["tokens"], [counts.n_prompt])
+    output = Output(host.tokenizer, prompt.tolist(), params, counts.max_length - counts.n_prompt)
+    n_top = parts["top_counts"]
+    if (n_top.size and not 0 <= n_top.min() <= n_top.max() <= params.logprobs + 1) or n_top.sum() != counts.n_top:
+        raise SnapshotError(f"top_counts do not add up to {counts.n_top}, or are not from 0 to {params.logprobs + 1}")
+    pairs = zip(parts["top_tokens"].tolist(), parts["top_logprobs"].tolist(), strict=True)
+    for token, logprob, n in zip(new.tolist(), parts["logprobs"].tolist(), n_top.tolist(), strict=True):
+        chunk = output.push(token, logprob, tuple(next(pairs) for _ in range(n)))
+        if chunk.finish_reason is not None:
+            raise SnapshotError(f"it is done: {chunk.finish_reason!r} after {len(output.chunks)} new tokens")
+    return output
+
+
+def _read_counts(i: int, raw: object) -> _Counts:
+    """A request of the header, once its counts make sense together."""
+    names = {field.name for field in dataclasses.fields(_Counts)}
+    if not isinstance(raw, dict) or set(raw) != names or not isinstance(raw["params"], dict | None):
+        raise SnapshotError(f"request {i} of the snapshot: expected {', '.join(sorted(names))}")
+    n_tokens, scored = raw["n_tokens"], raw["params"] is None
+    _whole(i, raw, "n_tokens", 1, _MOST)
+    _whole(i, raw, "n_prompt", n_tokens if scored else 1, n_tokens)
+    _whole(i, raw, "n_computed", 0, n_tokens - 1)
+    # Rows of logits are at least those of the pages: after a preemption there are more.
+    _whole(i, raw, "n_logits", *((raw["n_computed"], n_tokens - 1) if scored else (0, 0)))
+    _whole(i, raw, "n_top", 0, 0 if scored else _MOST)
+    _whole(i, raw, "max_length", *((n_tokens, n_tokens) if scored else (n_tokens + 1, _MOST)))
+    _whole(i, raw, "seed", 0, 2**64 - 1)
+    return _Counts(**raw)
+
+
+def _whole(i: int, raw: dict[str, Any], name: str, least: int, most: int) -> None:
+    value = raw[name]
+    if type(value) is not int or not least <= value <= most:
+        found = repr(value)[:40]
+        raise SnapshotError(f"request {i} of the snapshot: {name} {found}, expected a whole number {least} to {most}")
+
+
+def _read_params(raw: dict[str, Any]) -> SamplingParams:
+    real, optional = (int, float), (int, NoneType)
+    kinds: dict[str, tuple[type, ...]] = {field.name: (int,) for field in dataclasses.fields(SamplingParams)}
+    kinds |= dict.fromkeys(("temperature", "top_p", "min_p"), real) | dict.fromkeys(("max_tokens", "seed"), optional)
+    kinds |= {"stop": (list,), "ignore_eos": (bool,)}
+    if set(raw) != set(kinds):
+        raise SnapshotError(f"sampling parameters {', '.join(sorted(raw))[:200]}: expected {', '.join(sorted(kinds))}")
+    for name, value in raw.items():
+        if type(value) not in kinds[name]:
+            raise SnapshotError(
+                f"{name} is {type(value).__name__}, expected {' or '.join(k.__name__ for k in kinds[name])}"
+            )
+    return SamplingParams(**raw)
+
+
+def pack(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
+    """A snapshot file of a header and arrays, with format, version and checksum."""
+    # Sorted, so that the checksum is the first thing in the header that can look like one.
+    text = json.dumps(
+        {**header, "format": FORMAT, "version": VERSION, "checksum": _NO_CHECKSUM},
+        sort_keys=True,
+        allow_nan=False,
+        default=_plain,
+    )
+    blob = memoryview(to_safetensors(tensors, {_KEY: text}))
+    at = bytes(blob[: 8 + _header_length(blob)]).index(_NO_CHECKSUM.encode())
+    return b"".join([blob[:at], _checksum(blob, at).encode(), blob[at + len(_NO_CHECKSUM) :]])
+
+
+def _plain(number: Any) -> float | int | bool:
+    """A number of another type as Python's own."""
+    return number.item() if isinstance(number, np.generic) else float(number)
+
+
+def _header_length(blob: bytes | memoryview) -> int:
+    return int.from_bytes(blob[:8], "little")
+
+
+def _checksum(blob: bytes | memoryview, at: int) -> str:
+    """Of all bytes but the checksum's own, which are at `at`."""
+    digest, view = blake2b(digest_size=len(_NO_CHECKSUM) // 2, person=b"oxjax snapshot"), memoryview(blob)
+    for piece in (view[:at], _NO_CHECKSUM.encode(), view[at + len(_NO_CHECKSUM) :]):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _header(blob: bytes) -> dict[str, Any]:
+    """The header of a snapshot of our version whose bytes are all as they were written."""
+    head = bytes(blob[: 8 + _header_length(blob)])
+    try:
+        header = json.loads(json.loads(head[8:])["__metadata__"][_KEY], parse_constant=_no_constant)
+        kind, version, checksum = header["format"], header["version"], header["checksum"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise SnapshotError(f"{len(blob)} bytes that are not a snapshot of oxjax, or a damaged one") from error
+    if kind != FORMAT or type(version) is not int or version != VERSION:
+        found = f"{kind!r:.40} version {version!r:.40}"
+        raise SnapshotError(f"the snapshot is {found}, and this oxjax reads {FORMAT!r} version {VERSION}")
+    at = head.find(checksum.encode()) if isinstance(checksum, str) and len(checksum) == len(_NO_CHECKSUM) else -1
+    if at < 0 or _checksum(blob, at) != checksum:
+        raise SnapshotError("the snapshot is damaged: its bytes do not have the checksum that it names")
+    return header
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} in the header")
+
+
+def _read_tensors(blob: bytes, expected: dict[str, tuple[np.dtype, tuple[int, ...]]]) -> dict[str, np.ndarray]:
+    try:
+        found = dict(deserialize(blob))
+    except SafetensorError as error:
+        raise SnapshotError(f"the snapshot is not a safetensors file: {error}") from error
+    if set(found) != set(expected):
+        raise SnapshotError(f"the snapshot has arrays {sorted(found)}, expected {sorted(expected)}"[:400])
+    arrays = {}
+    for name, (dtype, shape) in expected.items():
+        kind = found[name]["dtype"], tuple(found[name]["shape"])
+        if kind != (_DTYPE_NAMES[dtype.name], shape):
+            raise SnapshotError(f"array {name} of the snapshot is {kind}, expected {_DTYPE_NAMES[dtype.name], shape}")
+        arrays[name] = np.frombuffer(found[name]["data"], dtype).reshape(shape)
+    return arrays
+
+
+def save(path: str | os.PathLike[str], blob: bytes) -> None:
+    """Write a file so that at every moment there is the whole old one or the whole new one.
+
+    Raises:
+        OSError: it could not be written; an old file is as it was.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
