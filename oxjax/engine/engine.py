@@ -56,6 +56,7 @@ class Engine:
         max_rows: rows of a step.
         max_context: tokens that a sequence may reach.
         reuse_prefixes: find keys and values of prompts that begin as others did instead of computing them.
+        swap: keep the rows of a preempted request on the host instead of computing them again.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Engine:
         max_rows: int,
         max_context: int,
         reuse_prefixes: bool = True,
+        swap: bool = True,
     ):
         self.tokenizer = model.tokenizer
         allocator = PageAllocator(n_pages)
@@ -75,6 +77,7 @@ class Engine:
         self.scheduler = Scheduler(
             allocator,
             prefix=PrefixCache(allocator, page_size, root) if reuse_prefixes else None,
+            export=self._saved if swap else None,
             page_size=page_size,
             max_batch=max_batch,
             max_rows=max_rows,

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from oxjax.batch import Batch
+from oxjax.cache.blocks import NULL_PAGE
 from oxjax.cache.transfer import export_pages, gather_pages, import_pages, page_bucket, scatter_pages
 from oxjax.config import ModelConfig
 from oxjax.engine.scheduler import Work
@@ -116,7 +117,7 @@ class Runner:
             self.state = import_pages(self.state, pages, rows)
 
     def warm_up(self, *, n_top: int = 0, all_logits: bool = False) -> None:
-        """Compile every shape that `run` and `sample` can meet, on batches of padding.
+        """Compile every shape that `run`, `sample` and preemption can meet, on batches of padding.
 
         Args:
             n_top: also for this many reported tokens.
@@ -129,6 +130,8 @@ class Runner:
                 if not wanted:
                     for n in {0, n_top}:
                         self.sample(logits, [], n)
+        for n_pages in (1 << i for i in range(page_bucket(self.table_width).bit_length())):
+            self.import_rows([NULL_PAGE] * n_pages, self.export_rows([NULL_PAGE] * n_pages, 1))
 
     def _counted(self, function: jax.stages.Wrapped, cause: str) -> _CountCompilations:
         return _CountCompilations(function, cause, self.compilations)

@@ -2,14 +2,16 @@
 
 First come, first served. A step takes one row of every sequence that decodes, then fills its row budget
 with chunks of prompts, oldest first. Pages are taken as a sequence grows. When none is left, the youngest
-running sequence gives all of its pages up and waits at the head of the queue to be computed again; so the
-oldest always moves, and everything ends. Pages of computed tokens stay findable by content until they are
-needed for something else; a sequence waits while another computes the beginning that they share.
+running sequence gives all of its pages up and waits at the head of the queue, its rows kept on the host or
+to be computed again; so the oldest always moves, and everything ends. Pages of computed tokens stay findable
+by content until they are needed for something else; a sequence waits while another computes the beginning
+that they share.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -84,6 +86,7 @@ class Scheduler:
         max_rows: row budget of a step; at least `max_batch`.
         max_context: tokens that a sequence may reach.
         prefix: finds pages of equal beginnings; None computes everything.
+        export: copies the rows of a sequence that is about to lose its pages; None has them computed again.
     """
 
     def __init__(
@@ -95,10 +98,11 @@ class Scheduler:
         max_rows: int,
         max_context: int,
         prefix: PrefixCache | None = None,
+        export: Callable[[Sequence], Saved] | None = None,
     ):
         if max_rows < max_batch:
             raise ValueError(f"a row budget of {max_rows} cannot serve {max_batch} sequences a row each")
-        self.allocator, self.prefix, self.page_size = allocator, prefix, page_size
+        self.allocator, self.prefix, self.export, self.page_size = allocator, prefix, export, page_size
         self.max_batch, self.max_rows, self.max_context = max_batch, max_rows, max_context
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -171,6 +175,8 @@ class Scheduler:
         return False
 
     def _preempt(self, victim: Sequence) -> None:
+        if self.export is not None and victim.n_computed:
+            victim.saved = self.export(victim)
         self.running.remove(victim)
         self._release(victim)
         self.waiting.appendleft(victim)

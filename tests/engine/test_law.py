@@ -26,7 +26,7 @@ class Harness:
     def __init__(self, path, *, exact=True):
         self.model = oxjax.load(path, exact=exact)
 
-    def engine(self, *, max_rows=64, max_batch=8, max_context=192, page_size=16, n_pages=None, reuse_prefixes=False):
+    def engine(self, *, max_rows=64, max_batch=8, max_context=192, page_size=16, n_pages=None, **options):
         return Engine(
             self.model,
             n_pages=1 + (max_batch * -(-max_context // page_size) if n_pages is None else n_pages),
@@ -34,7 +34,7 @@ class Harness:
             max_batch=max_batch,
             max_rows=max_rows,
             max_context=max_context,
-            reuse_prefixes=reuse_prefixes,
+            **{"reuse_prefixes": False, **options},
         )
 
     def run(self, ids, *, neighbours=(), params=PARAMS, **shape):
@@ -127,10 +127,11 @@ class TestPages:
         for _ in range(2):
             assert_same(harness.run_in(engine, prompts(1, length)[0]), alone[length])
 
-    @pytest.mark.parametrize("reuse_prefixes", [False, True], ids=["recomputed", "recomputed and found"])
-    def test_preemption(self, harness, alone, reuse_prefixes):
+    @pytest.mark.parametrize("swap", [False, True], ids=["recomputed", "swapped"])
+    @pytest.mark.parametrize("reuse_prefixes", [False, True], ids=["alone", "with prefixes"])
+    def test_preemption(self, harness, alone, reuse_prefixes, swap):
         """Neighbours that grow take the pages of younger ones; everybody ends as if alone."""
-        engine = harness.engine(n_pages=14, max_batch=4, reuse_prefixes=reuse_prefixes)
+        engine = harness.engine(n_pages=14, max_batch=4, reuse_prefixes=reuse_prefixes, swap=swap)
         neighbours = prompts(3, 40, seed=1)
         long = dataclasses.replace(PARAMS, max_tokens=60)
         others = [engine.generate(p, long, 11) for p in neighbours]
