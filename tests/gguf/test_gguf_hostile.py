@@ -18,7 +18,7 @@ from oxjax.gguf import GGMLType, GGUFFile
 from oxjax.gguf.quants import has_big_endian_form
 
 SLACK = 1 << 20
-SECONDS_EACH = 5.0
+SECONDS_EACH = 30.0  # a mutation takes milliseconds; this tells a hang from a busy machine
 HUGE = 2**64 - 1
 
 
