@@ -270,7 +270,7 @@ class LLM:
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
+    if isinstance(prompts, str) or getattr(prompts, "ndim", 2) == 1:
         return [prompts]
     prompts = list(prompts)  # one prompt of ids, or several of any kind
     return [prompts] if prompts and isinstance(prompts[0], (int, np.integer)) else prompts
