@@ -26,7 +26,7 @@ from oxjax.models.load import Model, load
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | Int[np.ndarray, " T"]
+Prompt = str | Sequence[int] | Int[np.ndarray, " _"]
 
 PAGE_SIZE = 16
 MAX_ROWS = 256  # a step's row budget: larger prefills faster, smaller lets decodes wait less

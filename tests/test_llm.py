@@ -63,7 +63,8 @@ def test_one_result_per_prompt_in_order_whatever_their_form(llm):
     assert results[1].token_ids == results[3].token_ids
     assert results[2].token_ids == results[1].token_ids[:3]
     assert llm.generate("The dog", GREEDY) == llm.generate(ids, GREEDY) == [results[1]]
-    assert llm.generate(np.array(ids), GREEDY) == llm.generate(np.array([ids]), GREEDY) == [results[1]]
+    assert llm.generate(np.array(ids), GREEDY) == [results[1]]
+    assert llm.generate([np.array(ids), np.array(ids[:2])], GREEDY)[0] == results[1]
     assert llm.generate([]) == []
 
 
