@@ -99,9 +99,9 @@ def main() -> None:
     mode, cores = "fast" if options.fast else "exact", len(os.sched_getaffinity(0))
     print(f"{options.model}, {mode}, {cores} cores, jax {jax.__version__}")
     for n in options.batch:
-        prompts = rng.integers(3, vocab, (n, options.prompt)).tolist()
         seconds = {name: [] for name in engines}
         for turn in range(options.rounds + 1):
+            prompts = rng.integers(3, vocab, (n, options.prompt)).tolist()  # new ones, or prefixes would be found
             for name, engine in engines.items():
                 measured = engine.measure(prompts, options.new)
                 if turn:  # the first round warms caches
