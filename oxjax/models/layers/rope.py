@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-PAIRINGS = ("norm", "neox")  # (x[2i], x[2i+1]) and (x[i], x[i + dim/2])
-
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """What is static about one rotation: `dim` leading head dimensions in `pairing`, magnitude `mscale`."""
+    """What is static about one rotation: `dim` leading head dimensions, magnitude `mscale`, and the pairing.
+
+    Pairing "norm" rotates (x[2i], x[2i+1]), "neox" (x[i], x[i + dim/2]).
+    """
 
     dim: int
     pairing: str
