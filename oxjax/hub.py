@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from oxjax.errors import ModelError
@@ -26,22 +25,15 @@ def resolve(model: str | Path) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    from oxjax.gguf import shard_names
+
     org, _, rest = str(model).removeprefix(_SCHEME).partition("/")
     repo, _, filename = rest.partition("/")
     repo, _, revision = repo.partition("@")
     if not (org and repo and filename):
         raise ModelError(f"{model!r}: expected hf://org/repo/file.gguf")
     try:
-        paths = [hf_hub_download(f"{org}/{repo}", name, revision=revision or None) for name in _shards_of(filename)]
+        paths = [hf_hub_download(f"{org}/{repo}", name, revision=revision or None) for name in shard_names(filename)]
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise ModelError(f"{model}: cannot be fetched: {e}") from e
     return Path(paths[0])
-
-
-def _shards_of(filename: str) -> list[str]:
-    """The file itself, or all files of its set where it is named like a shard; the first comes first."""
-    match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", filename)
-    if match is None:
-        return [filename]
-    stem, count = match[1], int(match[2])
-    return [f"{stem}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]

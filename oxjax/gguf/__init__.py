@@ -1,6 +1,6 @@
 """GGUF files: typed metadata, lazily mapped tensors, exact dequantisation. Imports no JAX."""
 
-from oxjax.gguf.file import REQUIRED, GGUFFile
+from oxjax.gguf.file import REQUIRED, GGUFFile, shard_names
 from oxjax.gguf.ggml_types import GGMLType, block_layout
 from oxjax.gguf.metadata import Metadata, Value
 from oxjax.gguf.quants import dequantize
@@ -15,4 +15,5 @@ __all__ = [
     "Value",
     "block_layout",
     "dequantize",
+    "shard_names",
 ]

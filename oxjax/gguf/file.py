@@ -215,6 +215,14 @@ def _only_model(directory: Path) -> Path:
     return next(iter(models.values()))
 
 
+def shard_names(name: str) -> list[str]:
+    """File names of the set that a shard's name belongs to, in order; any other name alone."""
+    shard = _SHARD_NAME.fullmatch(name)
+    if shard is None:
+        return [name]
+    return [f"{shard['prefix']}-{no + 1:05d}-of-{shard['count']}.gguf" for no in range(int(shard["count"]))]
+
+
 def _read_shards(path: Path) -> list[Shard]:
     """Read a file and, if it is a shard, the others of its set, in order."""
     found = read_shard(path)
@@ -229,8 +237,8 @@ def _read_shards(path: Path) -> list[Shard]:
         hint = "shards are named like <model>-00001-of-00003.gguf"
         raise GGUFError(f"{message}; {hint}", path=path, field="split.count")
     shards = []
-    for no in range(count):
-        shard_path = path.with_name(f"{name['prefix']}-{no + 1:05d}-of-{count:05d}.gguf")
+    for no, shard_name in enumerate(shard_names(path.name)):
+        shard_path = path.with_name(shard_name)
         if shard_path != path and not shard_path.exists():
             raise GGUFError(f"shard {no + 1} of {count} is missing (looked for from {path.name})", path=shard_path)
         shards.append(found if shard_path == path else read_shard(shard_path))
