@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from oxjax.cache.blocks import NULL_PAGE
 
@@ -23,6 +23,10 @@ class Batch:
         cu_q_lens: sequence `s` owns rows `cu_q_lens[s]` up to `cu_q_lens[s + 1]`, `[S + 1]`.
         kv_lens: tokens of each sequence including this step's rows, `[S]`.
         block_tables: page of each `page_size` tokens of a sequence, `[S, P]`; unused entries are page 0.
+        read_slots: slot with the recurrent state of the tokens before this step's, `[S]`; any for a beginning
+            sequence, and for models without recurrent layers.
+        write_slots: slot for the state after this step's rows, `[S]`; never one that is read in the same step, so
+            that a step can be run again. Slot 0 where a sequence has no rows.
         logits_rows: rows whose logits are wanted, `[N]`.
     """
 
@@ -31,6 +35,8 @@ class Batch:
     cu_q_lens: Int[Array, " S_plus_1"]
     kv_lens: Int[Array, " S"]
     block_tables: Int[Array, "S P"]
+    read_slots: Int[Array, " S"]
+    write_slots: Int[Array, " S"]
     logits_rows: Int[Array, " N"]
 
 
@@ -41,6 +47,10 @@ class RowLayout:
     Attention runs over query tiles; a tile holds rows of one sequence only. `tile_rows[t, i]` is the row in
     place `i` of tile `t`, `tile_positions` its position or -1 for an empty place, and row `r` is found again
     at `[row_tile[r], row_place[r]]`. Rows are written to `[write_page, write_offset]`; padding to the null page.
+
+    Recurrent layers take rows in order: row `r` belongs to sequence `row_seq[r]` if `is_real[r]`, whose rows are
+    those from `starts[s]` up to `ends[s]`; the state comes from `read_slots[s]`, or is empty where `begins[s]`,
+    and goes to `write_slots[s]`.
     """
 
     positions: Int[Array, " T"]
@@ -52,6 +62,13 @@ class RowLayout:
     tile_kv_lens: Int[Array, " tiles"]
     row_tile: Int[Array, " T"]
     row_place: Int[Array, " T"]
+    row_seq: Int[Array, " T"]
+    is_real: Bool[Array, " T"]
+    starts: Int[Array, " S"]
+    ends: Int[Array, " S"]
+    begins: Bool[Array, " S"]
+    read_slots: Int[Array, " S"]
+    write_slots: Int[Array, " S"]
 
 
 def row_layout(batch: Batch, *, page_size: int, q_tile: int) -> RowLayout:
@@ -84,4 +101,11 @@ def row_layout(batch: Batch, *, page_size: int, q_tile: int) -> RowLayout:
         tile_kv_lens=batch.kv_lens[tile_seq],
         row_tile=jnp.clip(tile_starts[row_seq] + (rows - starts[row_seq]) // q_tile, 0, n_tiles - 1),
         row_place=(rows - starts[row_seq]) % q_tile,
+        row_seq=row_seq,
+        is_real=is_real,
+        starts=starts,
+        ends=ends,
+        begins=batch.kv_lens == ends - starts,
+        read_slots=batch.read_slots,
+        write_slots=batch.write_slots,
     )

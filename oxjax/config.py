@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -37,6 +38,19 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class RecurrentSpec:
+    """One recurrent layer's static facts, as far as its state goes; a layer's own spec may add to them.
+
+    Attributes:
+        conv: shape of a sequence's convolution window, (kernel - 1, channels).
+        ssm: shape of a sequence's recurrent state.
+    """
+
+    conv: tuple[int, int]
+    ssm: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The architecture of one file and how it is computed.
 
@@ -63,7 +77,7 @@ class ModelConfig:
     context_length: int
     norm_eps: float
     activation: str
-    layers: tuple[LayerSpec, ...]
+    layers: tuple[LayerSpec | RecurrentSpec, ...]
     ropes: tuple[RopeSpec, ...]
     embedding_scale: float = 1.0
     final_softcap: float | None = None
@@ -72,5 +86,11 @@ class ModelConfig:
 
     def page_bytes(self, page_size: int) -> int:
         """Bytes that one page takes over all layers."""
-        numbers = sum(s.n_kv_heads * (s.key_dim + s.value_dim) for s in self.layers)
+        paged = (s for s in self.layers if isinstance(s, LayerSpec))
+        numbers = sum(s.n_kv_heads * (s.key_dim + s.value_dim) for s in paged)
         return numbers * page_size * jnp.dtype(DTYPES[self.dtype]).itemsize
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes that the recurrent state of one sequence takes over all layers; 0 without recurrent layers."""
+        return 4 * sum(math.prod(s.conv) + math.prod(s.ssm) for s in self.layers if isinstance(s, RecurrentSpec))

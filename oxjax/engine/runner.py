@@ -84,6 +84,8 @@ class Runner:
             "cu_q_lens": (n_seqs + 1,),
             "kv_lens": (n_seqs,),
             "block_tables": (n_seqs, self.table_width),
+            "read_slots": (n_seqs,),
+            "write_slots": (n_seqs,),
             "logits_rows": (bucket if all_logits else n_seqs,),
         }
 

@@ -20,7 +20,7 @@ class Architecture(Protocol):
         """Parameters of block `i`."""
 
     def block(self, *args: Any) -> Any:
-        """Residual rows and pages in, residual rows and pages out (see `layers.transformer`)."""
+        """`block(p, x, state, spec, ctx)`: residual rows and state in, both out (see `layers.transformer`)."""
 
 
 ARCHITECTURES: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +12,18 @@ from jaxtyping import Array, Float
 
 from oxjax.batch import Batch, RowLayout, row_layout
 from oxjax.cache.pages import KVPages
-from oxjax.config import DTYPES, LayerSpec, ModelConfig
+from oxjax.cache.slots import RecurrentState
+from oxjax.config import DTYPES, LayerSpec, ModelConfig, RecurrentSpec
 from oxjax.kernels.dot import dot
 from oxjax.kernels.paged_attention import q_tile_rows
 from oxjax.models.architectures import ARCHITECTURES
-from oxjax.models.layers.attention import Angles
+from oxjax.models.layers.context import Angles, Context
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, rms_norm
 from oxjax.models.layers.rope import rope_angles
-from oxjax.models.layers.transformer import TransformerLayer
 
-EngineState = tuple[KVPages, ...]
+LayerState = KVPages | RecurrentState
+EngineState = tuple[LayerState, ...]
 
 
 @struct.dataclass
@@ -37,37 +39,39 @@ class Params:
     """
 
     embedding: Float[Array, "vocab d_model"]
-    layers: tuple[TransformerLayer, ...]
+    layers: tuple[Any, ...]
     final_norm: Norm
     output: Linear | None
     rope_inv_freq: tuple[Float[Array, " _"], ...]
 
 
-def init_state(config: ModelConfig, *, n_pages: int, page_size: int) -> EngineState:
-    """Empty pages for every layer, zero-filled; page 0 takes the writes of padding rows."""
+def init_state(config: ModelConfig, *, n_pages: int, page_size: int, n_slots: int = 1) -> EngineState:
+    """Empty pages and slots for every layer, zero-filled; page 0 and slot 0 take what padding writes."""
     dtype = DTYPES[config.dtype]
-    return tuple(
-        KVPages(
+
+    def layer_state(s: LayerSpec | RecurrentSpec) -> LayerState:
+        if isinstance(s, RecurrentSpec):
+            return RecurrentState(conv=jnp.zeros((n_slots, *s.conv)), ssm=jnp.zeros((n_slots, *s.ssm)))
+        return KVPages(
             k=jnp.zeros((n_pages, page_size, s.n_kv_heads, s.key_dim), dtype),
             v=jnp.zeros((n_pages, page_size, s.n_kv_heads, s.value_dim), dtype),
         )
-        for s in config.layers
-    )
+
+    return tuple(layer_state(s) for s in config.layers)
 
 
 @partial(jax.jit, static_argnames=("spec", "config"))  # equal layers share one trace
 def _block(
-    p: TransformerLayer,
+    p: Any,
     x: Array,
-    pages: KVPages,
+    state: LayerState,
     layout: RowLayout,
     angles: tuple[Angles, ...],
     *,
-    spec: LayerSpec,
+    spec: LayerSpec | RecurrentSpec,
     config: ModelConfig,
-) -> tuple[Array, KVPages]:
-    block = ARCHITECTURES[config.architecture].block
-    return block(p, x, pages, spec, layout, angles, config)
+) -> tuple[Array, LayerState]:
+    return ARCHITECTURES[config.architecture].block(p, x, state, spec, Context(layout, angles, config))
 
 
 def step(
@@ -78,14 +82,14 @@ def step(
     Args:
         params: the model's numbers.
         state: one entry per layer. Keys and values of the batch's rows are written to the pages that the
-            batch's block tables name; everything else is carried over.
+            batch's block tables name, recurrent states to its write slots; everything else is carried over.
         batch: flat rows. Positions of one sequence continue what its pages already hold.
         config: static.
 
     Returns:
         float32 logits of `batch.logits_rows`, `[N, vocab]`, and the new state.
     """
-    page_size = state[0].k.shape[1]
+    page_size = next((s.k.shape[1] for s in state if isinstance(s, KVPages)), 1)
     q_tile = q_tile_rows(batch.tokens.shape[0], batch.kv_lens.shape[0], exact=config.exact)
     layout = row_layout(batch, page_size=page_size, q_tile=q_tile)
     angles = tuple(
@@ -96,9 +100,9 @@ def step(
     if config.embedding_scale != 1.0:
         x = x * jnp.asarray(config.embedding_scale, x.dtype)
     new_state = []
-    for p, spec, old_pages in zip(params.layers, config.layers, state, strict=True):
-        x, pages = _block(p, x, old_pages, layout, angles, spec=spec, config=config)
-        new_state.append(pages)
+    for p, spec, old in zip(params.layers, config.layers, state, strict=True):
+        x, new = _block(p, x, old, layout, angles, spec=spec, config=config)
+        new_state.append(new)
     x = rms_norm(params.final_norm, x[batch.logits_rows], eps=config.norm_eps, exact=config.exact)
     return _logits(params, x, config), tuple(new_state)
 

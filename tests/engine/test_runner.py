@@ -80,6 +80,7 @@ import oxjax
 model = oxjax.load(sys.argv[1], exact=sys.argv[2] == "True")
 state = oxjax.init_state(model.config, n_pages=4000, page_size=16)
 shapes = {"tokens": 16, "positions": 16, "cu_q_lens": 3, "kv_lens": 2, "logits_rows": 2, "block_tables": (2, 8)}
+shapes |= {"read_slots": 2, "write_slots": 2}
 batch = oxjax.Batch(**{name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()})
 step = jax.jit(partial(oxjax.step, config=model.config), donate_argnums=1)
 analysis = step.lower(model.params, state, batch).compile().memory_analysis()

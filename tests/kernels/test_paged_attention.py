@@ -50,6 +50,8 @@ class Case:
             cu_q_lens=jnp.asarray(counts, jnp.int32),
             kv_lens=jnp.asarray([n for n, _ in sequences], jnp.int32),
             block_tables=jnp.asarray(tables, jnp.int32),
+            read_slots=jnp.zeros(len(sequences), jnp.int32),
+            write_slots=jnp.zeros(len(sequences), jnp.int32),
             logits_rows=jnp.zeros(1, jnp.int32),
         )
         self.page_size = page_size

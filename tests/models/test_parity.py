@@ -46,10 +46,10 @@ class Loop:
     def logits(self, ids: np.ndarray, chunks: list[int]) -> np.ndarray:
         """Logits at every position."""
         n_pages = -(-len(ids) // 16)
-        state = oxjax.init_state(self.model.config, n_pages=n_pages + 1, page_size=16)
+        state = oxjax.init_state(self.model.config, n_pages=n_pages + 1, page_size=16, n_slots=3)
         table = jnp.arange(n_pages, 0, -1, dtype=jnp.int32)[None]
         logits, at = [], 0
-        for n in chunks:
+        for i, n in enumerate(chunks):
             rows = np.arange(at, at + n, dtype=np.int32)
             batch = oxjax.Batch(
                 tokens=jnp.asarray(ids[rows], jnp.int32),
@@ -57,6 +57,8 @@ class Loop:
                 cu_q_lens=jnp.array([0, n], jnp.int32),
                 kv_lens=jnp.array([at + n], jnp.int32),
                 block_tables=table,
+                read_slots=jnp.array([1 + i % 2], jnp.int32),
+                write_slots=jnp.array([2 - i % 2], jnp.int32),
                 logits_rows=jnp.arange(n, dtype=jnp.int32),
             )
             out, state = self.step(self.model.params, state, batch)

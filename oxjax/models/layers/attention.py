@@ -5,15 +5,13 @@ from __future__ import annotations
 from flax import struct
 from jaxtyping import Array, Float
 
-from oxjax.batch import RowLayout
 from oxjax.cache.pages import KVPages, write_rows
-from oxjax.config import LayerSpec, ModelConfig
+from oxjax.config import LayerSpec
 from oxjax.kernels.paged_attention import paged_attention
+from oxjax.models.layers.context import Context
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, head_rms_norm
 from oxjax.models.layers.rope import apply_rope
-
-Angles = tuple[Float[Array, "T half"], Float[Array, "T half"]]
 
 
 @struct.dataclass
@@ -33,9 +31,7 @@ def attention(
     x: Float[Array, "T d_model"],
     pages: KVPages,
     spec: LayerSpec,
-    layout: RowLayout,
-    angles: tuple[Angles, ...],
-    config: ModelConfig,
+    ctx: Context,
 ) -> tuple[Float[Array, "T d_model"], KVPages]:
     """Project, normalise, rotate, write keys and values to the pages, attend, project back.
 
@@ -44,10 +40,9 @@ def attention(
         x: normalised residual rows.
         pages: the layer's pages; the new ones are returned.
         spec: the layer's static facts.
-        layout: where the rows read and write.
-        angles: cosines and sines for each of `config.ropes`.
-        config: the model's.
+        ctx: the step's.
     """
+    layout, config = ctx.layout, ctx.config
     q, k, v = (
         y.reshape(x.shape[0], heads, -1)
         for y, heads in zip(
@@ -61,7 +56,7 @@ def attention(
     if p.k_norm is not None:
         k = head_rms_norm(p.k_norm, k, eps=config.norm_eps, exact=config.exact)
     if spec.rope is not None:
-        q, k = (apply_rope(y, angles[spec.rope], config.ropes[spec.rope]) for y in (q, k))
+        q, k = (apply_rope(y, ctx.angles[spec.rope], config.ropes[spec.rope]) for y in (q, k))
     pages = write_rows(pages, k, v, layout.write_page, layout.write_offset)
     mixed = paged_attention(q, pages.k, pages.v, layout, scale=spec.scale, window=spec.window, softcap=spec.softcap)
     return linear(p.out, x=mixed.reshape(x.shape[0], -1), exact=config.exact)[0], pages

@@ -5,10 +5,10 @@ from __future__ import annotations
 from flax import struct
 from jaxtyping import Array, Float
 
-from oxjax.batch import RowLayout
 from oxjax.cache.pages import KVPages
-from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.layers.attention import Angles, Attention, attention
+from oxjax.config import LayerSpec
+from oxjax.models.layers.attention import Attention, attention
+from oxjax.models.layers.context import Context
 from oxjax.models.layers.mlp import MLP, gated_mlp
 from oxjax.models.layers.norms import Norm, rms_norm
 
@@ -30,16 +30,16 @@ def transformer_block(
     x: Float[Array, "T d_model"],
     pages: KVPages,
     spec: LayerSpec,
-    layout: RowLayout,
-    angles: tuple[Angles, ...],
-    config: ModelConfig,
+    ctx: Context,
 ) -> tuple[Float[Array, "T d_model"], KVPages]:
     """One pre-norm block on RMS norms; returns the residual rows and the layer's new pages."""
+
+    config = ctx.config
 
     def norm(weights: Norm, y: Array) -> Array:
         return rms_norm(weights, y, eps=config.norm_eps, exact=config.exact)
 
-    mixed, pages = attention(p.attn, norm(p.attn_norm, x), pages, spec, layout, angles, config)
+    mixed, pages = attention(p.attn, norm(p.attn_norm, x), pages, spec, ctx)
     x = x + (mixed if p.post_attn_norm is None else norm(p.post_attn_norm, mixed))
     fed = gated_mlp(p.mlp, norm(p.mlp_norm, x), activation=config.activation, exact=config.exact)
     return x + (fed if p.post_mlp_norm is None else norm(p.post_mlp_norm, fed)), pages
