@@ -13,8 +13,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
-class LayerSpec:
-    """One attention layer's static facts. Equal layers compare equal, so they share one trace.
+class AttentionSpec:
+    """Attention over pages: its static facts.
 
     Attributes:
         n_heads: query heads.
@@ -39,7 +39,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class RecurrentSpec:
-    """One recurrent layer's static facts, as far as its state goes; a layer's own spec may add to them.
+    """A recurrence: its static facts as far as its state goes; a kind of recurrence adds what else it needs.
 
     Attributes:
         conv: shape of a sequence's convolution window, (kernel - 1, channels).
@@ -50,6 +50,35 @@ class RecurrentSpec:
     ssm: tuple[int, ...]
 
 
+MixerSpec = AttentionSpec | RecurrentSpec
+
+
+@dataclass(frozen=True)
+class MLPSpec:
+    """A gated feed-forward layer.
+
+    Attributes:
+        d_ff: its inner width.
+        activation: of the gate, a key of `layers.mlp.ACTIVATIONS`.
+    """
+
+    d_ff: int
+    activation: str
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One block's static facts. Equal blocks compare equal, so they share one trace.
+
+    Attributes:
+        mixers: what moves information between positions, each with a state of its own; most blocks have one.
+        mlp: the feed-forward layer; None where a block has none.
+    """
+
+    mixers: tuple[MixerSpec, ...]
+    mlp: MLPSpec | None = None
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture of one file and how it is computed.
@@ -58,10 +87,8 @@ class ModelConfig:
         architecture: `general.architecture`; names the file under `oxjax/models`.
         vocab_size: rows of the embedding.
         d_model: width of the residual stream.
-        d_ff: width of the gated feed-forward layer.
         context_length: tokens that the model was trained for.
         norm_eps: epsilon of every norm.
-        activation: of the feed-forward gate, a key of `layers.mlp.ACTIVATIONS`.
         layers: one entry per block.
         ropes: the distinct rotations; layers point into it.
         embedding_scale: multiplier of token embeddings.
@@ -73,24 +100,27 @@ class ModelConfig:
     architecture: str
     vocab_size: int
     d_model: int
-    d_ff: int
     context_length: int
     norm_eps: float
-    activation: str
-    layers: tuple[LayerSpec | RecurrentSpec, ...]
+    layers: tuple[LayerSpec, ...]
     ropes: tuple[RopeSpec, ...]
     embedding_scale: float = 1.0
     final_softcap: float | None = None
     dtype: str = "float32"
     exact: bool = True
 
+    @property
+    def mixers(self) -> tuple[MixerSpec, ...]:
+        """The mixers of all blocks, in order."""
+        return tuple(mixer for layer in self.layers for mixer in layer.mixers)
+
     def page_bytes(self, page_size: int) -> int:
         """Bytes that one page takes over all layers."""
-        paged = (s for s in self.layers if isinstance(s, LayerSpec))
+        paged = (s for s in self.mixers if isinstance(s, AttentionSpec))
         numbers = sum(s.n_kv_heads * (s.key_dim + s.value_dim) for s in paged)
         return numbers * page_size * jnp.dtype(DTYPES[self.dtype]).itemsize
 
     @property
     def slot_bytes(self) -> int:
         """Bytes that the recurrent state of one sequence takes over all layers; 0 without recurrent layers."""
-        return 4 * sum(math.prod(s.conv) + math.prod(s.ssm) for s in self.layers if isinstance(s, RecurrentSpec))
+        return 4 * sum(math.prod(s.conv) + math.prod(s.ssm) for s in self.mixers if isinstance(s, RecurrentSpec))

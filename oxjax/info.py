@@ -60,19 +60,25 @@ def _config(file: GGUFFile) -> Any:
     return load_config(file)
 
 
+_HEADS = {"heads": "n_heads", "kv_heads": "n_kv_heads", "head_dim": "key_dim"}
+
+
 def _model(file: GGUFFile) -> dict[str, Any]:
+    from oxjax.config import AttentionSpec
+
     config = _config(file)
-    first = config.layers[0]
-    return {
+    attention = [m for m in config.mixers if isinstance(m, AttentionSpec)]
+    facts = {
         "layers": len(config.layers),
-        "sliding_window_layers": sum(s.window is not None for s in config.layers),
+        "sliding_window_layers": sum(m.window is not None for m in attention),
+        "recurrent_layers": len(config.mixers) - len(attention),
         "d_model": config.d_model,
-        "d_ff": config.d_ff,
-        "heads": first.n_heads,
-        "kv_heads": first.n_kv_heads,
-        "head_dim": first.key_dim,
+        "d_ff": max((layer.mlp.d_ff for layer in config.layers if layer.mlp is not None), default=0),
         "vocabulary": config.vocab_size,
     }
+    if attention:
+        facts |= {name: getattr(attention[0], field) for name, field in _HEADS.items()}
+    return facts
 
 
 def _memory(file: GGUFFile) -> dict[str, int]:
@@ -83,6 +89,7 @@ def _memory(file: GGUFFile) -> dict[str, int]:
         "parameters_float32": 4 * sum(t.n_elements for t in file.tensors.values()),
         "kv_per_token_float32": per_token,
         "kv_full_context_float32": per_token * config.context_length,
+        "state_per_sequence": config.slot_bytes,
     }
 
 

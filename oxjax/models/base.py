@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from oxjax.config import LayerSpec, ModelConfig
+from oxjax.config import AttentionSpec, LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.rope import RopeScaling, RopeSpec, rope_frequencies
 from oxjax.models.layers.transformer import TransformerLayer
@@ -64,15 +64,14 @@ def dense_config(
         scale: multiplier of attention scores; one over the root of the head dimension unless given.
     """
     spec, inv_freq = rope(hp, tensors, pairing)
-    layer = attention_spec(hp, scale=1.0 / math.sqrt(hp.key_dim) if scale is None else scale)
+    mixer = attention_spec(hp, scale=1.0 / math.sqrt(hp.key_dim) if scale is None else scale)
+    layer = LayerSpec((mixer,), MLPSpec(hp.uniform("feed_forward_length"), activation))
     config = ModelConfig(
         architecture=hp.arch,
         vocab_size=vocab_size(hp, tensors),
         d_model=hp.d_model,
-        d_ff=hp.uniform("feed_forward_length"),
         context_length=hp.context_length,
         norm_eps=hp.rms_eps,
-        activation=activation,
         layers=(layer,) * hp.n_layers,
         ropes=(spec,),
         embedding_scale=embedding_scale,
@@ -80,9 +79,11 @@ def dense_config(
     return config, (inv_freq,)
 
 
-def attention_spec(hp: Hyperparameters, **more: Any) -> LayerSpec:
+def attention_spec(hp: Hyperparameters, **more: Any) -> AttentionSpec:
     """One layer's attention, with what the heads are from the metadata and the rest given."""
-    return LayerSpec(n_heads=hp.n_heads, n_kv_heads=hp.n_kv_heads, key_dim=hp.key_dim, value_dim=hp.value_dim, **more)
+    return AttentionSpec(
+        n_heads=hp.n_heads, n_kv_heads=hp.n_kv_heads, key_dim=hp.key_dim, value_dim=hp.value_dim, **more
+    )
 
 
 def vocab_size(hp: Hyperparameters, tensors: ParamLoader) -> int:
@@ -103,7 +104,7 @@ def pre_norm_layer(
     prefix = f"blk.{i}"
     return TransformerLayer(
         attn_norm=tensors.norm(f"{prefix}.attn_norm", config.d_model),
-        attn=tensors.attention(prefix, spec, config, qk_norm=qk_norm),
+        attn=tensors.attention(prefix, spec.mixers[0], config.d_model, qk_norm=qk_norm),
         mlp_norm=tensors.norm(f"{prefix}.ffn_norm", config.d_model),
-        mlp=tensors.mlp(prefix, config),
+        mlp=tensors.mlp(prefix, spec.mlp, config.d_model),
     )

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from oxjax.batch import Batch, RowLayout, row_layout
 from oxjax.cache.pages import KVPages
 from oxjax.cache.slots import RecurrentState
-from oxjax.config import DTYPES, LayerSpec, ModelConfig, RecurrentSpec
+from oxjax.config import DTYPES, LayerSpec, MixerSpec, ModelConfig, RecurrentSpec
 from oxjax.kernels.dot import dot
 from oxjax.kernels.paged_attention import q_tile_rows
 from oxjax.models.architectures import ARCHITECTURES
@@ -22,7 +22,7 @@ from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, rms_norm
 from oxjax.models.layers.rope import rope_angles
 
-LayerState = KVPages | RecurrentState
+LayerState = tuple[KVPages | RecurrentState, ...]  # one per mixer
 EngineState = tuple[LayerState, ...]
 
 
@@ -49,7 +49,7 @@ def init_state(config: ModelConfig, *, n_pages: int, page_size: int, n_slots: in
     """Empty pages and slots for every layer, zero-filled; page 0 and slot 0 take what padding writes."""
     dtype = DTYPES[config.dtype]
 
-    def layer_state(s: LayerSpec | RecurrentSpec) -> LayerState:
+    def empty(s: MixerSpec) -> KVPages | RecurrentState:
         if isinstance(s, RecurrentSpec):
             return RecurrentState(conv=jnp.zeros((n_slots, *s.conv)), ssm=jnp.zeros((n_slots, *s.ssm)))
         return KVPages(
@@ -57,7 +57,7 @@ def init_state(config: ModelConfig, *, n_pages: int, page_size: int, n_slots: in
             v=jnp.zeros((n_pages, page_size, s.n_kv_heads, s.value_dim), dtype),
         )
 
-    return tuple(layer_state(s) for s in config.layers)
+    return tuple(tuple(empty(s) for s in layer.mixers) for layer in config.layers)
 
 
 @partial(jax.jit, static_argnames=("spec", "config"))  # equal layers share one trace
@@ -68,7 +68,7 @@ def _block(
     layout: RowLayout,
     angles: tuple[Angles, ...],
     *,
-    spec: LayerSpec | RecurrentSpec,
+    spec: LayerSpec,
     config: ModelConfig,
 ) -> tuple[Array, LayerState]:
     return ARCHITECTURES[config.architecture].block(p, x, state, spec, Context(layout, angles, config))
@@ -89,7 +89,7 @@ def step(
     Returns:
         float32 logits of `batch.logits_rows`, `[N, vocab]`, and the new state.
     """
-    page_size = next((s.k.shape[1] for s in state if isinstance(s, KVPages)), 1)
+    page_size = next((s.k.shape[1] for layer in state for s in layer if isinstance(s, KVPages)), 1)
     q_tile = q_tile_rows(batch.tokens.shape[0], batch.kv_lens.shape[0], exact=config.exact)
     layout = row_layout(batch, page_size=page_size, q_tile=q_tile)
     angles = tuple(

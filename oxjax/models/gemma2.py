@@ -23,9 +23,9 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     base, frequencies = gemma.config(hp, tensors)
     window = hp.get("attention.sliding_window", int, 4096)
     softcap = hp.get("attn_logit_softcapping", float, 50.0)
-    scale = query_scale(hp, _LAYERS_OF_27B)
+    scale, mlp = query_scale(hp, _LAYERS_OF_27B), base.layers[0].mlp
     layers = tuple(
-        attention_spec(hp, scale=scale, softcap=softcap or None, window=window if slides else None)
+        LayerSpec((attention_spec(hp, scale=scale, softcap=softcap or None, window=window if slides else None),), mlp)
         for slides in hp.window_layers(default_period=2)
     )
     final = hp.get("final_logit_softcapping", float, 30.0)

@@ -36,7 +36,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     slides = hp.window_layers(default_period=6) if window else (False,) * hp.n_layers
     config = dataclasses.replace(
         base,
-        layers=tuple(sliding if s else full for s in slides),
+        layers=tuple(LayerSpec((sliding if s else full,), base.layers[0].mlp) for s in slides),
         ropes=(base.ropes[0], sliding_rope),
         final_softcap=hp.get("final_logit_softcapping", float, 0.0) or None,
     )

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from oxjax.config import DTYPES, LayerSpec, ModelConfig
+from oxjax.config import DTYPES, AttentionSpec, MLPSpec
 from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
 from oxjax.models.layers.attention import Attention
@@ -110,7 +110,7 @@ class ParamLoader:
         bias = jax.device_put(self.vector(f"{name}.bias", d)) if self.has(f"{name}.bias") else None
         return Norm(weight=jax.device_put(self.vector(f"{name}.weight", d)), bias=bias)
 
-    def attention(self, prefix: str, spec: LayerSpec, config: ModelConfig, *, qk_norm: bool = False) -> Attention:
+    def attention(self, prefix: str, spec: AttentionSpec, d_model: int, *, qk_norm: bool = False) -> Attention:
         """Projections `<prefix>.attn_*`, whether q, k and v are three tensors or one."""
         q, k, v = (
             spec.n_heads * spec.key_dim,
@@ -118,27 +118,27 @@ class ParamLoader:
             spec.n_kv_heads * spec.value_dim,
         )
         if self.has(f"{prefix}.attn_qkv.weight"):
-            maps = self.fused(f"{prefix}.attn_qkv", config.d_model, (q, k, v))
+            maps = self.fused(f"{prefix}.attn_qkv", d_model, (q, k, v))
         else:
             widths = {"q": q, "k": k, "v": v}
-            maps = tuple(self.linear(f"{prefix}.attn_{n}", config.d_model, d) for n, d in widths.items())
+            maps = tuple(self.linear(f"{prefix}.attn_{n}", d_model, d) for n, d in widths.items())
         return Attention(
             q=maps[0],
             k=maps[1],
             v=maps[2],
-            out=self.linear(f"{prefix}.attn_output", spec.n_heads * spec.value_dim, config.d_model),
+            out=self.linear(f"{prefix}.attn_output", spec.n_heads * spec.value_dim, d_model),
             q_norm=self.norm(f"{prefix}.attn_q_norm", spec.key_dim) if qk_norm else None,
             k_norm=self.norm(f"{prefix}.attn_k_norm", spec.key_dim) if qk_norm else None,
         )
 
-    def mlp(self, prefix: str, config: ModelConfig) -> MLP:
+    def mlp(self, prefix: str, spec: MLPSpec, d_model: int) -> MLP:
         """The gated network `<prefix>.ffn_*`; without a gate tensor, the gate is the first half of `up`."""
         if self.has(f"{prefix}.ffn_gate.weight"):
-            gate = self.linear(f"{prefix}.ffn_gate", config.d_model, config.d_ff)
-            up = self.linear(f"{prefix}.ffn_up", config.d_model, config.d_ff)
+            gate = self.linear(f"{prefix}.ffn_gate", d_model, spec.d_ff)
+            up = self.linear(f"{prefix}.ffn_up", d_model, spec.d_ff)
         else:
-            gate, up = self.fused(f"{prefix}.ffn_up", config.d_model, (config.d_ff, config.d_ff))
-        return MLP(gate=gate, up=up, down=self.linear(f"{prefix}.ffn_down", config.d_ff, config.d_model))
+            gate, up = self.fused(f"{prefix}.ffn_up", d_model, (spec.d_ff, spec.d_ff))
+        return MLP(gate=gate, up=up, down=self.linear(f"{prefix}.ffn_down", spec.d_ff, d_model))
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
         """Refuse a file with tensors that nobody asked for: leaving numbers out gives wrong answers quietly.

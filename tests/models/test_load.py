@@ -67,7 +67,7 @@ def load(path):
 
 def test_the_untouched_file_loads(tmp_path):
     config, params = load(write(tmp_path / "m.gguf"))
-    assert (config.d_model, config.d_ff, config.vocab_size, len(config.layers)) == (D, FF, VOCAB, 1)
+    assert (config.d_model, config.layers[0].mlp.d_ff, config.vocab_size, len(config.layers)) == (D, FF, VOCAB, 1)
     assert params.layers[0].mlp.down.weight.shape == (FF, D)
     assert params.output is None
 
@@ -128,7 +128,7 @@ def test_head_dim_comes_from_its_key(tmp_path):
     }
     lengths = {"llama.attention.key_length": 32, "llama.attention.value_length": 8}
     config, _ = load(write(tmp_path / "m.gguf", lengths, shapes))
-    assert (config.layers[0].key_dim, config.layers[0].value_dim, config.ropes[0].dim) == (32, 8, 32)
+    assert (config.mixers[0].key_dim, config.mixers[0].value_dim, config.ropes[0].dim) == (32, 8, 32)
 
 
 def test_unknown_architecture_is_named(tmp_path):

@@ -6,7 +6,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from oxjax.cache.pages import KVPages, write_rows
-from oxjax.config import LayerSpec
+from oxjax.config import AttentionSpec
 from oxjax.kernels.paged_attention import paged_attention
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.linear import Linear, linear
@@ -30,7 +30,7 @@ def attention(
     p: Attention,
     x: Float[Array, "T d_model"],
     pages: KVPages,
-    spec: LayerSpec,
+    spec: AttentionSpec,
     ctx: Context,
 ) -> tuple[Float[Array, "T d_model"], KVPages]:
     """Project, normalise, rotate, write keys and values to the pages, attend, project back.

@@ -28,18 +28,18 @@ class TransformerLayer:
 def transformer_block(
     p: TransformerLayer,
     x: Float[Array, "T d_model"],
-    pages: KVPages,
+    state: tuple[KVPages],
     spec: LayerSpec,
     ctx: Context,
-) -> tuple[Float[Array, "T d_model"], KVPages]:
-    """One pre-norm block on RMS norms; returns the residual rows and the layer's new pages."""
+) -> tuple[Float[Array, "T d_model"], tuple[KVPages]]:
+    """One pre-norm block on RMS norms; returns the residual rows and the layer's new state."""
 
     config = ctx.config
 
     def norm(weights: Norm, y: Array) -> Array:
         return rms_norm(weights, y, eps=config.norm_eps, exact=config.exact)
 
-    mixed, pages = attention(p.attn, norm(p.attn_norm, x), pages, spec, ctx)
+    mixed, pages = attention(p.attn, norm(p.attn_norm, x), state[0], spec.mixers[0], ctx)
     x = x + (mixed if p.post_attn_norm is None else norm(p.post_attn_norm, mixed))
-    fed = gated_mlp(p.mlp, norm(p.mlp_norm, x), activation=config.activation, exact=config.exact)
-    return x + (fed if p.post_mlp_norm is None else norm(p.post_mlp_norm, fed)), pages
+    fed = gated_mlp(p.mlp, norm(p.mlp_norm, x), activation=spec.mlp.activation, exact=config.exact)
+    return x + (fed if p.post_mlp_norm is None else norm(p.post_mlp_norm, fed)), (pages,)
