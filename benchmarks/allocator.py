@@ -9,7 +9,7 @@ import argparse
 import random
 import time
 
-from oxjax.cache.blocks import PageAllocator
+from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import page_keys, root_key
 
 CHAIN = 8  # pages that continue each other
@@ -17,7 +17,7 @@ CHAIN = 8  # pages that continue each other
 
 def run(n_pages: int, operations: int) -> tuple[float, float]:
     """Operations per second on one page each, and evictions per allocation, once the pool is full."""
-    rng, pool = random.Random(0), PageAllocator(n_pages + 1)
+    rng, pool = random.Random(0), BlockAllocator(n_pages + 1)
     keys = [rng.randbytes(32) for _ in range(n_pages + 1)]  # of what each page held last
     live: list[int] = []  # one entry per reference
     chain: list[int] = []

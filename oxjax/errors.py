@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class OxjaxError(Exception):
     """Base of every error of this package."""
@@ -72,11 +74,33 @@ class NonFiniteLogitsError(RequestError):
 
 
 class CacheError(OxjaxError):
-    """Misuse or exhaustion of the key-value pages."""
+    """Misuse or exhaustion of the pages and slots that hold the state of sequences."""
 
 
-class OutOfPagesError(CacheError):
-    """The page pool has fewer free pages than were asked for."""
+class PoolExhaustedError(CacheError):
+    """A pool has fewer free pages or slots than were asked for; none was taken."""
+
+
+class StaleHandleError(CacheError):
+    """A handle on a sequence's state was released before, or belongs to another pool."""
+
+
+class WrongKindError(CacheError):
+    """State of one kind of layers was given to a pool of another kind."""
+
+
+class CannotTruncate(CacheError):
+    """A sequence cannot go back to that position; nothing was changed.
+
+    Args:
+        target: position that was asked for.
+        available: positions that it can go back to, in order.
+    """
+
+    def __init__(self, target: int, available: Sequence[int]):
+        self.target, self.available = target, tuple(available)
+        shown = ", ".join(map(str, self.available[:20])) + (", ..." if len(self.available) > 20 else "")
+        super().__init__(f"no state is kept for position {target}; there is one for {shown}")
 
 
 class SnapshotError(OxjaxError):

@@ -31,6 +31,7 @@ Prompt = str | Sequence[int] | Int[np.ndarray, " _"]
 PAGE_SIZE = 16
 MAX_ROWS = 256  # a step's row budget: larger prefills faster, smaller lets decodes wait less
 DEFAULT_CONTEXT = 4096
+MAX_CHECKPOINTS, CHECKPOINT_SHARE = 1024, 4  # recurrent states kept for reuse, in a quarter of what pages may take
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Result:
             ones; None unless `SamplingParams.logprobs` asked.
         finish_reason: "stop", "length" or "context"; see `Chunk`.
         seed: that reproduces this result.
+        others: further samples of the prompt, where `SamplingParams.n` asked for them.
     """
 
     prompt_token_ids: list[int]
@@ -55,6 +57,7 @@ class Result:
     top_logprobs: list[tuple[tuple[int, float], ...]] | None
     finish_reason: str
     seed: int
+    others: tuple[Result, ...] = ()
 
 
 class LLM:
@@ -112,7 +115,10 @@ class LLM:
                 f"keys and values of {self.max_context} tokens take {pages_per_sequence * page} bytes, and the device "
                 f"has {memory}: lower max_context"
             )
-        n_pages = max(min(self.max_batch * pages_per_sequence, affordable // page), pages_per_sequence)
+        n_pages = pages_per_sequence
+        if page:
+            n_pages = max(min(self.max_batch * pages_per_sequence, affordable // page), pages_per_sequence)
+        slot = self.config.slot_bytes
         return Engine(
             self.model,
             n_pages=n_pages + NULL_PAGE + 1,
@@ -120,6 +126,7 @@ class LLM:
             max_batch=self.max_batch,
             max_rows=max(MAX_ROWS, self.max_batch),
             max_context=self.max_context,
+            n_checkpoints=min(MAX_CHECKPOINTS, affordable // (CHECKPOINT_SHARE * slot)) if slot else 0,
         )
 
     def generate(
@@ -166,6 +173,8 @@ class LLM:
             RequestError: as for `generate`; what was yielded before stands.
         """
         params = SamplingParams() if params is None else params
+        if params.n != 1:
+            raise InvalidRequestError(f"n {params.n}: a stream has one sample; use generate")
         seed = secrets.randbits(64) if params.seed is None else params.seed
         request = self.engine.generate(self._encode(prompt), params, seed)
         return self._stream(request, progress)
@@ -259,7 +268,7 @@ class LLM:
                 requests.append(add(i))
             except RequestError as error:
                 requests.append(error)
-        queued = [r for r in requests if isinstance(r, Request)]
+        queued = [s for r in requests if isinstance(r, Request) for s in (r, *r.samples)]
         try:
             while any(not r.done for r in queued):
                 self.engine.step()
@@ -296,12 +305,16 @@ def _result(request: Request) -> Result:
         top_logprobs=[c.top_logprobs for c in chunks] if request.params.logprobs else None,
         finish_reason=chunks[-1].finish_reason,
         seed=request.seed,
+        others=tuple(_result(r) for r in request.samples),
     )
 
 
 def _all_or_raise(requests: Iterable[Request | RequestError], value: Callable[[Request], Any]) -> list[Any]:
     """The value of every request, or the first error with the values of the others."""
-    errors = [r if isinstance(r, RequestError) else r.error for r in requests]
+    errors = [
+        r if isinstance(r, RequestError) else next((s.error for s in (r, *r.samples) if s.error), None)
+        for r in requests
+    ]
     values = [value(r) if error is None else None for r, error in zip(requests, errors, strict=True)]
     for i, error in enumerate(errors):
         if error is not None:

@@ -36,7 +36,7 @@ def llm(stories):
 def idle(llm):
     """Check that a test leaves no page behind."""
     yield
-    assert llm.engine.scheduler.allocator.used_count == 0
+    assert llm.engine.pool.pages.used_count == 0
 
 
 @pytest.mark.parametrize("exact", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -113,7 +113,7 @@ def test_streams_interleave_and_equal_generate(llm):
 def test_an_abandoned_stream_gives_its_pages_back(llm):
     stream = llm.stream("Once", GREEDY)
     next(stream)
-    assert llm.engine.scheduler.allocator.used_count > 0
+    assert llm.engine.pool.pages.used_count > 0
     stream.close()
 
 

@@ -1,16 +1,18 @@
-"""Host truth about pages: who owns which, and what the free ones still hold. No jax here, and no requests."""
+"""Host truth about a pool: who owns which of its parts, and what the free ones still hold. No jax, no requests.
+
+The parts are pages of keys and values, or slots of recurrent state; "page" stands for both here."""
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
-from oxjax.errors import CacheError, OutOfPagesError
+from oxjax.errors import CacheError, PoolExhaustedError
 
-NULL_PAGE = 0  # padding rows write here; no sequence ever owns it
+NULL_PAGE = 0  # what padding writes goes here; no sequence ever owns it, and slot 0 is the same for slots
 
 
-class PageAllocator:
+class BlockAllocator:
     """A pool of equal pages, shared by counted references; page 0 is never handed out.
 
     A page is *live* while it has references. A live page can be registered under a key that names its
@@ -24,15 +26,17 @@ class PageAllocator:
 
     Args:
         n_pages: pages of the device arrays, the null page included.
+        unit: what errors call a page.
 
     Attributes:
         peak_used: the most pages that were live at once.
         evictions: soft-free pages that were handed out with their content lost.
     """
 
-    def __init__(self, n_pages: int):
+    def __init__(self, n_pages: int, unit: str = "page"):
         if n_pages < 2:
-            raise CacheError(f"a pool of {n_pages} pages has none to give: page 0 is reserved, so at least 2")
+            raise CacheError(f"a pool of {n_pages} {unit}s has none to give: {unit} 0 is reserved, so at least 2")
+        self._unit = unit
         self._refs = [0] * n_pages
         self._keys: list[bytes | None] = [None] * n_pages
         self._parent_keys: list[bytes | None] = [None] * n_pages
@@ -82,12 +86,12 @@ class PageAllocator:
         continues is passed over, and goes as soon as none does: a prefix is eaten from its tail.
 
         Raises:
-            OutOfPagesError: fewer than `n` are free; none was taken.
+            PoolExhaustedError: fewer than `n` are free; none was taken.
         """
         if n < 0:
-            raise CacheError(f"{n} pages wanted: not a number of pages")
+            raise CacheError(f"{n} {self._unit}s wanted: not a number of {self._unit}s")
         if n > self.free_count:
-            raise OutOfPagesError(f"{n} pages wanted, {self.free_count} of {self.capacity} free")
+            raise PoolExhaustedError(f"{n} {self._unit}s wanted, {self.free_count} of {self.capacity} free")
         pages = [self._clean.pop() if self._clean else self._evict() for _ in range(n)]
         for page in pages:
             self._refs[page] = 1
@@ -119,7 +123,9 @@ class PageAllocator:
         for page, times in Counter(pages).items():
             self._check_live(page, "double free?")
             if times > self._refs[page]:
-                raise CacheError(f"page {page} is named {times} times and has {self._refs[page]} references (twice?)")
+                raise CacheError(
+                    f"{self._unit} {page} is named {times} times and has {self._refs[page]} references (twice?)"
+                )
         for page in reversed(pages):
             self._refs[page] -= 1
             if not self._refs[page]:
@@ -147,7 +153,9 @@ class PageAllocator:
             self._check_ours(parent)
             parent_key = self._keys[parent]
             if parent_key is None or parent == page:
-                raise CacheError(f"page {page} cannot continue page {parent}, which is not another page with a key")
+                raise CacheError(
+                    f"{self._unit} {page} cannot continue {self._unit} {parent}, which is not another with a key"
+                )
         if self._keys[page] != key:
             self._erase_key(page)
             if (holder := self._page_of.get(key)) is not None:
@@ -190,12 +198,12 @@ class PageAllocator:
 
     def _check_ours(self, page: int) -> None:
         if not NULL_PAGE < page < len(self._refs):
-            raise CacheError(f"page {page} is not one of 1..{self.capacity}")
+            raise CacheError(f"{self._unit} {page} is not one of 1..{self.capacity}")
 
     def _check_live(self, page: int, hint: str = "only acquire_cached brings back a free page") -> None:
         self._check_ours(page)
         if not self._refs[page]:
-            raise CacheError(f"page {page} is not in use ({hint})")
+            raise CacheError(f"{self._unit} {page} is not in use ({hint})")
 
     def _note_peak(self) -> None:
         self.peak_used = max(self.peak_used, self.used_count)

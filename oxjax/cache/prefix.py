@@ -1,4 +1,4 @@
-"""Pages found again by their content: what one sequence computed, the next that begins alike need not.
+"""State found again by the tokens that led to it: what one sequence computed, the next that begins alike need not.
 
 The key of a page is a hash of its tokens and of the key of the page before it, so it names the whole prefix,
 and the root of the chain names everything else that keys and values depend on. Keys are 256-bit BLAKE2b:
@@ -11,8 +11,9 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import NamedTuple
 
-from oxjax.cache.blocks import PageAllocator
+from oxjax.cache.blocks import BlockAllocator
 from oxjax.errors import CacheError
 
 KEY_BYTES = 32
@@ -70,8 +71,7 @@ def _page_key(tokens: Sequence[int], root: bytes, parent_key: bytes | None) -> b
 class PrefixTrail:
     """What the cache knows about one sequence, so that each of its pages is hashed once. Held by its owner.
 
-    The tokens of hashed pages must not change afterwards: a sequence that is rewound below
-    `len(keys) * page_size` tokens needs a new trail.
+    The tokens of hashed pages must not change afterwards; `cut` forgets those that do.
 
     Attributes:
         root: the root of its keys.
@@ -83,29 +83,70 @@ class PrefixTrail:
     keys: list[bytes] = field(default_factory=list)
     n_stored: int = 0
 
+    def cut(self, n_pages: int) -> None:
+        """Forget all but the first pages."""
+        del self.keys[n_pages:]
+        self.n_stored = min(self.n_stored, n_pages)
+
+    def copy(self) -> PrefixTrail:
+        """The trail of a sequence that goes on from the same state."""
+        return PrefixTrail(self.root, list(self.keys), self.n_stored)
+
+
+class Found(NamedTuple):
+    """The state of a cached prefix.
+
+    Attributes:
+        n_tokens: its length; a multiple of the page size.
+        pages: with its keys and values; none without paged layers.
+        slot: with the recurrent state after its last token; None without recurrent layers, or if nothing was found.
+    """
+
+    n_tokens: int
+    pages: list[int]
+    slot: int | None
+
 
 class PrefixCache:
-    """Finds pages by the tokens they hold, and makes computed ones findable.
+    """Finds the state of layers by the tokens that led to it, and makes computed state findable.
+
+    Paged layers can go on from any full page, recurrent ones only from a checkpoint: a slot kept at a multiple
+    of `checkpoint_every` tokens. A prefix counts as found where every layer has its state.
 
     Invariant: who holds a page through the cache also holds the pages that it continues, so what a live
     sequence shares or has stored is never evicted under it.
 
     Args:
-        allocator: the page pool.
+        allocator: the page pool; None for models without paged layers.
         page_size: tokens of a page.
         root: what `root_key` gave; the default for sequences.
+        slots: the slot pool; None for models without recurrent layers.
+        checkpoint_every: tokens from one checkpoint to the next; a multiple of `page_size`.
 
     Attributes:
         lookups: calls of `match`.
-        hits: pages that `match` found.
-        misses: full pages within the limits given to `match` that it did not find.
+        hits: pages of tokens that `match` found.
+        misses: full pages of tokens within the limits given to `match` that it did not find.
         saved_tokens: tokens on the pages found.
     """
 
-    def __init__(self, allocator: PageAllocator, page_size: int, root: bytes):
+    def __init__(
+        self,
+        allocator: BlockAllocator | None,
+        page_size: int,
+        root: bytes,
+        *,
+        slots: BlockAllocator | None = None,
+        checkpoint_every: int = 256,
+    ):
         if page_size < 1:
             raise CacheError(f"a page of {page_size} tokens: at least 1")
-        self.allocator, self.page_size, self.root = allocator, page_size, root
+        if slots is not None and (checkpoint_every < 1 or checkpoint_every % page_size):
+            raise CacheError(
+                f"checkpoints every {checkpoint_every} tokens: expected a multiple of the page, {page_size}"
+            )
+        self.allocator, self.slots, self.page_size, self.root = allocator, slots, page_size, root
+        self.stride = page_size if slots is None else checkpoint_every
         self.lookups = self.hits = self.misses = self.saved_tokens = 0
 
     def trail(self, root: bytes | None = None) -> PrefixTrail:
@@ -113,30 +154,33 @@ class PrefixCache:
         return PrefixTrail(self.root if root is None else root)
 
     def peek(self, tokens: Sequence[int], *, limit: int, trail: PrefixTrail) -> tuple[int, int]:
-        """What `match` would find, without taking or counting it: the pages, and how many of them are live.
+        """What `match` would find, without taking or counting it: tokens, and how many of its pages are live.
 
         A sequence of `n` pages can be admitted if `n` less the live ones are free.
         """
-        pages = self._cached_run(tokens, limit, trail)
-        return len(pages), sum(self.allocator.ref_count(page) > 0 for page in pages)
+        found = self._find(tokens, limit, trail)
+        return found.n_tokens, sum(self.allocator.ref_count(page) > 0 for page in found.pages)
 
-    def match(self, tokens: Sequence[int], *, limit: int, trail: PrefixTrail) -> list[int]:
-        """Acquire the pages of the longest cached prefix, in order; whoever gets them frees them.
+    def match(self, tokens: Sequence[int], *, limit: int, trail: PrefixTrail) -> Found:
+        """Acquire the state of the longest cached prefix; whoever gets it frees it.
 
         Args:
             tokens: token ids, from the beginning of the sequence.
             limit: tokens that may be covered at most; `len(tokens) - 1` leaves one to compute logits from.
-            trail: the sequence's; it begins again at the pages found.
+            trail: the sequence's; it begins again at what is found.
         """
-        pages = self._cached_run(tokens, limit, trail)
-        for key in trail.keys[: len(pages)]:
+        found = self._find(tokens, limit, trail)
+        n = found.n_tokens // self.page_size
+        for key in trail.keys[: len(found.pages)]:
             self.allocator.acquire_cached(key)
-        trail.n_stored = len(pages)
+        if found.slot is not None:
+            self.slots.acquire_cached(trail.keys[n - 1])
+        trail.n_stored = n
         self.lookups += 1
-        self.hits += len(pages)
-        self.misses += self._n_full(tokens, limit) - len(pages)
-        self.saved_tokens += len(pages) * self.page_size
-        return pages
+        self.hits += n
+        self.misses += self._n_full(tokens, limit) - n
+        self.saved_tokens += found.n_tokens
+        return found
 
     def store(self, tokens: Sequence[int], pages: list[int], n_computed: int, trail: PrefixTrail) -> None:
         """Register the pages that are full of computed tokens; call it once their keys and values are written.
@@ -163,7 +207,7 @@ class PrefixCache:
             parent = pages[i - 1] if i else None
             if i and self.allocator.lookup(trail.keys[i - 1]) != parent:
                 return
-            key = self._key(tokens, i, trail)
+            key = self.key(tokens, i, trail)
             holder = self.allocator.register(pages[i], key, parent)
             if holder != pages[i]:
                 self.allocator.acquire_cached(key)
@@ -171,20 +215,44 @@ class PrefixCache:
                 pages[i] = holder
             trail.n_stored = i + 1
 
+    def store_checkpoint(self, tokens: Sequence[int], slot: int, position: int, trail: PrefixTrail) -> None:
+        """Register a slot with the state after `position` tokens, if that is where checkpoints are kept.
+
+        The slot must not be written any more. A slot that holds the same already stays the one that is found.
+        """
+        if position and position % self.stride == 0:
+            self.slots.register(slot, self.key(tokens, position // self.page_size - 1, trail))
+
+    def checkpoints(self, position: int, trail: PrefixTrail) -> dict[int, int]:
+        """Checkpoints of a sequence that are still kept: the slot at each position, up to and with `position`."""
+        every, found = self.stride // self.page_size, {}
+        for n in range(every, min(position // self.page_size, len(trail.keys)) + 1, every):
+            if (slot := self.slots.lookup(trail.keys[n - 1])) is not None:
+                found[n * self.page_size] = slot
+        return found
+
+    def key(self, tokens: Sequence[int], i: int, trail: PrefixTrail) -> bytes:
+        """Key of a sequence's page `i`, which must be full of its tokens."""
+        for j in range(len(trail.keys), i + 1):
+            chunk = tokens[j * self.page_size : (j + 1) * self.page_size]
+            trail.keys.append(_page_key(chunk, trail.root, trail.keys[-1] if trail.keys else None))
+        return trail.keys[i]
+
     def _n_full(self, tokens: Sequence[int], limit: int) -> int:
         return max(0, min(limit, len(tokens))) // self.page_size
 
-    def _cached_run(self, tokens: Sequence[int], limit: int, trail: PrefixTrail) -> list[int]:
-        pages: list[int] = []
-        for i in range(self._n_full(tokens, limit)):
-            if (page := self.allocator.lookup(self._key(tokens, i, trail))) is None:
-                break
-            pages.append(page)
-        return pages
-
-    def _key(self, tokens: Sequence[int], i: int, trail: PrefixTrail) -> bytes:
-        """Key of page `i`; all before it are on the trail."""
-        if i == len(trail.keys):
-            chunk = tokens[i * self.page_size : (i + 1) * self.page_size]
-            trail.keys.append(_page_key(chunk, trail.root, trail.keys[-1] if trail.keys else None))
-        return trail.keys[i]
+    def _find(self, tokens: Sequence[int], limit: int, trail: PrefixTrail) -> Found:
+        n_full, pages = self._n_full(tokens, limit), []
+        if self.allocator is not None:
+            for i in range(n_full):
+                if (page := self.allocator.lookup(self.key(tokens, i, trail))) is None:
+                    break
+                pages.append(page)
+            n_full = len(pages)
+        if self.slots is None:
+            return Found(n_full * self.page_size, pages, None)
+        every = self.stride // self.page_size
+        for n in range(n_full // every * every, 0, -every):
+            if (slot := self.slots.lookup(self.key(tokens, n - 1, trail))) is not None:
+                return Found(n * self.page_size, pages[:n], slot)
+        return Found(0, [], None)

@@ -1,18 +1,31 @@
-"""Rows of a sequence between its pages and the host: for snapshots, or to make room for others."""
+"""State of a sequence between the device and the host, and from page to page: for snapshots, and to make room."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int
 
 from oxjax.cache.blocks import NULL_PAGE
+from oxjax.cache.slots import RecurrentState
+from oxjax.cache.states import Saved
 
-State = TypeVar("State")  # a pytree of page arrays, `[pages, page_size, ...]` each
+State = TypeVar("State")  # a pytree of `RecurrentState`s and, apart from those, page arrays `[pages, page_size, ...]`
+
+
+def page_arrays(state: Any) -> list[Array]:
+    """The page arrays of a state, in the order of its leaves."""
+    return [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_recurrent) if not _is_recurrent(leaf)]
+
+
+def slot_arrays(state: Any) -> list[Array]:
+    """The slot arrays of a state, `[slots, ...]` each, in the order of its leaves."""
+    recurrent = filter(_is_recurrent, jax.tree.leaves(state, is_leaf=_is_recurrent))
+    return [array for layer in recurrent for array in jax.tree.leaves(layer)]
 
 
 def page_bucket(n_pages: int) -> int:
@@ -21,51 +34,74 @@ def page_bucket(n_pages: int) -> int:
 
 
 @jax.jit
-def gather_pages(state: object, pages: Int[Array, " P"]) -> list[Array]:
-    """Copies of these pages, `[P, page_size, ...]` for each array of the state in the order of its leaves."""
-    return [leaf[pages] for leaf in jax.tree.leaves(state)]
+def gather(state: Any, pages: Int[Array, " P"], slot: Int[Array, ""]) -> tuple[list[Array], list[Array]]:
+    """Copies of these pages, `[P, page_size, ...]` for each page array, and of this slot for each slot array."""
+    return [array[pages] for array in page_arrays(state)], [array[slot] for array in slot_arrays(state)]
 
 
 @partial(jax.jit, donate_argnums=0)
-def scatter_pages(state: State, pages: Int[Array, " P"], contents: list[Array]) -> State:
-    """The state with the contents of these pages replaced, in place since it is donated."""
-    leaves, tree = jax.tree.flatten(state)
-    return jax.tree.unflatten(tree, [leaf.at[pages].set(new) for leaf, new in zip(leaves, contents, strict=True)])
+def scatter(
+    state: State, pages: Int[Array, " P"], contents: list[Array], slot: Int[Array, ""], values: list[Array]
+) -> State:
+    """The state with these pages and this slot replaced, in place since it is donated."""
+    new_pages, new_values = iter(contents), iter(values)
+    return _map(state, lambda a: a.at[pages].set(next(new_pages)), lambda a: a.at[slot].set(next(new_values)))
 
 
-def export_pages(state: object, pages: Sequence[int], n_tokens: int) -> list[np.ndarray]:
-    """Keys and values of a sequence's first tokens; the state stays as it is.
+@partial(jax.jit, donate_argnums=0)
+def copy_page(state: State, source: Int[Array, ""], target: Int[Array, ""]) -> State:
+    """The state with one page copied to another, in place since it is donated."""
+    return _map(state, lambda a: a.at[target].set(a[source]), lambda a: a)
+
+
+def export_state(state: Any, pages: Sequence[int], slot: int | None, n_tokens: int) -> Saved:
+    """What a sequence has on the device; the state stays as it is.
 
     Args:
-        state: page arrays of every layer.
+        state: of every layer.
         pages: the sequence's, in order of position; they hold `n_tokens` at least.
-        n_tokens: rows wanted.
-
-    Returns:
-        Rows `[n_tokens, ...]` for each array of the state, in the order of its leaves: the same whatever the
-        page size.
+        slot: the sequence's; None if it has not begun, or without recurrent layers.
+        n_tokens: tokens that its state is the state of.
     """
-    contents = jax.device_get(gather_pages(state, _padded(pages)))
-    return [content.reshape(-1, *content.shape[2:])[:n_tokens] for content in contents]
+    contents, values = jax.device_get(gather(state, *_padded(pages, slot)))
+    rows = [content.reshape(-1, *content.shape[2:])[:n_tokens] for content in contents]
+    return Saved(n_tokens, rows, [] if slot is None else values)
 
 
-def import_pages(state: State, pages: Sequence[int], rows: Sequence[np.ndarray]) -> State:
-    """The state with the rows that `export_pages` gave in these pages, from the beginning of the first one.
+def import_state(state: State, pages: Sequence[int], slot: int | None, saved: Saved, first: int) -> State:
+    """The state with what `export_state` gave in these pages and this slot.
 
     Args:
-        state: page arrays of every layer; donated.
-        pages: as many as the rows need. What follows the last row in its page becomes zero.
-        rows: `[n_tokens, ...]` for each array of the state, in the order of its leaves.
+        state: of every layer; donated.
+        pages: as many as the rows from `first` on need. What follows the last row in its page becomes zero.
+        slot: for the recurrent state; None without recurrent layers.
+        saved: of a sequence.
+        first: row that begins the first page.
     """
-    page_size, ids = jax.tree.leaves(state)[0].shape[1], _padded(pages)
-    return scatter_pages(state, ids, [_whole_pages(array, len(ids), page_size) for array in rows])
+    ids, at = _padded(pages, slot)
+    contents = [
+        _whole_pages(rows[first:], len(ids), array.shape[1])
+        for rows, array in zip(saved.rows, page_arrays(state), strict=True)
+    ]
+    return scatter(state, ids, contents, at, saved.values)
 
 
-def _padded(pages: Sequence[int]) -> Int[Array, " P"]:
-    """Page ids up to the bucket; the null page, which takes all padding, fills the rest."""
+def _is_recurrent(node: Any) -> bool:
+    return isinstance(node, RecurrentState)
+
+
+def _map(state: State, on_pages: Callable[[Array], Array], on_slots: Callable[[Array], Array]) -> State:
+    def update(node: Any) -> Any:
+        return jax.tree.map(on_slots, node) if _is_recurrent(node) else on_pages(node)
+
+    return jax.tree.map(update, state, is_leaf=_is_recurrent)
+
+
+def _padded(pages: Sequence[int], slot: int | None) -> tuple[Array, Array]:
+    """Page ids up to the bucket, and the slot; the null page, which takes all padding, stands for those not there."""
     ids = np.full(page_bucket(len(pages)), NULL_PAGE, np.int32)
     ids[: len(pages)] = pages
-    return jax.device_put(ids)
+    return jax.device_put((ids, np.int32(NULL_PAGE if slot is None else slot)))
 
 
 def _whole_pages(rows: np.ndarray, n_pages: int, page_size: int) -> np.ndarray:

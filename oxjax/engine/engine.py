@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from oxjax.cache.blocks import PageAllocator
+from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
+from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Output
 from oxjax.engine.runner import Runner
-from oxjax.engine.scheduler import Saved, Scheduler, Sequence, Work
-from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint, row_specs
-from oxjax.errors import NonFiniteLogitsError, RequestError
+from oxjax.engine.scheduler import Scheduler, Sequence, Work
+from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint, state_specs
+from oxjax.errors import InvalidRequestError, NonFiniteLogitsError, RequestError
 from oxjax.models.load import Model
-from oxjax.sampling.params import SamplingParams
+from oxjax.sampling.params import SamplingParams, sample_seed
+
+log = logging.getLogger("oxjax")
 
 
 @dataclass(eq=False)
@@ -27,11 +33,13 @@ class Request:
     """A request in the engine.
 
     Attributes:
-        sequence: its tokens and pages.
+        sequence: its tokens and state.
         params: how it is sampled; None for a prompt whose logits are wanted.
         seed: of its draws.
         output: what it has generated.
         logits: float32 rows `[n, vocab]` so far, for a prompt whose logits are wanted.
+        samples: the other samples of the same prompt, where `params.n` asked for several: requests as well.
+        unborn: those of them that wait for the prompt to be computed, to begin as forks of this one.
         error: why it failed.
         done: whether it has left the engine.
     """
@@ -41,8 +49,23 @@ class Request:
     seed: int = 0
     output: Output | None = None
     logits: list[np.ndarray] = field(default_factory=list)
+    samples: tuple[Request, ...] = ()
+    unborn: tuple[Request, ...] = ()
     error: RequestError | None = None
     done: bool = False
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.sequence.tokens) - (0 if self.output is None else len(self.output.chunks))
+
+
+class _Chooser(NamedTuple):
+    """A request that chooses from a row of logits, its own or, while it is unborn, its parent's."""
+
+    row: int
+    request: Request
+    parent: Request | None = None
 
 
 class Engine:
@@ -55,8 +78,10 @@ class Engine:
         max_batch: sequences that run at once.
         max_rows: rows of a step.
         max_context: tokens that a sequence may reach.
-        reuse_prefixes: find keys and values of prompts that begin as others did instead of computing them.
-        swap: keep the rows of a preempted request on the host instead of computing them again.
+        reuse_prefixes: find the state of prompts that begin as others did instead of computing it.
+        swap: keep the state of a preempted request on the host instead of computing it again.
+        n_checkpoints: recurrent states that are kept for reuse and rewinding, for models with recurrent layers.
+        checkpoint_every: tokens between them; a multiple of `page_size`.
     """
 
     def __init__(
@@ -70,95 +95,199 @@ class Engine:
         max_context: int,
         reuse_prefixes: bool = True,
         swap: bool = True,
+        n_checkpoints: int = 16,
+        checkpoint_every: int = 256,
     ):
-        self.tokenizer = model.tokenizer
-        allocator = PageAllocator(n_pages)
-        root = root_key(model=repr(model.config))  # the cache lives no longer than these parameters do
-        self.scheduler = Scheduler(
-            allocator,
-            prefix=PrefixCache(allocator, page_size, root) if reuse_prefixes else None,
-            export=self._saved if swap else None,
-            page_size=page_size,
-            max_batch=max_batch,
-            max_rows=max_rows,
-            max_context=max_context,
-        )
+        self.tokenizer, config = model.tokenizer, model.config
+        n_slots = 1 + SLOTS_PER_SEQUENCE * max_batch + n_checkpoints if config.slot_bytes else 1
         self.runner = Runner(
-            model.config,
+            config,
             model.params,
             n_pages=n_pages,
             page_size=page_size,
             max_batch=max_batch,
             max_rows=max_rows,
             max_context=max_context,
+            n_slots=n_slots,
+        )
+        pages = BlockAllocator(n_pages) if config.page_bytes(1) else None
+        slots = BlockAllocator(n_slots, "slot") if config.slot_bytes else None
+        if slots is not None and not n_checkpoints and reuse_prefixes:
+            reuse_prefixes = False
+            log.warning("prefixes are not reused: this model has recurrent layers, and no checkpoints are kept")
+        prefix = None
+        if reuse_prefixes:
+            root = root_key(model=repr(config))  # the cache lives no longer than these parameters do
+            prefix = PrefixCache(pages, page_size, root, slots=slots, checkpoint_every=checkpoint_every)
+        self.pool = StatePool(self.runner, page_size=page_size, pages=pages, slots=slots, prefix=prefix)
+        self.scheduler = Scheduler(
+            self.pool, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=swap
         )
         self._requests: dict[Sequence, Request] = {}
         self._counts: Counter[str] = Counter()
 
     def metrics(self) -> Metrics:
         """What the engine has done since it was made, and how full it is now."""
-        scheduler, allocator, prefix = self.scheduler, self.scheduler.allocator, self.scheduler.prefix
+        scheduler, pages, slots, prefix = self.scheduler, self.pool.pages, self.pool.slots, self.pool.prefix
         return Metrics(
             **{name: self._counts[name] for name in ("requests", "finished", "failed", "cancelled", "steps")},
             computed_tokens=self._counts["rows"],
             cached_tokens=prefix.saved_tokens if prefix else 0,
             generated_tokens=self._counts["generated"],
             step_seconds=self._counts["nanoseconds"] / 1e9,
+            host_seconds=self._counts["host nanoseconds"] / 1e9,
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=scheduler.n_waiting,
             preemptions=scheduler.preemptions,
+            reuses_prefixes=prefix is not None,
             prefix_hits=prefix.hits if prefix else 0,
             prefix_misses=prefix.misses if prefix else 0,
-            evictions=allocator.evictions,
-            pages=allocator.capacity,
-            pages_used=allocator.used_count,
-            pages_cached=allocator.cached_count,
-            pages_peak=allocator.peak_used,
+            evictions=pages.evictions if pages else 0,
+            pages=pages.capacity if pages else 0,
+            pages_used=pages.used_count if pages else 0,
+            pages_cached=pages.cached_count if pages else 0,
+            pages_peak=pages.peak_used if pages else 0,
+            page_bytes=self.runner.config.page_bytes(self.pool.page_size),
+            slots=slots.capacity if slots else 0,
+            slots_used=slots.used_count if slots else 0,
+            checkpoints=slots.cached_count if slots else 0,
+            checkpoint_evictions=slots.evictions if slots else 0,
+            slot_bytes=self.runner.config.slot_bytes,
             compilations=self.runner.compilations.total(),
         )
 
-    def generate(self, prompt: list[int], params: SamplingParams, seed: int) -> Request:
+    def generate(self, prompt: list[int], params: SamplingParams, seed: int, *, priority: int = 0) -> Request:
         """Queue a prompt to be continued.
+
+        Args:
+            prompt: token ids.
+            params: how.
+            seed: of the draws; `params.seed` is not looked at.
+            priority: requests of a higher one go first; see `Sequence.priority`. It changes no result.
 
         Raises:
             RequestTooLargeError: it can never fit; nothing is queued.
         """
+        requests = [self._new(prompt, params, sample_seed(seed, i), priority) for i in range(params.n)]
+        leader, *others = requests
+        leader.samples = leader.unborn = tuple(others)
+        self._add(leader)
+        for request in others:
+            self._admit(request)
+        return leader
+
+    def _new(self, prompt: list[int], params: SamplingParams, seed: int, priority: int) -> Request:
         room = self.scheduler.max_context - len(prompt)
         max_new = max(1, room) if params.max_tokens is None else params.max_tokens
-        sequence = Sequence(tokens=list(prompt), max_length=len(prompt) + max_new)
-        output = Output(self.tokenizer, prompt, params, max_new)
-        return self._add(Request(sequence=sequence, params=params, seed=seed, output=output))
+        sequence = Sequence(tokens=list(prompt), max_length=len(prompt) + max_new, priority=priority)
+        return Request(sequence, params, seed, Output(self.tokenizer, prompt, params, max_new))
 
-    def logits(self, prompt: list[int]) -> Request:
+    def logits(self, prompt: list[int], *, priority: int = 0) -> Request:
         """Queue a prompt whose logits are wanted at every position; errors as for `generate`."""
-        return self._add(Request(Sequence(tokens=list(prompt), max_length=len(prompt), all_logits=True)))
+        sequence = Sequence(tokens=list(prompt), max_length=len(prompt), all_logits=True, priority=priority)
+        return self._add(Request(sequence))
 
     def _add(self, request: Request) -> Request:
         self.scheduler.add(request.sequence)
+        return self._admit(request)
+
+    def _admit(self, request: Request) -> Request:
         self._requests[request.sequence] = request
         self._counts["requests"] += 1
         return request
 
-    def snapshot(self) -> bytes:
-        """Everything about the requests in the engine, so that `resume` can go on in another process.
+    def fork(
+        self,
+        request: Request,
+        *,
+        length: int | None = None,
+        params: SamplingParams | None = None,
+        seed: int | None = None,
+    ) -> Request:
+        """Queue a request that goes on from where another one is, or was; nothing of what they share is computed twice.
 
-        The engine goes on as if nothing had happened. A snapshot takes about as many bytes as the keys and values
-        of its requests, and some four times that in memory while it is made. The first one reads all parameters.
+        Args:
+            request: a generating one, in any state, done or not.
+            length: tokens to share, from the whole prompt to all there are (None).
+            params: for what follows; the same ones unless given. `n` must be 1.
+            seed: of its draws; the same one unless given, which with the same parameters gives the same tokens.
+
+        Raises:
+            InvalidRequestError: `length` is not one of those, or the shared tokens end a request with these parameters.
+            RequestTooLargeError: it can never fit. Nothing is queued.
         """
-        sequences = (*self.scheduler.running, *self.scheduler.waiting)
-        requests = [self._requests[s] for s in sequences]
-        entries = [Entry(r.sequence, r.params, r.seed, r.output, r.logits) for r in requests]
-        return encode(self._host, entries, [self._saved(s) for s in sequences])
+        params = dataclasses.replace(request.params or SamplingParams(), n=1) if params is None else params
+        if request.params is None or params.n != 1:
+            raise InvalidRequestError("only requests that generate can be forked, into one more each time")
+        tokens = self._beginning(request, length)
+        child = self._new(tokens[: request.n_prompt], params, request.seed if seed is None else seed, 0)
+        child.sequence.tokens, child.sequence.priority = tokens, request.sequence.priority
+        child.output.replay(request.output.chunks[: len(tokens) - request.n_prompt])
+        self.scheduler.fork(request.sequence, child.sequence)
+        return self._admit(child)
+
+    def rewind(self, request: Request, length: int) -> None:
+        """Take a request back to when it had `length` tokens, prompt included, and let it go on from there.
+
+        It draws the same tokens again, since draws depend on seed and position; `fork` goes on otherwise. Recurrent
+        layers go back to their last checkpoint and compute what lies between again. A request that is done comes
+        back. Nothing happens at its own length.
+
+        Raises:
+            InvalidRequestError: shorter than the prompt, longer than the request, or it does not generate; nothing
+                was changed.
+        """
+        tokens = self._beginning(request, length)
+        if len(tokens) == len(request.sequence.tokens):
+            return
+        n_new = len(tokens) - request.n_prompt
+        output = Output(self.tokenizer, tokens[: request.n_prompt], request.params, request.output.max_new)
+        request.output = output.replay(request.output.chunks[:n_new])
+        request.sequence.tokens = tokens
+        self.scheduler.rewind(request.sequence)
+        if request.done:
+            request.done, request.error = False, None
+            self._admit(request)
+
+    @staticmethod
+    def _beginning(request: Request, length: int | None) -> list[int]:
+        tokens = request.sequence.tokens
+        length = len(tokens) if length is None else length
+        if request.params is None or not request.n_prompt <= length <= len(tokens):
+            raise InvalidRequestError(
+                f"a length of {length}, for a request with {request.n_prompt} tokens of prompt and {len(tokens)} in all"
+                + (" that generates nothing" if request.params is None else "")
+            )
+        return tokens[:length]
+
+    def snapshot(self, requests: Iterable[Request] | None = None) -> bytes:
+        """Everything about requests in the engine, so that `resume` can go on in another process.
+
+        The engine goes on as if nothing had happened. A snapshot takes about as many bytes as the state of its
+        requests, and some four times that in memory while it is made. The first one reads all parameters.
+
+        Args:
+            requests: those wanted; None is all of them. Those that are done are left out.
+        """
+        order = {sequence: i for i, sequence in enumerate(self.scheduler)}
+        chosen = list(self._requests.values() if requests is None else requests)
+        chosen = sorted((r for r in chosen if not r.done), key=lambda r: order.get(r.sequence, len(order)))
+        entries = [Entry(r.sequence, r.params, r.seed, r.output, r.logits) for r in chosen]
+        return encode(self._host, entries, [self._saved(r.sequence) for r in chosen])
+
+    def _saved(self, sequence: Sequence) -> Any:
+        return self.pool.export(sequence.state) if sequence.n_computed else sequence.saved
 
     def resume(self, blob: bytes) -> list[Request]:
         """Queue the requests of a snapshot, behind those that are here, to go on where they were.
 
         The engine may have other pages, batch sizes and limits than the one that made the snapshot, and requests of
-        its own. Computed keys and values wait on the host until pages are free. In exact mode the requests give the
-        same bits as they would have given there.
+        its own. State waits on the host until there is room. In exact mode the requests give the same bits as they
+        would have given there.
 
         Returns:
-            The requests in their order there; those that were done are not among them.
+            The requests in their order there; those that were done are not among them, and samples of one prompt
+            are requests on their own.
 
         Raises:
             SnapshotMismatchError: another model, dtype or exactness.
@@ -171,24 +300,14 @@ class Engine:
     def _host(self) -> Host:
         """What a snapshot depends on; reads all parameters once."""
         config, state = self.runner.config, self.runner.state
-        return Host(model_fingerprint(config, self.runner.params), config.vocab_size, self.tokenizer, row_specs(state))
-
-    def _saved(self, sequence: Sequence) -> Saved:
-        if sequence.saved is not None:
-            return sequence.saved
-        return Saved(sequence.n_computed, self.runner.export_rows(sequence.pages, sequence.n_computed))
-
-    def _restore(self, sequence: Sequence) -> None:
-        """Write the saved rows of a sequence that was just admitted, behind those that the prefix cache had."""
-        n_found, page_size = sequence.trail.n_stored if sequence.trail else 0, self.scheduler.page_size
-        n_tokens, rows = sequence.saved
-        pages = sequence.pages[n_found : self.scheduler.pages_for(n_tokens)]
-        if pages:
-            self.runner.import_rows(pages, [array[n_found * page_size :] for array in rows])
-        sequence.saved = None
+        fingerprint = model_fingerprint(config, self.runner.params)
+        return Host(fingerprint, config.vocab_size, self.tokenizer, *state_specs(state))
 
     def cancel(self, request: Request) -> None:
-        """Drop a request, whatever its state; its pages are free at once. Nothing happens to one that is done."""
+        """Drop a request, whatever its state; its pages are free at once. Nothing happens to one that is done.
+
+        Other samples of its prompt go on.
+        """
         if not request.done:
             self._leave(request, "cancelled")
 
@@ -197,33 +316,48 @@ class Engine:
         del self._requests[request.sequence]
         request.done = True
         self._counts[how] += 1
+        unborn = [r for r in request.unborn if not r.done]
+        request.unborn = ()
+        if unborn:  # the first of them computes the prompt instead
+            self.scheduler.add(unborn[0].sequence)
+            unborn[0].unborn = tuple(unborn[1:])
 
     def step(self) -> None:
         """Run one batch and hand out what it gave. Does nothing when no request is in the engine.
 
         If the step itself fails, no request has advanced.
         """
+        start = time.perf_counter_ns()
         work = self.scheduler.schedule()
         if not work:
             return
-        start = time.perf_counter_ns()
-        for item in work:
-            if item.sequence.saved is not None:
-                self._restore(item.sequence)
-        logits = self.runner.run(work)
         ends = np.cumsum([w.n_rows for w in work])
         wants_all = any(w.sequence.all_logits for w in work)
         rows = ends - 1 if wants_all else np.arange(len(work))
-        choosing = {int(row): self._requests[w.sequence] for row, w in zip(rows, work, strict=True) if _chooses(w)}
+        choosing = [
+            chooser
+            for row, w in zip(rows.tolist(), work, strict=True)
+            if w.reaches_end and not w.sequence.all_logits
+            for chooser in self._choosers(row, self._requests[w.sequence])
+        ]
+        device = time.perf_counter_ns()
+        logits = self.runner.run(work)
         sampled = self._sample(logits, choosing) if choosing else {}
         scored = np.asarray(logits) if wants_all else None
+        device = time.perf_counter_ns() - device
         # The device has done its part: only now has anything advanced.
         self.scheduler.commit(work)
         if scored is not None:
             self._collect_logits(work, scored, ends)
-        for row, request in choosing.items():
-            self._deliver(request, {name: column[row] for name, column in sampled.items()})
-        self._counts.update(steps=1, rows=sum(w.n_rows for w in work), nanoseconds=time.perf_counter_ns() - start)
+        for i, chooser in reversed(list(enumerate(choosing))):  # samples are born before the first one goes on
+            self._deliver(chooser, {name: column[i] for name, column in sampled.items()})
+        self._counts.update(steps=1, rows=int(ends[-1]), nanoseconds=time.perf_counter_ns() - start)
+        self._counts["host nanoseconds"] += time.perf_counter_ns() - start - device
+
+    @staticmethod
+    def _choosers(row: int, request: Request) -> list[_Chooser]:
+        """Those that choose a token from a request's row of logits: itself, and its unborn samples."""
+        return [_Chooser(row, request), *(_Chooser(row, r, request) for r in request.unborn if not r.done)]
 
     def _collect_logits(self, work: list[Work], logits: np.ndarray, ends: np.ndarray) -> None:
         for item, end in zip(work, ends, strict=True):
@@ -234,15 +368,20 @@ class Engine:
                 if item.reaches_end:
                     self._leave(request, "finished")
 
-    def _sample(self, logits: object, choosing: dict[int, Request]) -> dict[str, np.ndarray]:
-        """Choose a token for each given row of the logits; the columns of `Sampled`, on the host."""
-        table = [None] * (max(choosing) + 1)
-        for row, request in choosing.items():
-            table[row] = (request.params, request.seed, len(request.sequence.tokens))
-        sampled = self.runner.sample(logits, table, max(r.params.logprobs for r in choosing.values()))
-        return {name: np.asarray(getattr(sampled, name)) for name in sampled.__dataclass_fields__}
+    def _sample(self, logits: Any, choosing: list[_Chooser]) -> dict[str, np.ndarray]:
+        """Choose a token for each; the columns of `Sampled`, on the host."""
+        rows = [(c.row, c.request.params, c.request.seed, len(c.request.sequence.tokens)) for c in choosing]
+        return self.runner.sample(logits, rows, max(c.request.params.logprobs for c in choosing))
 
-    def _deliver(self, request: Request, row: dict[str, Any]) -> None:
+    def _deliver(self, chooser: _Chooser, row: dict[str, Any]) -> None:
+        """Hand what was chosen to a request; one that was unborn begins."""
+        if chooser.parent is None:
+            chooser.request.unborn = ()
+        self._take(chooser.request, row)
+        if chooser.parent is not None and not chooser.request.done:
+            self.scheduler.fork(chooser.parent.sequence, chooser.request.sequence)
+
+    def _take(self, request: Request, row: dict[str, Any]) -> None:
         """Append what was chosen for a request, or fail it."""
         tokens, n_top = request.sequence.tokens, request.params.logprobs
         if not row["finite"]:
@@ -256,7 +395,3 @@ class Engine:
         self._counts["generated"] += 1
         if request.output.push(token, logprob, pairs).finish_reason is not None:
             self._leave(request, "finished")
-
-
-def _chooses(work: Work) -> bool:
-    return work.reaches_end and not work.sequence.all_logits

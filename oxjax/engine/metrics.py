@@ -16,12 +16,18 @@ class Metrics:
         cached_tokens: tokens whose keys and values were found instead of computed.
         generated_tokens: tokens that were sampled.
         step_seconds: time spent in steps, device and host.
+        host_seconds: the host's part of it: scheduling and bookkeeping, while the device has nothing to do.
         running, waiting: requests now.
-        preemptions: how often a running request gave its pages up.
+        preemptions: how often a running request gave its state up.
+        reuses_prefixes: whether what prompts have in common is looked for at all.
         prefix_hits, prefix_misses: full pages of prompts that were found, and that were not.
         evictions: cached pages whose content made room for other.
         pages, pages_used, pages_cached, pages_peak: of the pool; used by requests now, kept for reuse now, and
             the most that were used at once.
+        page_bytes: size of a page over all layers.
+        slots, slots_used: of the pool of recurrent states; zero for models without recurrent layers.
+        checkpoints: recurrent states kept for reuse now; `checkpoint_evictions` made room for others.
+        slot_bytes: size of a sequence's recurrent state over all layers.
         compilations: programs compiled.
     """
 
@@ -34,9 +40,11 @@ class Metrics:
     cached_tokens: int
     generated_tokens: int
     step_seconds: float
+    host_seconds: float
     running: int
     waiting: int
     preemptions: int
+    reuses_prefixes: bool
     prefix_hits: int
     prefix_misses: int
     evictions: int
@@ -44,4 +52,10 @@ class Metrics:
     pages_used: int
     pages_cached: int
     pages_peak: int
+    page_bytes: int
+    slots: int
+    slots_used: int
+    checkpoints: int
+    checkpoint_evictions: int
+    slot_bytes: int
     compilations: int

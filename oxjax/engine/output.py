@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from oxjax.errors import InvalidRequestError
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
@@ -46,6 +48,20 @@ class Output:
         for token in prompt:
             self._detokenizer.push(token)
         self._held = ""  # text that may turn out to be the beginning of a stop text
+
+    def replay(self, chunks: Iterable[Chunk]) -> Output:
+        """Take tokens that were generated before, and return this output.
+
+        Raises:
+            InvalidRequestError: they already end it.
+        """
+        for chunk in chunks:
+            again = self.push(chunk.token_id, chunk.logprob, chunk.top_logprobs)
+            if again.finish_reason is not None:
+                raise InvalidRequestError(
+                    f"it is done after {len(self.chunks)} of these tokens: {again.finish_reason!r}"
+                )
+        return self
 
     def push(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> Chunk:
         """Take the next token; the chunk says whether it was the last."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence as Seq
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +13,20 @@ from jaxtyping import Array, Float
 
 from oxjax.batch import Batch
 from oxjax.cache.blocks import NULL_PAGE
-from oxjax.cache.transfer import export_pages, gather_pages, import_pages, page_bucket, scatter_pages
+from oxjax.cache.states import Saved
+from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
 from oxjax.engine.scheduler import Work
 from oxjax.kernels.dot import ROW_TILE
 from oxjax.models.decoder import Params, init_state, step
 from oxjax.sampling.params import SamplingParams
-from oxjax.sampling.pipeline import Sampled, SamplingRows, sample
+from oxjax.sampling.pipeline import SamplingRows, sample
 
 log = logging.getLogger("oxjax")
+
+# Compiled once per config and shape, whichever runner comes first.
+_step = jax.jit(step, static_argnames="config", donate_argnames="state")
+_sample = jax.jit(sample, static_argnames=("n_top", "exact"))
 
 
 def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
@@ -44,6 +48,7 @@ class Runner:
         max_batch: sequences of a step.
         max_rows: rows of a step.
         max_context: tokens of a sequence; gives the width of block tables.
+        n_slots: slots of the pool, the null slot included.
     """
 
     def __init__(
@@ -56,14 +61,13 @@ class Runner:
         max_batch: int,
         max_rows: int,
         max_context: int,
+        n_slots: int = 1,
     ):
         self.config, self.params, self.max_batch = config, params, max_batch
-        self.state = init_state(config, n_pages=n_pages, page_size=page_size)
+        self.state = init_state(config, n_pages=n_pages, page_size=page_size, n_slots=n_slots)
         self.buckets = row_buckets(max_rows, exact=config.exact)
         self.table_width = -(-max_context // page_size)
         self.compilations: Counter[str] = Counter()
-        self._step = jax.jit(partial(step, config=config), donate_argnums=1)
-        self._sample = jax.jit(partial(sample, exact=config.exact), static_argnames="n_top")
 
     def run(self, work: Seq[Work]) -> Float[Array, "N vocab"]:
         """Run the rows of `work` and return logits on the device.
@@ -90,33 +94,55 @@ class Runner:
         }
 
     def _run_batch(self, arrays: dict[str, np.ndarray]) -> Array:
-        with self._counted(self._step, f"step of {len(arrays['tokens'])} rows, {len(arrays['logits_rows'])} logits"):
-            logits, self.state = self._step(self.params, self.state, Batch(**jax.device_put(arrays)))
+        with self._counted(_step, f"step of {len(arrays['tokens'])} rows, {len(arrays['logits_rows'])} logits"):
+            logits, self.state = _step(self.params, self.state, Batch(**jax.device_put(arrays)), config=self.config)
         return logits
 
     def sample(
-        self, logits: Float[Array, "N vocab"], rows: Seq[tuple[SamplingParams, int, int] | None], n_top: int
-    ) -> Sampled:
-        """Choose tokens for the rows of logits.
+        self, logits: Float[Array, "N vocab"], wanted: Seq[tuple[int, SamplingParams, int, int]], n_top: int
+    ) -> dict[str, np.ndarray]:
+        """Choose tokens from rows of logits.
 
         Args:
             logits: from `run`.
-            rows: parameters, seed and position for each row, in order; None for rows that need no token.
+            wanted: row of the logits, parameters, seed and position for each token. Rows may come more than once.
             n_top: the most likely tokens to report; rounded up to a power of two.
+
+        Returns:
+            The columns of `Sampled`, on the host, an entry for each token wanted.
         """
         n_top = min(1 << (n_top - 1).bit_length() if n_top else 0, self.config.vocab_size)
-        with self._counted(self._sample, f"sampling of {logits.shape[0]} rows, {n_top} most likely"):
-            return self._sample(logits, _sampling_rows(rows, logits.shape[0]), n_top=n_top)
+        waves: list[dict[int, int]] = [{}]  # a call takes one token per row: row to place in `wanted`
+        for place, (row, *_) in enumerate(wanted):
+            wave = next((w for w in waves if row not in w), None)
+            if wave is None:
+                waves.append(wave := {})
+            wave[row] = place
+        columns: dict[str, np.ndarray] = {}
+        for wave in waves:
+            rows = _sampling_rows({row: wanted[place][1:] for row, place in wave.items()}, logits.shape[0])
+            with self._counted(_sample, f"sampling of {logits.shape[0]} rows, {n_top} most likely"):
+                sampled = _sample(logits, rows, n_top=n_top, exact=self.config.exact)
+            for name in sampled.__dataclass_fields__:
+                part = np.asarray(getattr(sampled, name))
+                column = columns.setdefault(name, np.empty((len(wanted), *part.shape[1:]), part.dtype))
+                column[list(wave.values())] = part[list(wave)]
+        return columns
 
-    def export_rows(self, pages: Seq[int], n_tokens: int) -> list[np.ndarray]:
-        """Keys and values of the first `n_tokens` tokens in these pages, on the host; see `export_pages`."""
-        with self._counted(gather_pages, f"export of {page_bucket(len(pages))} pages"):
-            return export_pages(self.state, pages, n_tokens)
+    def export(self, pages: Seq[int], slot: int | None, n_tokens: int) -> Saved:
+        """A sequence's state on the host; see `export_state`."""
+        with self._counted(gather, f"export of {page_bucket(len(pages))} pages"):
+            return export_state(self.state, pages, slot, n_tokens)
 
-    def import_rows(self, pages: Seq[int], rows: Seq[np.ndarray]) -> None:
-        """Fill pages with what `export_rows` gave; see `import_pages`."""
-        with self._counted(scatter_pages, f"import of {page_bucket(len(pages))} pages"):
-            self.state = import_pages(self.state, pages, rows)
+    def restore(self, pages: Seq[int], slot: int | None, saved: Saved, first: int) -> None:
+        """Write what `export` gave to pages and a slot; see `import_state`."""
+        with self._counted(scatter, f"import of {page_bucket(len(pages))} pages"):
+            self.state = import_state(self.state, pages, slot, saved, first)
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy a page on every layer."""
+        with self._counted(copy_page, "copy of a page"):
+            self.state = copy_page(self.state, *jax.device_put((np.int32(source), np.int32(target))))
 
     def warm_up(self, *, n_top: int = 0, all_logits: bool = False) -> None:
         """Compile every shape that `run`, `sample` and preemption can meet, on batches of padding.
@@ -132,8 +158,9 @@ class Runner:
                 if not wanted:
                     for n in {0, n_top}:
                         self.sample(logits, [], n)
+        self.copy_page(NULL_PAGE, NULL_PAGE)
         for n_pages in (1 << i for i in range(page_bucket(self.table_width).bit_length())):
-            self.import_rows([NULL_PAGE] * n_pages, self.export_rows([NULL_PAGE] * n_pages, 1))
+            self.restore([NULL_PAGE] * n_pages, NULL_PAGE, self.export([NULL_PAGE] * n_pages, NULL_PAGE, 1), 0)
 
     def _counted(self, function: jax.stages.Wrapped, cause: str) -> _CountCompilations:
         return _CountCompilations(function, cause, self.compilations)
@@ -163,7 +190,10 @@ def _build(work: Seq[Work], shapes: dict[str, tuple[int, ...]], *, all_logits: b
         batch["tokens"][row : row + n_rows] = sequence.tokens[start:stop]
         batch["positions"][row : row + n_rows] = np.arange(start, stop)
         batch["kv_lens"][s] = stop
-        batch["block_tables"][s, : len(sequence.pages)] = sequence.pages
+        state = sequence.state
+        batch["block_tables"][s, : len(state.pages)] = state.pages
+        batch["read_slots"][s] = state.slot or NULL_PAGE
+        batch["write_slots"][s] = state.next_slot or NULL_PAGE
         row += n_rows
         batch["cu_q_lens"][s + 1] = row
     batch["cu_q_lens"][len(work) + 1 :] = row
@@ -174,7 +204,7 @@ def _build(work: Seq[Work], shapes: dict[str, tuple[int, ...]], *, all_logits: b
     return batch
 
 
-def _sampling_rows(rows: Seq[tuple[SamplingParams, int, int] | None], n: int) -> SamplingRows:
+def _sampling_rows(rows: dict[int, tuple[SamplingParams, int, int]], n: int) -> SamplingRows:
     """Parameters of the rows as arrays of `n`; rows without any are greedy."""
     columns = {
         "seeds": np.zeros((n, 2), np.uint32),
@@ -184,11 +214,9 @@ def _sampling_rows(rows: Seq[tuple[SamplingParams, int, int] | None], n: int) ->
         "top_p": np.ones(n, np.float32),
         "min_p": np.zeros(n, np.float32),
     }
-    for i, row in enumerate(rows):
-        if row is not None:
-            params, seed, position = row
-            columns["seeds"][i] = seed >> 32, seed & 0xFFFFFFFF
-            columns["positions"][i] = position
-            for name in ("temperature", "top_k", "top_p", "min_p"):
-                columns[name][i] = getattr(params, name)
+    for i, (params, seed, position) in rows.items():
+        columns["seeds"][i] = seed >> 32, seed & 0xFFFFFFFF
+        columns["positions"][i] = position
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            columns[name][i] = getattr(params, name)
     return SamplingRows(**{name: jnp.asarray(column) for name, column in columns.items()})

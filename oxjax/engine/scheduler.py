@@ -1,63 +1,67 @@
 """Which rows of which sequences run next. Host only: no jax, no model, no sampling.
 
-First come, first served. A step takes one row of every sequence that decodes, then fills its row budget
-with chunks of prompts, oldest first. Pages are taken as a sequence grows. When none is left, the youngest
-running sequence gives all of its pages up and waits at the head of the queue, its rows kept on the host or
-to be computed again; so the oldest always moves, and everything ends. Pages of computed tokens stay findable
-by content until they are needed for something else; a sequence waits while another computes the beginning
-that they share.
+Sequences have ranks: first come, first served, where a level of priority counts as having come `HEAD_START`
+steps earlier; so nobody is overtaken for ever. A step takes one row of every sequence that decodes, then fills
+its row budget with chunks of prompts, best rank first. State is taken as a sequence grows. When none is left,
+the running sequence of the worst rank gives all of its state up and waits, the state kept on the host or to be
+computed again; so the best one always moves, and everything ends. What was computed stays findable by content
+until its place is needed; a sequence waits while another computes the beginning that they share.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import heapq
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
-import numpy as np
-
-from oxjax.cache.blocks import PageAllocator
-from oxjax.cache.prefix import PrefixCache, PrefixTrail
+from oxjax.cache.prefix import PrefixTrail
+from oxjax.cache.states import Saved, SequenceState, StatePool
 from oxjax.errors import RequestTooLargeError
 
-
-class Saved(NamedTuple):
-    """Keys and values of a sequence's first `n_tokens` tokens on the host, `[n_tokens, ...]` for each page array."""
-
-    n_tokens: int
-    rows: list[np.ndarray]
+HEAD_START = 256  # steps
 
 
 @dataclass(eq=False)
 class Sequence:
     """One sequence on the host.
 
-    Invariant: the pages hold the keys and values of at least `tokens[:n_computed]`, in order of position.
-
     Attributes:
         tokens: the prompt and everything generated so far.
         max_length: length at which it ends at the latest.
         all_logits: logits are wanted for every row, not for the last alone, so no row may be skipped.
-        n_computed: tokens whose keys and values are in its pages.
-        pages: page ids; empty while waiting.
-        trail: how far its pages are known to the prefix cache, where there is one.
-        saved: what its pages get when it is admitted, instead of computing it; whoever runs the work that admits
-            it writes them, and sets this to None.
+        priority: each level puts it before sequences that came up to `HEAD_START` steps earlier.
+        state: of its first tokens on the device; None while it waits.
+        saved: the same on the host, for when it is admitted.
+        trail: how far it is known to the prefix cache, where there is one.
+        rank: its place in the order of service; smaller goes first.
     """
 
     tokens: list[int]
     max_length: int
     all_logits: bool = False
-    n_computed: int = 0
-    pages: list[int] = field(default_factory=list)
-    trail: PrefixTrail | None = None
+    priority: int = 0
+    state: SequenceState | None = None
     saved: Saved | None = None
+    trail: PrefixTrail | None = None
+    rank: tuple[int, int] = (0, 0)
+
+    @property
+    def n_computed(self) -> int:
+        """Tokens that its state is the state of."""
+        return 0 if self.state is None else self.state.position
 
     @property
     def n_pending(self) -> int:
         """Tokens that have yet to be through the model; 1 while it decodes."""
         return len(self.tokens) - self.n_computed
+
+    @property
+    def n_reusable(self) -> int:
+        """Tokens whose state may be found instead of computed: the last one's logits are always needed."""
+        return 0 if self.all_logits else len(self.tokens) - 1
 
 
 class Work(NamedTuple):
@@ -74,43 +78,39 @@ class Work(NamedTuple):
 
 
 class Scheduler:
-    """Owns the pages of sequences and decides what runs.
+    """Decides what runs, and when sequences get and lose their state.
 
-    Invariants: `running` is ordered by age, everything in `waiting` that ran before is older than what did
-    not, and waiting sequences own no pages.
+    Invariants: `running` is ordered by rank, nobody who waits has a better rank than somebody who was admitted
+    after them, and those who wait have no state on the device.
 
     Args:
-        allocator: the page pool.
-        page_size: tokens of a page.
+        pool: of pages and slots.
         max_batch: sequences that run at once.
         max_rows: row budget of a step; at least `max_batch`.
         max_context: tokens that a sequence may reach.
-        prefix: finds pages of equal beginnings; None computes everything.
-        export: copies the rows of a sequence that is about to lose its pages; None has them computed again.
+        swap: keep the state of a sequence that has to give way on the host; otherwise it is computed again.
     """
 
-    def __init__(
-        self,
-        allocator: PageAllocator,
-        *,
-        page_size: int,
-        max_batch: int,
-        max_rows: int,
-        max_context: int,
-        prefix: PrefixCache | None = None,
-        export: Callable[[Sequence], Saved] | None = None,
-    ):
+    def __init__(self, pool: StatePool, *, max_batch: int, max_rows: int, max_context: int, swap: bool = True):
         if max_rows < max_batch:
             raise ValueError(f"a row budget of {max_rows} cannot serve {max_batch} sequences a row each")
-        self.allocator, self.prefix, self.export, self.page_size = allocator, prefix, export, page_size
+        self.pool, self.swap = pool, swap
         self.max_batch, self.max_rows, self.max_context = max_batch, max_rows, max_context
-        self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.preemptions = 0
+        self.preemptions = self.steps = 0
+        self._queue: list[tuple[tuple[int, int], Sequence]] = []  # a heap; those that left are skipped
+        self._queued: set[Sequence] = set()
+        self._serial = count()
 
-    def pages_for(self, n_tokens: int) -> int:
-        """Pages that hold this many tokens."""
-        return -(-n_tokens // self.page_size)
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Those that wait, best rank first."""
+        return sorted(self._queued, key=_rank)
+
+    @property
+    def n_waiting(self) -> int:
+        """How many wait."""
+        return len(self._queued)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence.
@@ -119,8 +119,9 @@ class Scheduler:
             RequestTooLargeError: see `check`.
         """
         self.check(sequence)
-        sequence.trail = None if self.prefix is None else self.prefix.trail()
-        self.waiting.append(sequence)
+        sequence.rank = self.steps - HEAD_START * sequence.priority, next(self._serial)
+        sequence.trail = self.pool.trail()
+        self._push(sequence)
 
     def check(self, sequence: Sequence) -> None:
         """Refuse a sequence that does not fit; queue nothing.
@@ -134,100 +135,178 @@ class Scheduler:
                 f"{len(sequence.tokens)} prompt tokens and up to {length - len(sequence.tokens)} new ones make "
                 f"{length}, and the context holds {limit}: shorten the prompt, lower max_tokens or raise max_context"
             )
-        if (needed := self.pages_for(length)) > self.allocator.capacity:
+        if (needed := self.pool.pages_for(length)) and needed > self.pool.pages.capacity:
             raise RequestTooLargeError(
-                f"{length} tokens need {needed} pages of {self.page_size}, and the pool has {self.allocator.capacity}"
+                f"{length} tokens need {needed} pages of {self.pool.page_size}, and the pool has "
+                f"{self.pool.pages.capacity}"
             )
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Take in a sequence that begins as another does, with as much of that one's state as there is.
+
+        Args:
+            parent: a sequence that is here, or was.
+            child: a new one; its tokens are a beginning of the parent's, possibly followed by others after the
+                part that the parent has computed.
+
+        Raises:
+            RequestTooLargeError: see `check`.
+        """
+        self.check(child)
+        child.rank = parent.rank[0], next(self._serial)
+        child.trail = self.pool.trail()
+        if parent.state is not None and len(self.running) < self.max_batch:
+            child.state = self.pool.fork(parent.state)
+            child.trail = child.state.trail
+            insort(self.running, child, key=_rank)
+        else:
+            child.saved = parent.saved if parent.state is None else self._save(parent)
+            self._push(child)
+        self.rewind(child)
+
+    def rewind(self, sequence: Sequence) -> None:
+        """Bring the state of a sequence back to before the last of its tokens, of which there are fewer than before.
+
+        A recurrence goes back to the last kept state, and what lies between is computed again. A sequence that had
+        left is queued again.
+        """
+        limit = len(sequence.tokens) - 1
+        if sequence.state is not None:
+            if sequence.state.position > limit:
+                self.pool.truncate(sequence.state, max(p for p in self.pool.positions(sequence.state) if p <= limit))
+        elif sequence not in self._queued:
+            self.add(sequence)
+        elif sequence.saved is not None:
+            sequence.saved = sequence.saved.cut(limit)
+        if sequence.trail is not None:
+            sequence.trail.cut(len(sequence.tokens) // self.pool.page_size)
 
     def schedule(self) -> list[Work]:
         """The next step's rows, at most `max_rows`; empty when nothing waits or runs.
 
-        Pages for these rows are in place when it returns, and sequences may have been admitted or preempted;
+        State for these rows is in place when it returns, and sequences may have been admitted or preempted;
         `n_computed` does not change until `commit`.
         """
+        self._let_better_ranks_in()
         before = self.preemptions
         budget = self.max_rows - sum(s.n_pending == 1 for s in self.running)
         work: list[Work] = []
         for sequence in list(self.running):
-            decodes = sequence.n_pending == 1
-            n_rows = 1 if decodes else min(sequence.n_pending, budget)
+            if sequence.state is None:  # it had to give way to one before it
+                continue
+            n_rows = 1 if sequence.n_pending == 1 else self._chunk(sequence, budget)
             if n_rows and self._make_room(sequence, sequence.n_computed + n_rows):
-                budget -= 0 if decodes else n_rows
+                budget -= 0 if sequence.n_pending == 1 else n_rows
                 work.append(Work(sequence, sequence.n_computed, n_rows))
         while self.preemptions == before and budget and (admitted := self._admit()):
-            n_rows = min(admitted.n_pending, budget)
+            n_rows = self._chunk(admitted, budget)
             self._make_room(admitted, admitted.n_computed + n_rows)
             budget -= n_rows
             work.append(Work(admitted, admitted.n_computed, n_rows))
         return work
 
+    def _chunk(self, sequence: Sequence, budget: int) -> int:
+        return self.pool.rows_at_most(sequence.state, min(sequence.n_pending, budget))
+
     def _make_room(self, sequence: Sequence, length: int) -> bool:
-        """Give a running sequence pages for `length` tokens, preempting the youngest ones until there are enough.
+        """Give a running sequence state for `length` tokens, preempting the worst ranks until there is enough.
 
         Returns whether the sequence itself still runs.
         """
-        while sequence in self.running:
-            missing = self.pages_for(length) - len(sequence.pages)
-            if missing <= self.allocator.free_count:
-                sequence.pages += self.allocator.allocate(max(missing, 0))
+        while sequence.state is not None:
+            if self.pool.pages is None or self.pool.missing(sequence.state, length) <= self.pool.pages.free_count:
+                self.pool.reserve(sequence.state, length)
                 return True
             self._preempt(self.running[-1])
         return False
 
+    def _let_better_ranks_in(self) -> None:
+        """Preempt running sequences of worse rank than the first that waits, as far as it needs their room."""
+        while self.running and (first := self._first()) is not None and first.rank < self.running[-1].rank:
+            if self._can_admit(first) or self._will_be_found(first):
+                return
+            self._preempt(self.running[-1])
+
     def _preempt(self, victim: Sequence) -> None:
-        if self.export is not None and victim.n_computed:
-            victim.saved = self.export(victim)
+        if self.swap:
+            victim.saved = self._save(victim)
         self.running.remove(victim)
         self._release(victim)
-        self.waiting.appendleft(victim)
+        self._push(victim)
         self.preemptions += 1
 
+    def _save(self, sequence: Sequence) -> Saved | None:
+        return self.pool.export(sequence.state) if self.swap and sequence.n_computed else None
+
+    def _push(self, sequence: Sequence) -> None:
+        self._queued.add(sequence)
+        heapq.heappush(self._queue, (sequence.rank, sequence))
+
+    def _first(self) -> Sequence | None:
+        while self._queue and not (self._queue[0][1] in self._queued and self._queue[0][0] == self._queue[0][1].rank):
+            heapq.heappop(self._queue)
+        return self._queue[0][1] if self._queue else None
+
+    def _can_admit(self, sequence: Sequence) -> bool:
+        """Whether there is a place in the batch, and room for all the tokens that it has."""
+        if len(self.running) == self.max_batch:
+            return False
+        return self.pool.fits(sequence.tokens, limit=sequence.n_reusable, trail=sequence.trail)
+
     def _admit(self) -> Sequence | None:
-        """Move the first waiting sequence to the running ones if there is room for all the tokens that it has."""
-        if not self.waiting or len(self.running) == self.max_batch:
+        """Move the first that waits to the running ones, if there is room and waiting longer does not pay."""
+        if len(self.running) == self.max_batch or (sequence := self._first()) is None:
             return None
-        sequence = self.waiting[0]
-        reusable = 0 if sequence.all_logits else len(sequence.tokens) - 1
-        found = live = 0
-        if self.prefix is not None:
-            found, live = self.prefix.peek(sequence.tokens, limit=reusable, trail=sequence.trail)
-            if (found + 1) * self.page_size <= reusable and self._will_be_found(sequence.tokens, found):
-                return None
-        if self.pages_for(len(sequence.tokens)) - live > self.allocator.free_count:
+        if self._will_be_found(sequence) or not self._can_admit(sequence):
             return None
-        if self.prefix is not None:
-            sequence.pages = self.prefix.match(sequence.tokens, limit=reusable, trail=sequence.trail)
-        sequence.n_computed = len(sequence.pages) * self.page_size
-        if sequence.saved is not None and sequence.saved.n_tokens > sequence.n_computed:
-            sequence.n_computed = sequence.saved.n_tokens
-            sequence.pages += self.allocator.allocate(self.pages_for(sequence.n_computed) - len(sequence.pages))
-        self.running.append(self.waiting.popleft())
+        sequence.state = self.pool.open(
+            sequence.tokens, limit=sequence.n_reusable, trail=sequence.trail, saved=sequence.saved
+        )
+        sequence.saved = None
+        heapq.heappop(self._queue)
+        self._queued.remove(sequence)
+        insort(self.running, sequence, key=_rank)
         return sequence
 
-    def _will_be_found(self, tokens: list[int], page: int) -> bool:
-        """Whether a running sequence is about to compute this page of these tokens, so that waiting pays."""
-        end = (page + 1) * self.page_size
-        return any(s.n_pending > 1 and s.n_computed < end and s.tokens[:end] == tokens[:end] for s in self.running)
+    def _will_be_found(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is about to compute what this one needs next, so that waiting pays."""
+        prefix, tokens = self.pool.prefix, sequence.tokens
+        if prefix is None:
+            return False
+        found, _ = prefix.peek(tokens, limit=sequence.n_reusable, trail=sequence.trail)
+        end = (found // prefix.stride + 1) * prefix.stride
+        if end > sequence.n_reusable:
+            return False
+        page = end // self.pool.page_size - 1
+        key = prefix.key(tokens, page, sequence.trail)
+        return any(
+            s.n_pending > 1 and s.n_computed < end <= len(s.tokens) and prefix.key(s.tokens, page, s.trail) == key
+            for s in self.running
+        )
 
     def commit(self, work: list[Work]) -> None:
         """Record that these rows have been through the model."""
+        self.steps += 1
         for sequence, start, n_rows in work:
             assert start == sequence.n_computed
-            sequence.n_computed += n_rows
-            if self.prefix is not None:
-                self.prefix.store(sequence.tokens, sequence.pages, sequence.n_computed, sequence.trail)
+            self.pool.advance(sequence.state, sequence.tokens, n_rows)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, finished or not, and take its pages back."""
+        """Forget a sequence, finished or not, and take its state back. One that is not here is left alone."""
         sequence.saved = None
-        if sequence in self.running:
+        if sequence.state is not None:
             self.running.remove(sequence)
             self._release(sequence)
-        else:
-            self.waiting.remove(sequence)
+        self._queued.discard(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self.allocator.free(sequence.pages)
-        sequence.pages, sequence.n_computed = [], 0
-        if sequence.trail is not None:
-            sequence.trail.n_stored = 0
+        self.pool.release(sequence.state)
+        sequence.state = None
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """All sequences: those that run, then those that wait, best rank first."""
+        return iter((*self.running, *self.waiting))
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank

@@ -2,7 +2,8 @@
 
 A snapshot is a safetensors file (https://github.com/huggingface/safetensors#format). Its arrays hold the requests
 one after the other: `tokens`; `logprobs`, `top_counts`, `top_tokens` and `top_logprobs` of what was generated;
-`logits` of prompts that are scored; and `state.*`, the keys and values of computed tokens, without regard to pages.
+`logits` of prompts that are scored; `state.*`, the keys and values of computed tokens, without regard to pages; and
+`slot.*`, the recurrent state after them.
 Its metadata holds a JSON header: format, version, fingerprint of the model, the counts and parameters of each
 request, and a checksum of all other bytes of the file. Draws depend on seed and position alone, and text on tokens
 alone, so neither leaves a state to be kept.
@@ -28,20 +29,22 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as to_safetensors
 
+from oxjax.cache.states import Saved
+from oxjax.cache.transfer import page_arrays, slot_arrays
 from oxjax.config import ModelConfig
-from oxjax.engine.output import Output
-from oxjax.engine.scheduler import Saved, Sequence
+from oxjax.engine.output import Chunk, Output
+from oxjax.engine.scheduler import Sequence
 from oxjax.errors import InvalidRequestError, RequestTooLargeError, SnapshotError, SnapshotMismatchError, TokenizerError
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
-FORMAT, VERSION = "oxjax snapshot", 1
+FORMAT, VERSION = "oxjax snapshot", 2
 _KEY = "oxjax"  # of the header among the metadata
 _NO_CHECKSUM = "0" * 64
 _DTYPE_NAMES = {"int32": "I32", "float32": "F32", "float64": "F64", "bfloat16": "BF16"}
 _MOST = 2**31 - 1
 
-RowSpecs = dict[str, tuple[np.dtype, tuple[int, ...]]]
+Specs = list[tuple[np.dtype, tuple[int, ...]]]
 
 
 class Host(NamedTuple):
@@ -51,13 +54,15 @@ class Host(NamedTuple):
         fingerprint: what `model_fingerprint` gave.
         vocab_size: columns of logits; token ids are below.
         tokenizer: turns tokens into text.
-        rows: dtype and shape of a token's row in each page array, by name, in the order of the state's leaves.
+        rows: dtype and shape of a token's row in each page array, in the order of the state's leaves.
+        values: dtype and shape of a sequence's value in each slot array, likewise.
     """
 
     fingerprint: str
     vocab_size: int
     tokenizer: Tokenizer
-    rows: RowSpecs
+    rows: Specs
+    values: Specs
 
 
 class Entry(NamedTuple):
@@ -77,9 +82,11 @@ class _Counts:
     n_tokens: int
     n_prompt: int
     n_computed: int
+    n_states: int
     n_logits: int
     n_top: int
     max_length: int
+    priority: int
     seed: int
     params: dict[str, Any] | None
 
@@ -98,13 +105,10 @@ def model_fingerprint(config: ModelConfig, params: Any) -> str:
     return f"{config.architecture} {config.dtype} {'exact' if config.exact else 'fast'} {digest.hexdigest()}"
 
 
-def row_specs(state: Any) -> RowSpecs:
-    """`Host.rows` of an engine's state."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): (np.dtype(leaf.dtype), tuple(leaf.shape[2:]))
-        for path, leaf in leaves
-    }
+def state_specs(state: Any) -> tuple[Specs, Specs]:
+    """`Host.rows` and `Host.values` of an engine's state."""
+    rows = [(np.dtype(a.dtype), tuple(a.shape[2:])) for a in page_arrays(state)]
+    return rows, [(np.dtype(a.dtype), tuple(a.shape[1:])) for a in slot_arrays(state)]
 
 
 def _layout(host: Host) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
@@ -116,22 +120,23 @@ def _layout(host: Host) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
         "top_tokens": ("n_top", np.dtype(np.int32), ()),
         "top_logprobs": ("n_top", np.dtype(np.float64), ()),
         "logits": ("n_logits", np.dtype(np.float32), (host.vocab_size,)),
-        **{f"state.{name}": ("n_computed", dtype, shape) for name, (dtype, shape) in host.rows.items()},
+        **{f"state.{i}": ("n_computed", *spec) for i, spec in enumerate(host.rows)},
+        **{f"slot.{i}": ("n_states", *spec) for i, spec in enumerate(host.values)},
     }
 
 
-def encode(host: Host, entries: list[Entry], saved: list[Saved]) -> bytes:
+def encode(host: Host, entries: list[Entry], saved: list[Saved | None]) -> bytes:
     """The snapshot of requests.
 
     Args:
         host: of the engine they are in.
         entries: the requests, oldest first.
-        saved: their computed keys and values.
+        saved: their state; None for those that have none.
     """
-    columns = [_columns(host, *pair) for pair in zip(entries, saved, strict=True)]
+    columns = [_columns(*pair) for pair in zip(entries, saved, strict=True)]
     tensors = {
         name: np.concatenate(
-            [np.zeros((0, *row), dtype), *(np.asarray(c[name], dtype) for c in columns if len(c[name]))]
+            [np.zeros((0, *row), dtype), *(np.asarray(c[name], dtype) for c in columns if len(c.get(name, ())))]
         )
         for name, (_, dtype, row) in _layout(host).items()
     }
@@ -139,8 +144,8 @@ def encode(host: Host, entries: list[Entry], saved: list[Saved]) -> bytes:
     return pack({"fingerprint": host.fingerprint, "requests": requests}, tensors)
 
 
-def _columns(host: Host, entry: Entry, saved: Saved) -> dict[str, list | np.ndarray]:
-    """A request's rows of every array."""
+def _columns(entry: Entry, saved: Saved | None) -> dict[str, list | np.ndarray]:
+    """A request's rows of every array that it has any of."""
     chunks = entry.output.chunks if entry.output is not None else []
     top = [pair for chunk in chunks for pair in chunk.top_logprobs]
     return {
@@ -150,20 +155,23 @@ def _columns(host: Host, entry: Entry, saved: Saved) -> dict[str, list | np.ndar
         "top_tokens": [token for token, _ in top],
         "top_logprobs": [logprob for _, logprob in top],
         "logits": np.concatenate(entry.logits) if entry.logits else [],
-        **{f"state.{name}": rows for name, rows in zip(host.rows, saved.rows, strict=True)},
+        **({f"state.{i}": rows for i, rows in enumerate(saved.rows)} if saved else {}),
+        **({f"slot.{i}": value[None] for i, value in enumerate(saved.values)} if saved else {}),
     }
 
 
-def _counts(entry: Entry, saved: Saved) -> _Counts:
+def _counts(entry: Entry, saved: Saved | None) -> _Counts:
     chunks = entry.output.chunks if entry.output is not None else []
     n_tokens = len(entry.sequence.tokens)
     return _Counts(
         n_tokens=n_tokens,
         n_prompt=n_tokens - len(chunks),
-        n_computed=saved.n_tokens,
+        n_computed=saved.n_tokens if saved else 0,
+        n_states=int(bool(saved and saved.values)),
         n_logits=sum(map(len, entry.logits)),
         n_top=sum(len(chunk.top_logprobs) for chunk in chunks),
         max_length=entry.sequence.max_length,
+        priority=entry.sequence.priority,
         seed=int(entry.seed),
         params=None if entry.params is None else dataclasses.asdict(entry.params),
     )
@@ -208,12 +216,16 @@ def _entry(host: Host, counts: _Counts, parts: dict[str, np.ndarray]) -> Entry:
         ids = parts[name]
         if ids.size and not 0 <= ids.min() <= ids.max() < host.vocab_size:
             raise SnapshotError(f"{name} from {ids.min()} to {ids.max()}: the vocabulary has {host.vocab_size}")
-    rows = [parts[f"state.{name}"] for name in host.rows]
+    if counts.n_states != int(counts.n_computed > 0 and bool(host.values)):
+        raise SnapshotError(f"{counts.n_states} recurrent states for {counts.n_computed} computed tokens")
+    rows = [parts[f"state.{i}"] for i in range(len(host.rows))]
+    values = [parts[f"slot.{i}"][0] for i in range(len(host.values))] if counts.n_states else []
     sequence = Sequence(
         tokens=parts["tokens"].tolist(),
         max_length=counts.max_length,
         all_logits=counts.params is None,
-        saved=Saved(counts.n_computed, rows) if counts.n_computed else None,
+        priority=counts.priority,
+        saved=Saved(counts.n_computed, rows, values) if counts.n_computed else None,
     )
     logits = [parts["logits"]] if counts.n_logits else []
     if counts.params is None:
@@ -235,11 +247,8 @@ def _replay(host: Host, counts: _Counts, params: SamplingParams, parts: dict[str
     if (n_top.size and not 0 <= n_top.min() <= n_top.max() <= params.logprobs + 1) or n_top.sum() != counts.n_top:
         raise SnapshotError(f"top_counts do not add up to {counts.n_top}, or are not from 0 to {params.logprobs + 1}")
     pairs = zip(parts["top_tokens"].tolist(), parts["top_logprobs"].tolist(), strict=True)
-    for token, logprob, n in zip(new.tolist(), parts["logprobs"].tolist(), n_top.tolist(), strict=True):
-        chunk = output.push(token, logprob, tuple(next(pairs) for _ in range(n)))
-        if chunk.finish_reason is not None:
-            raise SnapshotError(f"it is done: {chunk.finish_reason!r} after {len(output.chunks)} new tokens")
-    return output
+    rows = zip(new.tolist(), parts["logprobs"].tolist(), n_top.tolist(), strict=True)
+    return output.replay(Chunk(token, logprob, tuple(next(pairs) for _ in range(n)), "") for token, logprob, n in rows)
 
 
 def _read_counts(i: int, raw: object) -> _Counts:
@@ -251,6 +260,8 @@ def _read_counts(i: int, raw: object) -> _Counts:
     _whole(i, raw, "n_tokens", 1, _MOST)
     _whole(i, raw, "n_prompt", n_tokens if scored else 1, n_tokens)
     _whole(i, raw, "n_computed", 0, n_tokens - 1)
+    _whole(i, raw, "n_states", 0, 1)
+    _whole(i, raw, "priority", -_MOST, _MOST)
     # Rows of logits are at least those of the pages: after a preemption there are more.
     _whole(i, raw, "n_logits", *((raw["n_computed"], n_tokens - 1) if scored else (0, 0)))
     _whole(i, raw, "n_top", 0, 0 if scored else _MOST)

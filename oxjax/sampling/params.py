@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+import struct
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from oxjax.errors import InvalidRequestError
 
@@ -30,6 +32,8 @@ class SamplingParams:
             raw distribution, before temperature and truncation.
         stop: texts that end the generation; they are not part of the result's text.
         ignore_eos: go on after end-of-generation tokens.
+        n: how many samples of the prompt to draw. The prompt is computed once; each sample has a seed of its own,
+            the first one `seed`, and its result names the seed that gives it alone.
     """
 
     max_tokens: int | None = None
@@ -41,6 +45,7 @@ class SamplingParams:
     logprobs: int = 0
     stop: tuple[str, ...] | list[str] | str = ()
     ignore_eos: bool = False
+    n: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
@@ -51,8 +56,18 @@ class SamplingParams:
         _real("min_p", self.min_p, 0.0, 1.0)
         _whole("seed", self.seed, 0, 2**64 - 1, optional=True)
         _whole("logprobs", self.logprobs, 0)
+        _whole("n", self.n, 1)
         if not all(isinstance(s, str) and s for s in self.stop):
             raise InvalidRequestError(f"stop {self.stop!r}: expected non-empty strings")
+
+
+def sample_seed(seed: int, i: int) -> int:
+    """The seed of a request's sample `i`: `seed` itself for the first, well mixed 64 bits for the others."""
+    if i == 0:
+        return seed
+    return int.from_bytes(
+        blake2b(struct.pack("<QQ", seed, i), digest_size=8, person=b"oxjax sample").digest(), "little"
+    )
 
 
 def _whole(name: str, value: object, least: int, most: int = 2**31 - 1, *, optional: bool = False) -> None:

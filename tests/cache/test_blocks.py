@@ -5,27 +5,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from oxjax.cache.blocks import NULL_PAGE, PageAllocator
-from oxjax.errors import CacheError, OutOfPagesError
+from oxjax.cache.blocks import NULL_PAGE, BlockAllocator
+from oxjax.errors import CacheError, PoolExhaustedError
 
 
 def test_the_null_page_is_never_handed_out():
-    pool = PageAllocator(5)
+    pool = BlockAllocator(5)
     assert sorted(pool.allocate(4)) == [1, 2, 3, 4]
     assert NULL_PAGE == 0
 
 
 def test_exhaustion_takes_nothing_and_names_the_numbers():
-    pool = PageAllocator(5)
+    pool = BlockAllocator(5)
     pool.allocate(3)
-    with pytest.raises(OutOfPagesError, match="2 pages wanted, 1 of 4 free"):
+    with pytest.raises(PoolExhaustedError, match="2 pages wanted, 1 of 4 free"):
         pool.allocate(2)
     assert pool.free_count == 1
 
 
 @pytest.mark.parametrize("pages,message", [([9], "not one of"), ([0], "not one of"), ([-1], "not one of")])
 def test_foreign_pages_are_refused(pages, message):
-    pool = PageAllocator(5)
+    pool = BlockAllocator(5)
     taken = pool.allocate(2)
     with pytest.raises(CacheError, match=message):
         pool.free(taken + pages)
@@ -33,7 +33,7 @@ def test_foreign_pages_are_refused(pages, message):
 
 
 def test_double_free_is_refused_in_one_call_and_in_two():
-    pool = PageAllocator(5)
+    pool = BlockAllocator(5)
     page, *_ = pool.allocate(2)
     with pytest.raises(CacheError, match="twice"):
         pool.free([page, page])
@@ -43,7 +43,7 @@ def test_double_free_is_refused_in_one_call_and_in_two():
 
 
 def test_last_freed_comes_first_and_peak_stays():
-    pool = PageAllocator(10)
+    pool = BlockAllocator(10)
     first = pool.allocate(5)
     pool.free(first[1:3])
     assert pool.allocate(2) == first[1:3]
@@ -53,14 +53,14 @@ def test_last_freed_comes_first_and_peak_stays():
 
 def test_an_empty_pool_is_refused():
     with pytest.raises(CacheError):
-        PageAllocator(1)
+        BlockAllocator(1)
 
 
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.integers(0, 12), max_size=60))
 def test_random_use_keeps_the_invariant(sizes):
     """Against a plain set: allocate on even steps, free the oldest on odd ones."""
-    pool, owned, live = PageAllocator(33), [], set()
+    pool, owned, live = BlockAllocator(33), [], set()
     for i, n in enumerate(sizes):
         if i % 2 and owned:
             pages = owned.pop(0)
@@ -73,7 +73,7 @@ def test_random_use_keeps_the_invariant(sizes):
             owned.append(pages)
             live |= set(pages)
         else:
-            with pytest.raises(OutOfPagesError):
+            with pytest.raises(PoolExhaustedError):
                 pool.allocate(n)
         assert pool.used_count == len(live)
         assert pool.free_count + pool.used_count == pool.capacity == 32
@@ -89,7 +89,7 @@ def cached_chain(pool, name, n):
 
 
 def test_the_first_pages_are_the_first_and_the_last_freed_is_the_next():
-    pool = PageAllocator(9)
+    pool = BlockAllocator(9)
     assert pool.allocate(4) == [1, 2, 3, 4]
     pool.free([1])
     pool.free([3])
@@ -100,7 +100,7 @@ def test_the_first_pages_are_the_first_and_the_last_freed_is_the_next():
 
 
 def test_references_are_counted_and_the_last_one_frees():
-    pool = PageAllocator(3)
+    pool = BlockAllocator(3)
     (page,) = pool.allocate(1)
     pool.acquire([page])
     pool.acquire([page, page])
@@ -114,7 +114,7 @@ def test_references_are_counted_and_the_last_one_frees():
 
 
 def test_more_references_than_any_small_counter_holds():
-    pool = PageAllocator(2)
+    pool = BlockAllocator(2)
     pages = pool.allocate(1) * 70_000
     pool.acquire(pages)
     assert pool.ref_count(1) == 70_001
@@ -124,7 +124,7 @@ def test_more_references_than_any_small_counter_holds():
 
 @pytest.mark.parametrize("page,message", [(2, "not in use"), (0, "not one of"), (5, "not one of"), (-1, "not one of")])
 def test_only_live_pages_are_acquired_registered_or_freed(page, message):
-    pool = PageAllocator(5)
+    pool = BlockAllocator(5)
     (live,) = pool.allocate(1)
     for call in (pool.acquire, pool.free):
         with pytest.raises(CacheError, match=message):
@@ -137,7 +137,7 @@ def test_only_live_pages_are_acquired_registered_or_freed(page, message):
 
 @pytest.mark.parametrize("page", [0, 5, -1])
 def test_foreign_pages_have_no_count_and_no_key(page):
-    pool = PageAllocator(5)
+    pool = BlockAllocator(5)
     for call in (pool.ref_count, pool.forget):
         with pytest.raises(CacheError, match="not one of"):
             call(page)
@@ -145,7 +145,7 @@ def test_foreign_pages_have_no_count_and_no_key(page):
 
 def test_a_soft_free_page_cannot_be_acquired_by_its_id():
     """It would be owned and free at once."""
-    pool = PageAllocator(3)
+    pool = BlockAllocator(3)
     (page,) = cached_chain(pool, b"a", 1)
     with pytest.raises(CacheError, match="acquire_cached"):
         pool.acquire([page])
@@ -154,7 +154,7 @@ def test_a_soft_free_page_cannot_be_acquired_by_its_id():
 
 
 def test_clean_pages_go_before_cached_ones():
-    pool = PageAllocator(5)
+    pool = BlockAllocator(5)
     (page,) = cached_chain(pool, b"a", 1)
     assert page not in pool.allocate(3)
     assert (pool.lookup(b"a0"), pool.evictions) == (page, 0)
@@ -162,14 +162,14 @@ def test_clean_pages_go_before_cached_ones():
 
 
 def test_eviction_erases_the_key_and_is_counted():
-    pool = PageAllocator(3)
+    pool = BlockAllocator(3)
     pages = cached_chain(pool, b"a", 2)
     assert pool.allocate(1) == [pages[1]]
     assert (pool.lookup(b"a1"), pool.lookup(b"a0"), pool.evictions, pool.registered_count) == (None, pages[0], 1, 1)
 
 
 def test_eviction_takes_the_least_recently_used_from_its_tail():
-    pool = PageAllocator(9)
+    pool = BlockAllocator(9)
     old, new = cached_chain(pool, b"old", 3), cached_chain(pool, b"new", 3)
     pool.free([pool.acquire_cached(b"old0")])  # now the most recently used of all
     pool.allocate(2)
@@ -178,7 +178,7 @@ def test_eviction_takes_the_least_recently_used_from_its_tail():
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1), (1, 2, 0)])
 def test_no_page_goes_before_those_that_continue_it_however_they_were_freed(order):
-    pool = PageAllocator(4)
+    pool = BlockAllocator(4)
     pages = pool.allocate(3)
     for i, page in enumerate(pages):
         pool.register(page, b"%d" % i, pages[i - 1] if i else None)
@@ -188,7 +188,7 @@ def test_no_page_goes_before_those_that_continue_it_however_they_were_freed(orde
 
 
 def test_a_branching_prefix_goes_after_its_branches():
-    pool = PageAllocator(4)
+    pool = BlockAllocator(4)
     stem, left, right = pool.allocate(3)
     pool.register(stem, b"s")
     pool.register(left, b"l", stem)
@@ -200,7 +200,7 @@ def test_a_branching_prefix_goes_after_its_branches():
 
 
 def test_a_page_passed_over_goes_next_once_nothing_continues_it():
-    pool = PageAllocator(5)
+    pool = BlockAllocator(5)
     stem, leaf, a, b = pool.allocate(4)
     pool.register(stem, b"s")
     pool.register(leaf, b"l", stem)
@@ -215,7 +215,7 @@ def test_a_page_passed_over_goes_next_once_nothing_continues_it():
 
 
 def test_registration_is_idempotent_and_a_new_key_replaces_the_old():
-    pool = PageAllocator(3)
+    pool = BlockAllocator(3)
     (page,) = pool.allocate(1)
     assert pool.register(page, b"a") == pool.register(page, b"a") == page
     assert pool.register(page, b"b") == page
@@ -223,7 +223,7 @@ def test_registration_is_idempotent_and_a_new_key_replaces_the_old():
 
 
 def test_the_first_page_with_a_content_keeps_its_key():
-    pool = PageAllocator(4)
+    pool = BlockAllocator(4)
     first, second = pool.allocate(2)
     pool.register(first, b"a")
     assert pool.register(second, b"a") == first
@@ -233,22 +233,22 @@ def test_the_first_page_with_a_content_keeps_its_key():
 
 
 def test_the_parent_must_have_a_key():
-    pool = PageAllocator(4)
+    pool = BlockAllocator(4)
     first, second = pool.allocate(2)
     for parent in (first, second):
-        with pytest.raises(CacheError, match="not another page with a key"):
+        with pytest.raises(CacheError, match="not another with a key"):
             pool.register(second, b"a", parent)
     with pytest.raises(CacheError, match="not one of"):
         pool.register(second, b"a", NULL_PAGE)
     assert pool.registered_count == 0
     pool.register(first, b"a")
-    with pytest.raises(CacheError, match="not another page"):
+    with pytest.raises(CacheError, match="not another with a key"):
         pool.register(first, b"b", first)
     assert pool.lookup(b"a") == first
 
 
 def test_hits_share_live_pages_and_resurrect_free_ones():
-    pool = PageAllocator(4)
+    pool = BlockAllocator(4)
     (page,) = pool.allocate(1)
     pool.register(page, b"a")
     assert pool.acquire_cached(b"a") == page
@@ -261,14 +261,14 @@ def test_hits_share_live_pages_and_resurrect_free_ones():
 
 
 def test_a_miss_changes_nothing():
-    pool = PageAllocator(4)
+    pool = BlockAllocator(4)
     cached_chain(pool, b"a", 2)
     assert pool.lookup(b"b") is pool.acquire_cached(b"b") is None
     assert (pool.free_count, pool.cached_count, pool.used_count, pool.peak_used) == (3, 2, 0, 2)
 
 
 def test_the_peak_counts_resurrected_pages_and_never_falls():
-    pool = PageAllocator(6)
+    pool = BlockAllocator(6)
     cached_chain(pool, b"a", 2)
     assert pool.peak_used == 2
     taken = pool.allocate(2)
@@ -279,7 +279,7 @@ def test_the_peak_counts_resurrected_pages_and_never_falls():
 
 
 def test_a_forgotten_page_is_clean_and_what_continues_it_is_evicted_in_turn():
-    pool = PageAllocator(6)
+    pool = BlockAllocator(6)
     a, b = cached_chain(pool, b"a", 2), cached_chain(pool, b"b", 2)
     pool.forget(a[0])
     pool.forget(a[0])
@@ -298,7 +298,7 @@ class Pool(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.pool = PageAllocator(self.N)
+        self.pool = BlockAllocator(self.N)
         self.refs: Counter[int] = Counter()
         self.keys: dict[int, bytes] = {}
         self.clean = list(range(self.N - 1, 0, -1))
@@ -323,7 +323,7 @@ class Pool(RuleBasedStateMachine):
     @rule(n=st.integers(0, 5))
     def allocate(self, n):
         if n > len(self.clean) + len(self.freed_at):
-            with pytest.raises(OutOfPagesError):
+            with pytest.raises(PoolExhaustedError):
                 self.pool.allocate(n)
             return
         for page in self.pool.allocate(n):

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from oxjax.cache import prefix
-from oxjax.cache.blocks import PageAllocator
+from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache, PrefixTrail, page_keys, root_key
-from oxjax.errors import CacheError, OutOfPagesError
+from oxjax.errors import CacheError, PoolExhaustedError
 
 ROOT = root_key(model="test")
 SIZE = 4
 
 
 def make(n_pages=33):
-    return PrefixCache(PageAllocator(n_pages), SIZE, ROOT)
+    return PrefixCache(BlockAllocator(n_pages), SIZE, ROOT)
 
 
 class Owner:
@@ -29,11 +29,11 @@ class Owner:
 
     def __init__(self, cache, tokens, *, root=None):
         self.cache, self.tokens, self.trail = cache, list(tokens), cache.trail(root)
-        self.shared = cache.match(self.tokens, limit=len(self.tokens) - 1, trail=self.trail)
+        self.shared = cache.match(self.tokens, limit=len(self.tokens) - 1, trail=self.trail).pages
         self.n_computed = len(self.shared) * SIZE
         try:
             self.pages = self.shared + cache.allocator.allocate(-(-len(self.tokens) // SIZE) - len(self.shared))
-        except OutOfPagesError:
+        except PoolExhaustedError:
             cache.allocator.free(self.shared)
             raise
 
@@ -118,7 +118,7 @@ def test_host_truth_imports_no_jax():
 
 def test_a_page_without_tokens_is_refused():
     with pytest.raises(CacheError, match="0 tokens"):
-        PrefixCache(PageAllocator(2), 0, ROOT)
+        PrefixCache(BlockAllocator(2), 0, ROOT)
 
 
 @pytest.mark.parametrize("length", [1, SIZE - 1, SIZE, SIZE + 1, 2 * SIZE, 2 * SIZE + 1, 5 * SIZE])
@@ -150,7 +150,7 @@ def test_the_match_stops_at_the_first_gap():
     Owner(cache, range(16)).compute().finish()
     second = cache.allocator.lookup(page_keys(range(16), SIZE, ROOT)[1])
     cache.allocator.forget(second)
-    assert len(cache.match(range(16), limit=16, trail=cache.trail())) == 1
+    assert len(cache.match(range(16), limit=16, trail=cache.trail()).pages) == 1
 
 
 def test_only_full_pages_of_computed_tokens_are_stored():
@@ -174,8 +174,8 @@ def test_each_page_is_hashed_once(monkeypatch):
     hashed.clear()
     trail = cache.trail()
     for _ in range(3):
-        assert cache.peek(range(20), limit=19, trail=trail) == (2, 0)
-    pages = cache.match(range(20), limit=19, trail=trail) + cache.allocator.allocate(3)
+        assert cache.peek(range(20), limit=19, trail=trail) == (8, 0)
+    pages = cache.match(range(20), limit=19, trail=trail).pages + cache.allocator.allocate(3)
     for n in range(8, 21):
         cache.store(range(20), pages, n, trail)
     assert [list(chunk) for chunk in hashed] == [list(range(i, i + 4)) for i in range(0, 20, 4)]
@@ -186,11 +186,11 @@ def test_peek_takes_and_counts_nothing():
     a = Owner(cache, range(8)).compute()
     Owner(cache, range(16)).compute().finish()
     before = cache.allocator.free_count
-    assert cache.peek(range(16), limit=15, trail=cache.trail()) == (3, 2)
+    assert cache.peek(range(16), limit=15, trail=cache.trail()) == (12, 2)
     assert cache.allocator.free_count == before
     assert cache.lookups == 2
     a.finish()
-    assert cache.peek(range(16), limit=15, trail=cache.trail()) == (3, 0)
+    assert cache.peek(range(16), limit=15, trail=cache.trail()) == (12, 0)
 
 
 def test_sequences_that_computed_the_same_end_up_on_the_same_pages():
@@ -214,7 +214,7 @@ def test_a_live_sequence_keeps_its_prefix_whatever_the_pressure():
     b.compute()
     a.finish()
     cache.allocator.allocate(cache.allocator.free_count)
-    assert cache.peek(range(9), limit=8, trail=cache.trail()) == (2, 2)
+    assert cache.peek(range(9), limit=8, trail=cache.trail()) == (8, 2)
 
 
 def test_roots_keep_sequences_apart():
@@ -239,7 +239,7 @@ def test_counters_count():
 
 
 def test_without_a_cache_nothing_is_counted():
-    pool = PageAllocator(9)
+    pool = BlockAllocator(9)
     for _ in range(3):
         pool.free(pool.allocate(5))
     assert (pool.evictions, pool.cached_count, pool.registered_count) == (0, 0, 0)
@@ -250,7 +250,7 @@ def test_preemption_and_return_find_the_own_pages():
     owner = Owner(cache, range(14)).compute(9)
     pages = owner.pages[:2]
     owner.finish()
-    assert cache.match(owner.tokens, limit=13, trail=owner.trail) == pages
+    assert cache.match(owner.tokens, limit=13, trail=owner.trail) == (8, pages, None)
     assert owner.trail.n_stored == 2
 
 
@@ -259,15 +259,15 @@ def test_preemption_and_return_after_eviction_stores_again():
     owner = Owner(cache, range(14)).compute()
     owner.finish()
     pages = cache.allocator.allocate(4)
-    assert not cache.match(owner.tokens, limit=13, trail=owner.trail)
+    assert not cache.match(owner.tokens, limit=13, trail=owner.trail).pages
     cache.store(owner.tokens, pages, 14, owner.trail)
-    assert cache.peek(owner.tokens, limit=13, trail=cache.trail()) == (3, 3)
+    assert cache.peek(owner.tokens, limit=13, trail=cache.trail()) == (12, 3)
 
 
 def test_a_limit_beyond_the_tokens_is_no_more_than_all():
     cache = make()
     owner = Owner(cache, range(9)).compute()
-    assert cache.match(owner.tokens, limit=100, trail=cache.trail()) == owner.pages[:2]
+    assert cache.match(owner.tokens, limit=100, trail=cache.trail()).pages == owner.pages[:2]
     assert cache.misses == 2
 
 
@@ -296,7 +296,7 @@ class Prefixes(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.cache = PrefixCache(PageAllocator(self.N), 2, ROOT)
+        self.cache = PrefixCache(BlockAllocator(self.N), 2, ROOT)
         self.page_of: dict[tuple, int] = {}  # prefix -> page
         self.refs: Counter[int] = Counter()
         self.clean = list(range(self.N - 1, 0, -1))
@@ -327,11 +327,11 @@ class Prefixes(RuleBasedStateMachine):
             expected.append(self.page_of[tuple(tokens[:end])])
         trail = self.cache.trail()
         live = sum(self.refs[page] > 0 for page in expected)
-        assert self.cache.peek(tokens, limit=len(tokens) - 1, trail=trail) == (len(expected), live)
+        assert self.cache.peek(tokens, limit=len(tokens) - 1, trail=trail) == (2 * len(expected), live)
         needed = -(-len(tokens) // 2)
         if needed - live > self.cache.allocator.free_count:
             return
-        assert self.cache.match(tokens, limit=len(tokens) - 1, trail=trail) == expected
+        assert self.cache.match(tokens, limit=len(tokens) - 1, trail=trail) == (2 * len(expected), expected, None)
         for page in expected:
             self.refs[page] += 1
         self.lru = [page for page in self.lru if not self.refs[page]]

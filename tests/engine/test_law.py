@@ -47,7 +47,7 @@ class Harness:
         scored, generated = engine.logits(ids), engine.generate(ids, params, params.seed)
         while not all(r.done for r in [scored, generated, *others]):
             engine.step()
-        assert engine.scheduler.running or engine.scheduler.allocator.used_count == 0
+        assert engine.scheduler.running or engine.pool.pages.used_count == 0
         chunks = generated.output.chunks
         return (
             np.concatenate(scored.logits),
@@ -168,15 +168,15 @@ class TestTheHarnessCanFail:
             return trail.keys[i]
 
         engine = harness.engine(reuse_prefixes=True, max_batch=4)
-        monkeypatch.setattr(engine.scheduler.prefix, "_key", by_place)
+        monkeypatch.setattr(engine.pool.prefix, "key", by_place)
         harness.run_in(engine, prompts(1, 90, seed=5)[0])
         assert harness.run_in(engine, ids)[1:] != alone[1:]
 
     def test_a_page_that_two_sequences_write(self, setting, monkeypatch):
         harness, ids, alone = setting
         engine = harness.engine(max_batch=4)
-        monkeypatch.setattr(engine.scheduler.allocator, "allocate", lambda n: list(range(1, n + 1)))
-        monkeypatch.setattr(engine.scheduler.allocator, "free", lambda pages: None)
+        monkeypatch.setattr(engine.pool.pages, "allocate", lambda n: list(range(1, n + 1)))
+        monkeypatch.setattr(engine.pool.pages, "free", lambda pages: None)
         with pytest.raises(AssertionError):
             assert_same(harness.run_in(engine, ids, prompts(2, 50, seed=2)), alone)
 

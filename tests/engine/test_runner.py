@@ -54,6 +54,7 @@ def test_nothing_compiles_after_warm_up(data, compilations, exact):
 
 
 def test_compilations_are_counted_and_logged_with_their_cause(data, caplog):
+    jax.clear_caches()
     with LLM(data / "models" / "stories260K" / "stories260K.gguf", max_batch=2) as llm:
         with caplog.at_level(logging.INFO, "oxjax"):
             llm.generate("Once", SamplingParams(max_tokens=2, temperature=0.0))

@@ -6,22 +6,30 @@ import sys
 import numpy as np
 import pytest
 
-from oxjax.cache.blocks import PageAllocator
+from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
+from oxjax.cache.states import StatePool
 from oxjax.engine.scheduler import Scheduler, Sequence
 from oxjax.errors import RequestTooLargeError
 
 
+class NoDevice:
+    """No contents: these tests are about counts alone."""
+
+    def copy_page(self, source, target):
+        pass
+
+    def export(self, pages, slot, n_tokens):
+        raise NotImplementedError
+
+    restore = export
+
+
 def make(*, pages=65, max_batch=4, max_rows=16, max_context=64, page_size=4, prefix=False):
-    allocator = PageAllocator(pages)
-    return Scheduler(
-        allocator,
-        page_size=page_size,
-        max_batch=max_batch,
-        max_rows=max_rows,
-        max_context=max_context,
-        prefix=PrefixCache(allocator, page_size, root_key(model="test")) if prefix else None,
-    )
+    allocator = BlockAllocator(pages)
+    cache = PrefixCache(allocator, page_size, root_key(model="test")) if prefix else None
+    pool = StatePool(NoDevice(), page_size=page_size, pages=allocator, prefix=cache)
+    return Scheduler(pool, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=False)
 
 
 def sequence(prompt, new=4):
@@ -94,7 +102,7 @@ def test_removal_in_any_state_returns_all_pages():
     scheduler.commit(scheduler.schedule())
     for s in all_:
         scheduler.remove(s)
-    assert scheduler.allocator.used_count == 0
+    assert scheduler.pool.pages.used_count == 0
     assert not scheduler.schedule()
 
 
@@ -116,14 +124,14 @@ def test_random_loads_finish_without_leaks(seed, prefix):
     begun = []
     for work in run(scheduler):
         begun += [w.sequence for w in work if w.sequence not in begun]
-        assert all(len(w.sequence.pages) * 4 >= w.start + w.n_rows for w in work)
-        assert all(not s.pages for s in scheduler.waiting)
+        assert all(len(w.sequence.state.pages) * 4 >= w.start + w.n_rows for w in work)
+        assert all(s.state is None for s in scheduler.waiting)
     assert begun == sequences  # in the order they came, however often they were preempted later
     assert all(len(s.tokens) == s.max_length for s in sequences)
     assert scheduler.preemptions > 0
-    assert scheduler.allocator.used_count == 0
-    assert scheduler.allocator.free_count == scheduler.allocator.capacity
-    assert not prefix or scheduler.prefix.saved_tokens > 0  # all prompts count up from 0
+    assert scheduler.pool.pages.used_count == 0
+    assert scheduler.pool.pages.free_count == scheduler.pool.pages.capacity
+    assert not prefix or scheduler.pool.prefix.saved_tokens > 0  # all prompts count up from 0
 
 
 def test_the_youngest_gives_way_and_comes_back_first():
@@ -138,7 +146,7 @@ def test_the_youngest_gives_way_and_comes_back_first():
     assert old in scheduler.running
     assert list(scheduler.waiting) == [young, later]
     list(steps)
-    assert scheduler.allocator.used_count == 0
+    assert scheduler.pool.pages.used_count == 0
 
 
 def test_what_wants_all_logits_reuses_nothing_but_is_found_by_others():

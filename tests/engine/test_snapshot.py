@@ -137,7 +137,7 @@ def of_kind(taken, kind):
 def check_resumed(engine, blob, places, expected):
     resumed = engine.resume(blob)
     assert finish(engine, resumed) == [expected[i] for i in places]
-    assert engine.scheduler.allocator.used_count == 0
+    assert engine.pool.pages.used_count == 0
     assert all(r.sequence.saved is None for r in resumed)
 
 
@@ -215,10 +215,8 @@ def test_only_what_no_page_holds_is_imported(engine, other, monkeypatch):
     blob = engine.snapshot()
     engine.cancel(request)
     finish(other, [other.generate(prompt[:24] + prompt[:9], PROBE, 0)])
-    imported, run = [], other.runner.import_rows
-    monkeypatch.setattr(
-        other.runner, "import_rows", lambda pages, rows: (imported.append(len(pages)), run(pages, rows))
-    )
+    imported, run = [], other.runner.restore
+    monkeypatch.setattr(other.runner, "restore", lambda pages, *rest: (imported.append(len(pages)), run(pages, *rest)))
     check_resumed(other, blob, [0], whole)
     n_computed = snapshot._header(blob)["requests"][0]["n_computed"]
     assert n_computed > 60
@@ -230,7 +228,7 @@ def test_a_step_that_fails_loses_no_saved_rows(engine, taken, expected, monkeypa
     blob, places, _ = of_kind(taken, "half scored")
     resumed = engine.resume(blob)
     with monkeypatch.context() as patch:
-        patch.setattr(engine.runner, "import_rows", lambda pages, rows: 1 / 0)
+        patch.setattr(engine.runner, "restore", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step()
     assert engine.snapshot() == blob
@@ -314,7 +312,7 @@ def test_bfloat16(model):
 def test_the_comparison_can_fail(engine, taken, expected, monkeypatch):
     """Rows that do not arrive are noticed."""
     blob, places, _ = of_kind(taken, "half scored")
-    monkeypatch.setattr(engine.runner, "import_rows", lambda pages, rows: None)
+    monkeypatch.setattr(engine.runner, "restore", lambda *given: None)
     assert finish(engine, engine.resume(blob)) != [expected[i] for i in places]
 
 
@@ -382,7 +380,7 @@ EDITS = {
     "an array less": lambda h, a: a.pop("tokens"),
     "an array more": lambda h, a: a.update(more=np.zeros(3)),
     "another dtype": lambda h, a: a.update(tokens=a["tokens"].astype(np.int64)),
-    "another shape": lambda h, a: a.update({"state.0.k": a["state.0.k"][:, :1]}),
+    "another shape": lambda h, a: a.update({"state.0": a["state.0"][:, :1]}),
     "a token outside the vocabulary": lambda h, a: a["tokens"].__setitem__(0, 2048),
     "a negative token": lambda h, a: a["tokens"].__setitem__(0, -1),
     "a count outside its range": lambda h, a: a["top_counts"].__setitem__(0, 99),
@@ -424,7 +422,9 @@ def test_non_numbers_in_the_header_are_refused(engine, blob):
         refuse(engine, changed[:at] + snapshot._checksum(changed, at).encode() + changed[at + 64 :])
 
 
-@pytest.mark.parametrize("name", ["n_tokens", "n_prompt", "n_computed", "n_logits", "n_top", "max_length", "seed"])
+@pytest.mark.parametrize(
+    "name", ["n_tokens", "n_prompt", "n_computed", "n_states", "n_logits", "n_top", "max_length", "seed"]
+)
 def test_counts_that_lie_are_refused(engine, blob, name):
     """Absurd ones allocate nothing; each is put to a request that generates and to one that scores."""
     for i, request in enumerate(snapshot._header(blob)["requests"]):
@@ -435,8 +435,8 @@ def test_counts_that_lie_are_refused(engine, blob, name):
 
 
 def test_another_version_is_refused(engine, blob, monkeypatch):
-    monkeypatch.setattr(snapshot, "VERSION", 2)
-    with pytest.raises(SnapshotError, match="version 1, and this oxjax reads 'oxjax snapshot' version 2"):
+    monkeypatch.setattr(snapshot, "VERSION", 3)
+    with pytest.raises(SnapshotError, match="version 2, and this oxjax reads 'oxjax snapshot' version 3"):
         engine.resume(blob)
 
 
