@@ -221,11 +221,12 @@ class Scheduler:
         return False
 
     def _let_better_ranks_in(self) -> None:
-        """Preempt running sequences of worse rank than the first that waits, as far as it needs their room."""
+        """Admit those that wait with a better rank than somebody who runs, preempting the worst ranks for them."""
         while self.running and (first := self._first()) is not None and first.rank < self.running[-1].rank:
-            if self._can_admit(first) or self._will_be_found(first):
+            if self._will_be_found(first):
                 return
-            self._preempt(self.running[-1])
+            if self._admit() is None:
+                self._preempt(self.running[-1])
 
     def _preempt(self, victim: Sequence) -> None:
         if self.swap:
