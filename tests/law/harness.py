@@ -1,0 +1,98 @@
+"""One place that runs requests alone and under all circumstances, and compares every bit of what they give."""
+
+import dataclasses
+from functools import cached_property
+
+import numpy as np
+from toy import LAYERS, toy_model
+
+import oxjax
+from oxjax import SamplingParams
+from oxjax.assets import embedded_model
+from oxjax.engine.engine import Engine
+from oxjax.machine import enable_compilation_cache
+from oxjax.tokenizer import Tokenizer
+
+EMBEDDED = "embedded"
+STORIES = "models/stories260K/stories260K"
+TOYS = tuple(f"toy {kind}" for kind in LAYERS)
+PARAMS = SamplingParams(max_tokens=12, temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, seed=11, logprobs=3)
+
+
+def prompts(n, length, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 500, length + 7 * i).tolist() for i in range(n)]
+
+
+def load(name, data, *, exact=True):
+    """A model by name: the embedded one, a toy, or a file of the data folder."""
+    enable_compilation_cache()
+    if name == EMBEDDED:
+        return oxjax.load(embedded_model(), exact=exact)
+    if name in TOYS:
+        return toy_model(name.removeprefix("toy "), Tokenizer.from_gguf(embedded_model()), exact=exact)
+    return oxjax.load(data / f"{name}.gguf", exact=exact)
+
+
+def finish(engine, requests):
+    while not all(r.done for r in requests):
+        engine.step()
+
+
+def outcome(request):
+    """All that a request gave: logits of every position, or tokens, log-probabilities and the likeliest others."""
+    if request.params is None:
+        return np.concatenate(request.logits).tobytes()
+    return [(c.token_id, c.logprob, c.top_logprobs) for c in request.output.chunks]
+
+
+class Harness:
+    """One model under engines of different shapes."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def engine(self, *, max_rows=64, max_batch=4, max_context=192, page_size=16, n_pages=None, **options):
+        return Engine(
+            self.model,
+            n_pages=1 + (max_batch * -(-max_context // page_size) if n_pages is None else n_pages),
+            page_size=page_size,
+            max_batch=max_batch,
+            max_rows=max_rows,
+            max_context=max_context,
+            **{"reuse_prefixes": False, "checkpoint_every": page_size, "n_checkpoints": 40, **options},
+        )
+
+    @cached_property
+    def _single(self):
+        return self.engine(max_rows=256, max_batch=1)
+
+    def alone(self, ids, params=PARAMS, seed=None):
+        """What a prompt scores, and what it generates, each by itself on an engine that reuses nothing."""
+        given = []
+        for request in (
+            lambda: self._single.logits(ids),
+            lambda: self._single.generate(ids, params, params.seed if seed is None else seed),
+        ):
+            given.append(request())
+            finish(self._single, given)
+        return [outcome(r) for r in given]
+
+    def generated_alone(self, ids, params=PARAMS, seed=None):
+        request = self._single.generate(ids, params, params.seed if seed is None else seed)
+        finish(self._single, [request])
+        return outcome(request)
+
+    def run(self, ids, *, neighbours=(), **shape):
+        """The same in company, on an engine of some shape."""
+        return self.run_in(self.engine(**shape), ids, neighbours)
+
+    def run_in(self, engine, ids, neighbours=()):
+        """The same on an engine that may have run before, or have others running."""
+        others = [engine.generate(p, dataclasses.replace(PARAMS, seed=i), i) for i, p in enumerate(neighbours)]
+        both = [engine.logits(ids), engine.generate(ids, PARAMS, PARAMS.seed)]
+        finish(engine, both + others)
+        if not engine.scheduler.running:
+            pools = (engine.pool.pages, engine.pool.slots)
+            assert not any(pool.used_count for pool in pools if pool is not None)
+        return [outcome(r) for r in both]
