@@ -50,6 +50,7 @@ def generate(
     logprobs: Annotated[int, typer.Option(help="Report this many likely tokens at each step (with --json).")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-text tokens.")] = False,
+    samples: Annotated[int, typer.Option("--samples", help="Draw this many, each with a seed of its own.")] = 1,
     max_context: Annotated[int | None, typer.Option(help="Most tokens, prompt included.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")] = False,
@@ -68,17 +69,25 @@ def generate(
         logprobs=logprobs,
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
+        n=samples,
     )
     text = _DEMO_PROMPT if prompt is None and model is None else _text(prompt)
     from oxjax.llm import LLM
 
     with _progress("loading") as progress:
-        llm = LLM(model, exact=not fast, dtype=dtype, max_batch=1, max_context=max_context, progress=progress)
+        llm = LLM(
+            model, exact=not fast, dtype=dtype, max_batch=min(samples, 8), max_context=max_context, progress=progress
+        )
     with llm:
-        if as_json:
-            print(json.dumps({"prompt": text, **asdict(llm.generate(text, params)[0])}, ensure_ascii=False))
-        else:
+        if not as_json and samples == 1:
             _stream(llm, text, params)
+            return
+        with _status() as status:
+            (result,) = llm.generate(text, params, progress=status)
+        if as_json:
+            print(json.dumps({"prompt": text, **asdict(result)}, ensure_ascii=False))
+        else:
+            print("\n\n".join(f"[seed {r.seed}]\n{text}{r.text}" for r in (result, *result.others)))
 
 
 def _stream(llm: Any, text: str, params: Any) -> None:
@@ -151,6 +160,25 @@ def _text(argument: str | None) -> str:
     if argument is None:
         raise typer.BadParameter("give a text, or '-' to read standard input")
     return sys.stdin.read() if argument == "-" else argument
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[Any], None] | None]:
+    """One live line of metrics on standard error; none where that is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as line:
+        known: list[Any] = []
+
+        def show(metrics: Any) -> None:
+            known.append(metrics)
+            del known[:-50]  # speed over the last steps
+            line.update(metrics.line(known[0]))
+
+        yield show
 
 
 @contextmanager

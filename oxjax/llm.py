@@ -130,13 +130,18 @@ class LLM:
         )
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: Callable[[Metrics], None] | None = None,
     ) -> list[Result]:
         """Continue prompts; they run together.
 
         Args:
             prompts: text, token ids, or a list of either. Text is tokenised with the model's special tokens.
             params: for all prompts, or one per prompt.
+            progress: called after every step.
 
         Returns:
             One result per prompt, in order.
@@ -149,7 +154,7 @@ class LLM:
         params = _one_each(params, len(prompts))
         seeds = [secrets.randbits(64) if p.seed is None else p.seed for p in params]
         requests = self._run(
-            lambda i: self.engine.generate(self._encode(prompts[i]), params[i], seeds[i]), len(prompts)
+            lambda i: self.engine.generate(self._encode(prompts[i]), params[i], seeds[i]), len(prompts), progress
         )
         return _all_or_raise(requests, _result)
 
@@ -260,7 +265,9 @@ class LLM:
             raise InvalidRequestError("the prompt is empty, and the model has no token to begin with")
         return ids
 
-    def _run(self, add: Callable[[int], Request], n: int) -> list[Request | RequestError]:
+    def _run(
+        self, add: Callable[[int], Request], n: int, progress: Callable[[Metrics], None] | None = None
+    ) -> list[Request | RequestError]:
         """Queue `n` requests, keep the errors of those that are refused, and run the others to their ends."""
         requests: list[Request | RequestError] = []
         for i in range(n):
@@ -272,6 +279,8 @@ class LLM:
         try:
             while any(not r.done for r in queued):
                 self.engine.step()
+                if progress is not None:
+                    progress(self.metrics())
         finally:
             for request in queued:
                 self.engine.cancel(request)

@@ -169,12 +169,6 @@ class StatePool:
         self.device.restore(state.pages[n_found:], state.slot, saved, first)
         state.position = saved.n_tokens
 
-    def missing(self, state: SequenceState, length: int) -> int:
-        """Pages that have to be free for `reserve(state, length)`."""
-        if self.pages is None:
-            return 0
-        return max(0, self.pages_for(length) - len(state.pages)) + len(self._shared(state))
-
     def _shared(self, state: SequenceState) -> list[int]:
         """Places of its pages that the next row may go to and that others read too."""
         first = state.position // self.page_size
@@ -197,7 +191,8 @@ class StatePool:
 
     def _reserve_pages(self, state: SequenceState, length: int) -> None:
         shared = self._shared(state)
-        new = self.pages.allocate(self.missing(state, length))
+        missing = max(0, self.pages_for(length) - len(state.pages)) + len(shared)
+        new = self.pages.allocate(missing) if missing else []
         try:
             for i, page in zip(shared, new, strict=False):
                 self.device.copy_page(state.pages[i], page)
@@ -208,7 +203,7 @@ class StatePool:
             self.pages.free([state.pages[i]])
             state.pages[i] = page
         for page in state.pages[state.position // self.page_size :]:
-            self.pages.forget(page)
+            self.pages.forget(page)  # what is written is not what it was found by
         state.pages += new[len(shared) :]
 
     def advance(self, state: SequenceState, tokens: Sequence[int], n: int) -> None:

@@ -349,8 +349,8 @@ class Engine:
         self.scheduler.commit(work)
         if scored is not None:
             self._collect_logits(work, scored, ends)
-        for i, chooser in reversed(list(enumerate(choosing))):  # samples are born before the first one goes on
-            self._deliver(chooser, {name: column[i] for name, column in sampled.items()})
+        if choosing:
+            self._deliver(choosing, sampled)
         self._counts.update(steps=1, rows=int(ends[-1]), nanoseconds=time.perf_counter_ns() - start)
         self._counts["host nanoseconds"] += time.perf_counter_ns() - start - device
 
@@ -373,24 +373,28 @@ class Engine:
         rows = [(c.row, c.request.params, c.request.seed, len(c.request.sequence.tokens)) for c in choosing]
         return self.runner.sample(logits, rows, max(c.request.params.logprobs for c in choosing))
 
-    def _deliver(self, chooser: _Chooser, row: dict[str, Any]) -> None:
-        """Hand what was chosen to a request; one that was unborn begins."""
-        if chooser.parent is None:
-            chooser.request.unborn = ()
-        self._take(chooser.request, row)
-        if chooser.parent is not None and not chooser.request.done:
-            self.scheduler.fork(chooser.parent.sequence, chooser.request.sequence)
+    def _deliver(self, choosing: list[_Chooser], sampled: dict[str, np.ndarray]) -> None:
+        """Hand what was chosen to the requests; those that were unborn begin before their parent goes on."""
+        columns = {name: column.tolist() for name, column in sampled.items()}
+        for i, (_, request, parent) in reversed(list(enumerate(choosing))):
+            if parent is None:
+                request.unborn = ()
+            n_top, token, logprob = request.params.logprobs, columns["tokens"][i], columns["logprobs"][i]
+            top = zip(columns["top_tokens"][i][:n_top], columns["top_logprobs"][i][:n_top], strict=True)
+            pairs = ((token, logprob), *(pair for pair in top if pair[0] != token)) if n_top else ()
+            self._take(request, token, logprob, pairs, finite=columns["finite"][i])
+            if parent is not None and not request.done:
+                self.scheduler.fork(parent.sequence, request.sequence)
 
-    def _take(self, request: Request, row: dict[str, Any]) -> None:
+    def _take(
+        self, request: Request, token: int, logprob: float, pairs: tuple[tuple[int, float], ...], *, finite: bool
+    ) -> None:
         """Append what was chosen for a request, or fail it."""
-        tokens, n_top = request.sequence.tokens, request.params.logprobs
-        if not row["finite"]:
+        tokens = request.sequence.tokens
+        if not finite:
             request.error = NonFiniteLogitsError(f"the logits for position {len(tokens)} hold NaN or infinity")
             self._leave(request, "failed")
             return
-        token, logprob = int(row["tokens"]), float(row["logprobs"])
-        top = zip(row["top_tokens"][:n_top].tolist(), row["top_logprobs"][:n_top].tolist(), strict=True)
-        pairs = ((token, logprob), *(pair for pair in top if pair[0] != token)) if n_top else ()
         tokens.append(token)
         self._counts["generated"] += 1
         if request.output.push(token, logprob, pairs).finish_reason is not None:

@@ -59,3 +59,20 @@ class Metrics:
     checkpoint_evictions: int
     slot_bytes: int
     compilations: int
+
+    def line(self, before: Metrics) -> str:
+        """One line about what goes on, with the speed since an earlier snapshot."""
+        seconds = self.step_seconds - before.step_seconds
+        made = self.generated_tokens - before.generated_tokens
+        parts = [
+            f"{made / seconds:.1f} tokens/s" if seconds else "starting",
+            f"{self.finished} done, {self.running} running, {self.waiting} waiting",
+        ]
+        if self.pages:
+            parts.append(f"pages {self.pages_used}/{self.pages} used, {self.pages_cached} cached")
+        if self.slots:
+            parts.append(f"states {self.slots_used}/{self.slots} used, {self.checkpoints} kept")
+        parts.append(f"{self.cached_tokens} prompt tokens found" if self.reuses_prefixes else "prefixes not reused")
+        if self.preemptions:
+            parts.append(f"{self.preemptions} preemptions")
+        return " · ".join(parts)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence as Seq
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -219,4 +218,4 @@ def _sampling_rows(rows: dict[int, tuple[SamplingParams, int, int]], n: int) -> 
         columns["positions"][i] = position
         for name in ("temperature", "top_k", "top_p", "min_p"):
             columns[name][i] = getattr(params, name)
-    return SamplingRows(**{name: jnp.asarray(column) for name, column in columns.items()})
+    return SamplingRows(**jax.device_put(columns))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from oxjax.cache.prefix import PrefixTrail
 from oxjax.cache.states import Saved, SequenceState, StatePool
-from oxjax.errors import RequestTooLargeError
+from oxjax.errors import PoolExhaustedError, RequestTooLargeError
 
 HEAD_START = 256  # steps
 
@@ -214,10 +214,12 @@ class Scheduler:
         Returns whether the sequence itself still runs.
         """
         while sequence.state is not None:
-            if self.pool.pages is None or self.pool.missing(sequence.state, length) <= self.pool.pages.free_count:
+            try:
                 self.pool.reserve(sequence.state, length)
+            except PoolExhaustedError:
+                self._preempt(self.running[-1])
+            else:
                 return True
-            self._preempt(self.running[-1])
         return False
 
     def _let_better_ranks_in(self) -> None:
