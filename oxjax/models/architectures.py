@@ -5,7 +5,29 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models import gemma, gemma2, gemma3, llama, phi3, qwen2, qwen3
+from oxjax.models import (
+    baichuan,
+    cohere2,
+    command_r,
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gptneox,
+    granite,
+    internlm2,
+    llama,
+    minicpm,
+    olmo2,
+    phi2,
+    phi3,
+    qwen,
+    qwen2,
+    qwen3,
+    starcoder,
+    starcoder2,
+)
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
@@ -24,11 +46,25 @@ class Architecture(Protocol):
 
 
 ARCHITECTURES: dict[str, Any] = {
+    "baichuan": baichuan,
+    "cohere2": cohere2,
+    "command-r": command_r,
+    "falcon": falcon,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3": gemma3,
+    "gpt2": gpt2,
+    "gptneox": gptneox,
+    "granite": granite,
+    "internlm2": internlm2,
     "llama": llama,
+    "minicpm": minicpm,
+    "olmo2": olmo2,
+    "phi2": phi2,
     "phi3": phi3,
+    "qwen": qwen,
     "qwen2": qwen2,
     "qwen3": qwen3,
+    "starcoder": starcoder,
+    "starcoder2": starcoder2,
 }

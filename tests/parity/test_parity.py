@@ -26,6 +26,16 @@ ARCHS = {
     "gemma": 2e-3,
     "gemma2": 2e-3,
     "gemma3": 2.2e-3,
+    "commandr": 1e-4,
+    "cohere2": 1e-4,
+    "granite": 1e-4,
+    "olmo2": 1e-4,
+    "falcon": 2e-3,
+    "gpt2": 2e-3,
+    "gptneox": 2e-3,
+    "phi2": 2e-3,
+    "starcoder": 2e-3,
+    "starcoder2": 2e-3,
 }
 N = 100
 CHUNKS = {"prefill": [N], "one by one": [1] * N, "uneven chunks": [37, 1, 25, 37]}
