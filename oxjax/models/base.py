@@ -52,6 +52,7 @@ def dense_config(
     tensors: ParamLoader,
     *,
     pairing: str | None,
+    scaling: RopeScaling | None = None,
     norm: str = "rms",
     attention: Mapping[str, Any] = MappingProxyType({}),
     mlp: MLPSpec | None = None,
@@ -64,13 +65,14 @@ def dense_config(
         hp: the file's metadata.
         tensors: the file's tensors.
         pairing: of RoPE, "norm" or "neox"; None where nothing is rotated.
+        scaling: of RoPE; what the common keys say unless given.
         norm: see `ModelConfig.norm`; its epsilon has a key of its own.
         attention: fields of `AttentionSpec` that differ from its defaults; scale is 1/sqrt(key_dim) unless given.
         mlp: the feed-forward layer; SwiGLU unless given.
         parallel: see `LayerSpec.parallel`.
         more: fields of `ModelConfig` that differ from its defaults.
     """
-    ropes = () if pairing is None else (rope(hp, tensors, pairing),)
+    ropes = () if pairing is None else (rope(hp, tensors, pairing, scaling=scaling),)
     mixer = attention_spec(hp, **({"rope": None} if pairing is None else {}), **attention)
     layer = LayerSpec((mixer,), mlp or MLPSpec(hp.uniform("feed_forward_length"), "silu"), parallel)
     config = ModelConfig(
