@@ -1,12 +1,11 @@
-"""mpt: gpt2 without biases, with ALiBi or learned positions; q, k and v may be clamped, q and k normalised whole."""
+"""mpt: gpt2 with ALiBi, learned positions or both, mostly without biases; q, k and v may be clamped."""
 
 from __future__ import annotations
 
-from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import Frequencies, dense_config, dense_layer, plain_mlp
+from oxjax.config import ModelConfig
+from oxjax.models.base import Frequencies, dense_config, plain_mlp
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.llama import block, layer
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -27,9 +26,3 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         mlp=plain_mlp(hp),
         learned_positions=tensors.has("position_embd.weight"),
     )
-
-
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
-    """Block `i`."""
-    qk_norm = "whole" if tensors.has(f"blk.{i}.attn_q_norm.weight") else None
-    return dense_layer(tensors, i, spec, config, qk_norm=qk_norm)
