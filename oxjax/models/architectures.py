@@ -6,10 +6,13 @@ from typing import Any, Protocol
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models import (
+    arcee,
     baichuan,
     bloom,
+    codeshell,
     cohere2,
     command_r,
+    exaone,
     exaone4,
     falcon,
     gemma,
@@ -27,15 +30,18 @@ from oxjax.models import (
     nemotron,
     olmo,
     olmo2,
+    orion,
     phi2,
     phi3,
     qwen,
     qwen2,
     qwen3,
+    seed_oss,
     smollm3,
     stablelm,
     starcoder,
     starcoder2,
+    xverse,
 )
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
@@ -55,10 +61,13 @@ class Architecture(Protocol):
 
 
 ARCHITECTURES: dict[str, Any] = {
+    "arcee": arcee,
     "baichuan": baichuan,
     "bloom": bloom,
+    "codeshell": codeshell,
     "cohere2": cohere2,
     "command-r": command_r,
+    "exaone": exaone,
     "exaone4": exaone4,
     "falcon": falcon,
     "gemma": gemma,
@@ -76,13 +85,16 @@ ARCHITECTURES: dict[str, Any] = {
     "nemotron": nemotron,
     "olmo": olmo,
     "olmo2": olmo2,
+    "orion": orion,
     "phi2": phi2,
     "phi3": phi3,
     "qwen": qwen,
     "qwen2": qwen2,
     "qwen3": qwen3,
+    "seed_oss": seed_oss,
     "smollm3": smollm3,
     "stablelm": stablelm,
     "starcoder": starcoder,
     "starcoder2": starcoder2,
+    "xverse": xverse,
 }

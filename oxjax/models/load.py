@@ -107,6 +107,9 @@ def _configure(file: GGUFFile, tensors: ParamLoader, max_context: int | None) ->
     hp = Hyperparameters(file, max_context)
     config, frequencies = ARCHITECTURES[name].config(hp, tensors)
     hp.finish()
+    if config.learned_positions and hp.max_context > config.context_length:
+        message = f"{config.context_length} positions were learned, but max_context is {hp.max_context}"
+        raise hp.error("context_length", message)
     for i in range(hp.n_layers, hp.n_blocks):
         tensors.skip(f"blk.{i}.")
     return ARCHITECTURES[name], config, frequencies

@@ -170,6 +170,7 @@ RECIPES = {
     r.arch: r
     for r in (
         Recipe("llama"),
+        Recipe("arcee", mlp="plain"),
         Recipe("baichuan", untied=True),
         Recipe("bloom", **_LIKE_GPT2, embedding_norm=True),
         Recipe(
@@ -180,6 +181,8 @@ RECIPES = {
             keys={"attention.sliding_window": 16, "logit_scale": 0.25},
         ),
         Recipe("command-r", norm="layer", norms=("attn_norm",), keys={"logit_scale": 0.25}),
+        Recipe("codeshell", **{**_LIKE_GPT2, "kv_heads": 2}, untied=True),
+        Recipe("exaone"),
         Recipe("exaone4", norms=POST, qk_norm="head"),
         Recipe("falcon", **_LAYER_NORMED, fused_qkv=True, norms=("attn_norm",), mlp="plain", kv_heads=1),
         Recipe("gemma", head_dim=24),
@@ -204,13 +207,16 @@ RECIPES = {
             output_bias=True,
             keys={"rope.dimension_count": 12},
         ),
+        Recipe("orion", **_LAYER_NORMED, untied=True),
         Recipe("phi3", fused_qkv=True, mlp="fused"),
         Recipe("qwen", fused_qkv=True, qkv_bias="fused", untied=True, kv_heads=4, keys={"feed_forward_length": 192}),
         Recipe("qwen2", qkv_bias="split"),
         Recipe("qwen3", qk_norm="head"),
+        Recipe("seed_oss", norms=("attn_norm", "post_attention_norm"), qkv_bias="split", head_dim=24),
         Recipe("smollm3", layers=5),
         Recipe("stablelm", **_LAYER_NORMED, untied=True, keys={"rope.dimension_count": 4}),
         Recipe("starcoder", **{**_LIKE_GPT2, "kv_heads": 1}, positions=True),
         Recipe("starcoder2", **_LAYER_NORMED, qkv_bias="split", out_bias=True, mlp="plain", mlp_bias=True),
+        Recipe("xverse", untied=True),
     )
 }

@@ -17,11 +17,24 @@ import oxjax
 # Of the logits' standard deviation. float32 rounding; or ggml's 16-bit GELU table, where there is GELU.
 CLOSE, GELU = 1e-4, 3e-3
 WITH_GELU = {
-    *("bloom", "falcon", "gemma", "gemma2", "gemma3", "gpt2", "gptneox", "mpt", "phi2", "starcoder", "starcoder2"),
+    *(
+        "bloom",
+        "codeshell",
+        "falcon",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gpt2",
+        "gptneox",
+        "mpt",
+        "phi2",
+        "starcoder",
+        "starcoder2",
+    ),
 }
 # Architectures that `test_parity` has files of run here in the sweep only.
-BASIC = ["baichuan", "bloom", "exaone4", "glm4", "internlm2", "minicpm", "mistral3", "mpt", "nemotron", "olmo"]
-BASIC += ["qwen", "smollm3", "stablelm"]
+BASIC = ["arcee", "baichuan", "bloom", "codeshell", "exaone", "exaone4", "glm4", "internlm2", "minicpm", "mistral3"]
+BASIC += ["mpt", "nemotron", "olmo", "orion", "qwen", "seed_oss", "smollm3", "stablelm", "xverse"]
 QUICK = [
     "olmo2: window",
     "mistral3: temperature",
