@@ -11,7 +11,7 @@ from oxjax.engine.engine import Engine
 from oxjax.sampling import pipeline
 
 QUICK = ["llama", "gemma3"]  # both pairings, windows, QK-norms, post-norms and two rotations
-OTHERS = ["llama_yarn", "qwen2", "qwen3", "gemma", "gemma2", "phi3"]
+OTHERS = ["llama_yarn", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "cohere2", "falcon", "gpt2", "granite", "olmo2"]
 PARAMS = SamplingParams(max_tokens=12, temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, seed=11, logprobs=3)
 
 
