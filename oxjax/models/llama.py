@@ -20,5 +20,4 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config; experts are another architecture's business."""
     if hp.get("expert_count", int, 0):
         raise hp.error("expert_count", "mixture-of-experts llama models are not supported yet")
-    scale = hp.get("attention.scale", float, 0.0)
-    return dense_config(hp, tensors, pairing="norm", attention={"scale": scale or None})
+    return dense_config(hp, tensors, pairing="norm")

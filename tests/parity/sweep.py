@@ -32,7 +32,6 @@ _MPT_LEARNED = _R["mpt"].but({"attention.max_alibi_bias": 0.0})
 
 # By architecture and name: keys that alone must change the answer.
 _KEYS: dict[str, dict[str, dict]] = {
-    "llama": {"score scale": {"attention.scale": 0.05}},
     "cohere2": {"logit scale": {"logit_scale": 3.0}},
     "command-r": {"logit scale": {"logit_scale": 3.0}},
     "gemma2": {"cap": {"attn_logit_softcapping": 2.0}, "final cap": {"final_logit_softcapping": 2.0}},
@@ -113,7 +112,7 @@ _SPECIAL: list[Case] = [
 def _common(arch: str, r: Recipe) -> list[Case]:
     """What every architecture reads that has it."""
     epsilon = f"attention.layer_norm_{'rms_' if r.norm == 'rms' else ''}epsilon"
-    cases: list[Case] = [("epsilon", r.but({epsilon: 0.1}), r)]
+    cases: list[Case] = [("epsilon", r.but({epsilon: 1.0}), r)]
     if arch not in _NOT_ROTATED:
         cases += [(name, r.but(keys), r) for name, keys in _ROTATIONS.items()]
     if r.kv_heads not in (1, r.heads):
