@@ -20,10 +20,11 @@ _FULL, _SLIDING = 0, 1  # indices of the two rotations
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
-    """Metadata to config; sliding layers use `rope.freq_base_swa` and no scaling."""
+    """Metadata to config; sliding layers use `rope.freq_base_swa` and no scaling of positions."""
     base, (full_frequencies,) = gemma.config(hp, tensors)
     theta = hp.get("rope.freq_base_swa", float, 10000.0)
-    sliding_rope, sliding_frequencies = rope(hp, tensors, "neox", theta=theta, scaling=RopeScaling())
+    unstretched = RopeScaling(attn_factor=hp.rope_scaling.attn_factor)
+    sliding_rope, sliding_frequencies = rope(hp, tensors, "neox", theta=theta, scaling=unstretched)
     window = hp.get("attention.sliding_window", int, 0)
     scale = gemma2.query_scale(hp, _LAYERS_OF_27B)
     full = {"scale": scale, "rope": _FULL}
