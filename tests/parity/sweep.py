@@ -141,6 +141,7 @@ def _tensors() -> list[Case]:
         ("bloom", "falcon", "glm4", "gpt2", "granite", "minicpm", "mpt", "olmo", "starcoder", "starcoder2"): {
             "untied": {"untied": True},
         },
+        ("exaone4", "glm4"): {"nextn": {"layers": 4, "nextn": 1}},
         ("nemotron",): {"biases": {"qkv_bias": "split", "out_bias": True, "mlp_bias": True}},
     }
     return [

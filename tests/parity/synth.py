@@ -43,6 +43,7 @@ class Recipe:
     positions: bool = False
     embedding_norm: bool = False
     rope_freqs: bool = False
+    nextn: int = 0  # of the layers, how many at the end predict further tokens
     keys: dict[str, Any] = field(default_factory=dict)
 
     def but(self, keys: dict[str, Any] | None = None, **changes: Any) -> Recipe:
@@ -56,6 +57,9 @@ def shapes(r: Recipe, vocab: int, context: int) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocab, d)}
     for i in range(r.layers):
         found.update({f"blk.{i}.{name}": shape for name, shape in _block(r, dim).items()})
+        if i >= r.layers - r.nextn:
+            found[f"blk.{i}.nextn.eh_proj.weight"] = (d, 2 * d)
+            found |= {f"blk.{i}.nextn.{name}.weight": (d,) for name in ("enorm", "hnorm")}
     if r.positions:
         found["position_embd.weight"] = (context, d)
     if r.rope_freqs:
@@ -131,6 +135,7 @@ def write(path, recipe: Recipe, tokenizer_of, *, seed: int = 0):
         "attention.head_count": recipe.heads,
         "attention.head_count_kv": recipe.kv_heads,
         f"attention.layer_norm_{'rms_' if recipe.norm == 'rms' else ''}epsilon": 1e-5,
+        **({"nextn_predict_layers": recipe.nextn} if recipe.nextn else {}),
         **({} if recipe.head_dim is None else dict.fromkeys(LENGTHS, recipe.head_dim)),
         **recipe.keys,
     }
