@@ -66,7 +66,6 @@ _KEYS: dict[str, dict[str, dict]] = {
     "phi2": {"rope_dim": {"rope.dimension_count": 4}},
     "phi3": {"rope_dim": {"rope.dimension_count": 8}},
     "stablelm": {"rope_dim": {"rope.dimension_count": 8}},
-    "starcoder2": {"rope_dim": {"rope.dimension_count": 8}},
 }
 
 _SPECIAL: list[Case] = [
