@@ -15,7 +15,8 @@ from synth import RECIPES, write
 import oxjax
 
 # Of the logits' standard deviation. float32 rounding; or ggml's 16-bit GELU table, where there is GELU.
-CLOSE, GELU = 1e-4, 3e-3
+# Through 40 random layers rounding grows: our own chunkings then differ among themselves by 1e-4.
+CLOSE, GELU, DEEP = 1e-4, 3e-3, 3e-4
 WITH_GELU = {
     *(
         "bloom",
@@ -67,7 +68,7 @@ def theirs(data, tmp_path_factory):
 def compare(recipe, theirs, report, name, *, exact):
     path, expected = theirs(recipe)
     error = worst(Loop(oxjax.load(path, exact=exact)).logits(IDS, CHUNKS), expected)
-    allowed = GELU if recipe.arch in WITH_GELU else CLOSE
+    allowed = GELU if recipe.arch in WITH_GELU else DEEP if recipe.layers >= 32 else CLOSE
     report(f"synthetic {name}: {error:.1e} of the logits' std, allowed {allowed:.0e}")
     assert error <= allowed
     return expected, allowed
