@@ -13,6 +13,14 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
+class TemperatureSpec:
+    """Queries that grow with position: times 1 + scale · ln(1 + floor(position / length))."""
+
+    scale: float
+    length: int
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
     """Attention over pages: its static facts.
 
@@ -25,6 +33,9 @@ class AttentionSpec:
         rope: index into `ModelConfig.ropes`, or None where positions are not rotated.
         window: sliding window in tokens, the query included; None attends to all.
         softcap: cap of attention scores; None for no cap.
+        clamp: bound of the magnitude of projected queries, keys and values; None for no bound.
+        alibi: largest bias of ALiBi, which sets the slope of every head; None for no bias.
+        temperature: growth of the queries after their rotation; None for none.
     """
 
     n_heads: int
@@ -35,6 +46,9 @@ class AttentionSpec:
     rope: int | None = 0
     window: int | None = None
     softcap: float | None = None
+    clamp: float | None = None
+    alibi: float | None = None
+    temperature: TemperatureSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -55,15 +69,17 @@ MixerSpec = AttentionSpec | RecurrentSpec
 
 @dataclass(frozen=True)
 class MLPSpec:
-    """A gated feed-forward layer.
+    """A feed-forward layer.
 
     Attributes:
         d_ff: its inner width.
-        activation: of the gate, a key of `layers.mlp.ACTIVATIONS`.
+        activation: a key of `layers.mlp.ACTIVATIONS`.
+        gated: the activation is a gate's, which multiplies the inner values; else it is theirs.
     """
 
     d_ff: int
     activation: str
+    gated: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,10 +89,12 @@ class LayerSpec:
     Attributes:
         mixers: what moves information between positions, each with a state of its own; most blocks have one.
         mlp: the feed-forward layer; None where a block has none.
+        parallel: the feed-forward layer reads the block's input, not what the mixers made of it.
     """
 
     mixers: tuple[MixerSpec, ...]
     mlp: MLPSpec | None = None
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,9 +107,15 @@ class ModelConfig:
         d_model: width of the residual stream.
         context_length: tokens that the model was trained for.
         norm_eps: epsilon of every norm.
+        norm: what the norms of the residual stream and of queries and keys are, "rms" or "layer".
+        norm_weights: whether the norms have weights.
         layers: one entry per block.
         ropes: the distinct rotations; layers point into it.
         embedding_scale: multiplier of token embeddings.
+        embedding_norm: token embeddings are normalised.
+        learned_positions: every position has a vector that is added to its token's.
+        residual_scale: multiplier of what a branch adds to the residual stream.
+        logit_scale: multiplier of the logits.
         final_softcap: cap of the logits; None for no cap.
         dtype: of weights, activations and pages. Norms, softmax, RoPE and logits are float32 always.
         exact: bits of a row do not depend on batch, chunking or padding.
@@ -104,7 +128,13 @@ class ModelConfig:
     norm_eps: float
     layers: tuple[LayerSpec, ...]
     ropes: tuple[RopeSpec, ...]
+    norm: str = "rms"
+    norm_weights: bool = True
     embedding_scale: float = 1.0
+    embedding_norm: bool = False
+    learned_positions: bool = False
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     final_softcap: float | None = None
     dtype: str = "float32"
     exact: bool = True

@@ -8,6 +8,7 @@ block changes no bit. Online softmax: Milakov & Gimelshein 2018 (https://arxiv.o
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -35,6 +36,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    slopes: Float[np.ndarray, " n_heads"] | None = None,
 ) -> Float[Array, "T n_heads value_dim"]:
     """softmax(scale · q kᵀ, causal) v for rows whose own keys and values are already in the pages.
 
@@ -45,6 +47,7 @@ def paged_attention(
         scale: multiplier of the scores.
         window: a query sees the last `window` positions, itself included; None sees all.
         softcap: scores become `c · tanh(s / c)` before the mask.
+        slopes: what each head's scores lose per position of distance (ALiBi).
     """
     n_tiles, q_tile = layout.tile_rows.shape
     n_kv, value_dim = v_pages.shape[2:]
@@ -52,6 +55,9 @@ def paged_attention(
     tiles = q[layout.tile_rows].astype(k_pages.dtype).reshape(n_tiles, q_tile, n_kv, group, -1)
     tiles = tiles.transpose(0, 2, 1, 3, 4).reshape(n_tiles, n_kv, q_tile * group, -1)
     q_positions = jnp.repeat(layout.tile_positions, group, axis=1)[:, None, :, None]
+    if slopes is not None:  # per row of a tile: key head, then query row, then head within the group
+        by_row = np.broadcast_to(slopes.astype(np.float32).reshape(n_kv, 1, group), (n_kv, q_tile, group))
+        slopes = by_row.reshape(n_kv, q_tile * group, 1)
     tables = _whole_blocks(layout.tile_tables, k_pages.shape[1])
 
     def one_block(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -61,6 +67,8 @@ def paged_attention(
         scores = _batched_dot(tiles, k, contract=3) * scale
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)
+        if slopes is not None:
+            scores -= slopes * (q_positions - positions).astype(jnp.float32)
         visible = positions <= q_positions
         if window is not None:
             visible &= positions > q_positions - window

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,41 +51,67 @@ def dense_config(
     hp: Hyperparameters,
     tensors: ParamLoader,
     *,
-    pairing: str,
-    activation: str = "silu",
-    embedding_scale: float = 1.0,
-    scale: float | None = None,
+    pairing: str | None,
+    scaling: RopeScaling | None = None,
+    norm: str = "rms",
+    attention: Mapping[str, Any] = MappingProxyType({}),
+    mlp: MLPSpec | None = None,
+    parallel: bool = False,
+    **more: Any,
 ) -> tuple[ModelConfig, Frequencies]:
-    """The config of a model whose layers are all alike: full attention, one rotation, RMS norms.
+    """The config of a model whose layers are all alike, with full attention and one rotation or none.
 
     Args:
         hp: the file's metadata.
         tensors: the file's tensors.
-        pairing: of RoPE, "norm" or "neox".
-        activation: of the feed-forward gate.
-        embedding_scale: multiplier of token embeddings.
-        scale: multiplier of attention scores; one over the root of the head dimension unless given.
+        pairing: of RoPE, "norm" or "neox"; None where nothing is rotated.
+        scaling: of RoPE; what the common keys say unless given.
+        norm: see `ModelConfig.norm`; its epsilon has a key of its own.
+        attention: fields of `AttentionSpec` that differ from its defaults; scale is 1/sqrt(key_dim) unless given.
+        mlp: the feed-forward layer; SwiGLU unless given.
+        parallel: see `LayerSpec.parallel`.
+        more: fields of `ModelConfig` that differ from its defaults.
     """
-    spec, inv_freq = rope(hp, tensors, pairing)
-    mixer = attention_spec(hp, scale=1.0 / math.sqrt(hp.key_dim) if scale is None else scale)
-    layer = LayerSpec((mixer,), MLPSpec(hp.uniform("feed_forward_length"), activation))
+    ropes = () if pairing is None else (rope(hp, tensors, pairing, scaling=scaling),)
+    mixer = attention_spec(hp, **({"rope": None} if pairing is None else {}), **attention)
+    layer = LayerSpec((mixer,), mlp or MLPSpec(hp.uniform("feed_forward_length"), "silu"), parallel)
     config = ModelConfig(
         architecture=hp.arch,
         vocab_size=vocab_size(hp, tensors),
         d_model=hp.d_model,
         context_length=hp.context_length,
-        norm_eps=hp.rms_eps,
+        norm_eps=hp.rms_eps if norm == "rms" else hp.layer_eps,
         layers=(layer,) * hp.n_layers,
-        ropes=(spec,),
-        embedding_scale=embedding_scale,
+        ropes=tuple(spec for spec, _ in ropes),
+        norm=norm,
+        **more,
     )
-    return config, (inv_freq,)
+    return config, tuple(inv_freq for _, inv_freq in ropes)
 
 
-def attention_spec(hp: Hyperparameters, **more: Any) -> AttentionSpec:
+def plain_mlp(hp: Hyperparameters, activation: str = "gelu") -> MLPSpec:
+    """A feed-forward layer without a gate."""
+    return MLPSpec(hp.uniform("feed_forward_length"), activation, gated=False)
+
+
+def vary_attention(config: ModelConfig, changes: Iterable[Mapping[str, Any]]) -> ModelConfig:
+    """The config with fields of each layer's attention changed, one mapping per layer."""
+    layers = (
+        dataclasses.replace(layer, mixers=(dataclasses.replace(layer.mixers[0], **change),))
+        for layer, change in zip(config.layers, changes, strict=True)
+    )
+    return dataclasses.replace(config, layers=tuple(layers))
+
+
+def attention_spec(hp: Hyperparameters, *, scale: float | None = None, **more: Any) -> AttentionSpec:
     """One layer's attention, with what the heads are from the metadata and the rest given."""
     return AttentionSpec(
-        n_heads=hp.n_heads, n_kv_heads=hp.n_kv_heads, key_dim=hp.key_dim, value_dim=hp.value_dim, **more
+        n_heads=hp.n_heads,
+        n_kv_heads=hp.n_kv_heads,
+        key_dim=hp.key_dim,
+        value_dim=hp.value_dim,
+        scale=1.0 / math.sqrt(hp.key_dim) if scale is None else scale,
+        **more,
     )
 
 
@@ -97,14 +126,33 @@ def vocab_size(hp: Hyperparameters, tensors: ParamLoader) -> int:
     return tensors.file.tensors["token_embd.weight"].shape[0]
 
 
-def pre_norm_layer(
-    tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig, *, qk_norm: bool = False
+PRE_NORMS = {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm"}
+POST_NORMS = {"post_attn_norm": "post_attention_norm", "post_mlp_norm": "post_ffw_norm"}
+
+
+def dense_layer(
+    tensors: ParamLoader,
+    i: int,
+    spec: LayerSpec,
+    config: ModelConfig,
+    *,
+    norms: Mapping[str, str] = MappingProxyType(PRE_NORMS),
+    qk_norm: str | None = None,
 ) -> TransformerLayer:
-    """Block `i` with a norm before each branch: `attn_norm` and `ffn_norm`."""
+    """Block `i`.
+
+    Args:
+        tensors: the file's tensors.
+        i: which block.
+        spec: its static facts.
+        config: the model's.
+        norms: fields of `TransformerLayer`, and the tensors that they hold.
+        qk_norm: see `ParamLoader.attention`.
+    """
     prefix = f"blk.{i}"
+    found = {field: tensors.norm(f"{prefix}.{name}", config.d_model) for field, name in norms.items()}
     return TransformerLayer(
-        attn_norm=tensors.norm(f"{prefix}.attn_norm", config.d_model),
         attn=tensors.attention(prefix, spec.mixers[0], config.d_model, qk_norm=qk_norm),
-        mlp_norm=tensors.norm(f"{prefix}.ffn_norm", config.d_model),
         mlp=tensors.mlp(prefix, spec.mlp, config.d_model),
+        **found,
     )

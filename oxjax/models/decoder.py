@@ -19,7 +19,7 @@ from oxjax.kernels.paged_attention import q_tile_rows
 from oxjax.models.architectures import ARCHITECTURES
 from oxjax.models.layers.context import Angles, Context
 from oxjax.models.layers.linear import Linear, linear
-from oxjax.models.layers.norms import Norm, rms_norm
+from oxjax.models.layers.norms import Norm, norm
 from oxjax.models.layers.rope import rope_angles
 
 LayerState = tuple[KVPages | RecurrentState, ...]  # one per mixer
@@ -36,6 +36,8 @@ class Params:
         final_norm: before the logits.
         output: `[d_model, vocab]`; None where the embedding serves as the output matrix.
         rope_inv_freq: angle per position of each pair, `[dim/2]` float32, one per `config.ropes`.
+        positions: learned vectors of the positions, `[context, d_model]`, where the architecture has them.
+        embedding_norm: of token embeddings, where the architecture has it.
     """
 
     embedding: Float[Array, "vocab d_model"]
@@ -43,6 +45,8 @@ class Params:
     final_norm: Norm
     output: Linear | None
     rope_inv_freq: tuple[Float[Array, " _"], ...]
+    positions: Float[Array, "context d_model"] | None = None
+    embedding_norm: Norm | None = None
 
 
 def init_state(config: ModelConfig, *, n_pages: int, page_size: int, n_slots: int = 1) -> EngineState:
@@ -96,15 +100,22 @@ def step(
         rope_angles(batch.positions, inv_freq, spec.mscale)
         for inv_freq, spec in zip(params.rope_inv_freq, config.ropes, strict=True)
     )
-    x = params.embedding[batch.tokens]
-    if config.embedding_scale != 1.0:
-        x = x * jnp.asarray(config.embedding_scale, x.dtype)
+    x = _embed(params, batch, config)
     new_state = []
     for p, spec, old in zip(params.layers, config.layers, state, strict=True):
         x, new = _block(p, x, old, layout, angles, spec=spec, config=config)
         new_state.append(new)
-    x = rms_norm(params.final_norm, x[batch.logits_rows], eps=config.norm_eps, exact=config.exact)
+    x = norm(params.final_norm, x[batch.logits_rows], config)
     return _logits(params, x, config), tuple(new_state)
+
+
+def _embed(params: Params, batch: Batch, config: ModelConfig) -> Array:
+    x = params.embedding[batch.tokens]
+    if config.embedding_scale != 1.0:
+        x = x * jnp.asarray(config.embedding_scale, x.dtype)
+    if params.positions is not None:
+        x = x + params.positions[batch.positions]
+    return x if params.embedding_norm is None else norm(params.embedding_norm, x, config)
 
 
 def _logits(params: Params, x: Array, config: ModelConfig) -> Array:
@@ -112,6 +123,8 @@ def _logits(params: Params, x: Array, config: ModelConfig) -> Array:
         logits = dot(x, params.embedding, exact=config.exact, contract=1)[0]
     else:
         logits = linear(params.output, x=x, exact=config.exact, dtype=jnp.float32)[0]
+    if config.logit_scale != 1.0:
+        logits = logits * config.logit_scale
     if config.final_softcap is not None:
         logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
     return logits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from oxjax.config import ModelConfig
+from oxjax.config import MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies, dense_config
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.llama import block, layer
@@ -15,4 +15,5 @@ __all__ = ["block", "config", "layer"]
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
-    return dense_config(hp, tensors, pairing="neox", activation="gelu", embedding_scale=math.sqrt(hp.d_model))
+    mlp = MLPSpec(hp.uniform("feed_forward_length"), "gelu")
+    return dense_config(hp, tensors, pairing="neox", mlp=mlp, embedding_scale=math.sqrt(hp.d_model))

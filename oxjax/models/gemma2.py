@@ -7,7 +7,7 @@ import math
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models import gemma
-from oxjax.models.base import Frequencies, attention_spec, pre_norm_layer
+from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, dense_layer, vary_attention
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.layers.transformer import transformer_block as block
@@ -22,14 +22,14 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config."""
     base, frequencies = gemma.config(hp, tensors)
     window = hp.get("attention.sliding_window", int, 4096)
-    softcap = hp.get("attn_logit_softcapping", float, 50.0)
-    scale, mlp = query_scale(hp, _LAYERS_OF_27B), base.layers[0].mlp
-    layers = tuple(
-        LayerSpec((attention_spec(hp, scale=scale, softcap=softcap or None, window=window if slides else None),), mlp)
-        for slides in hp.window_layers(default_period=2)
-    )
+    common = {
+        "scale": query_scale(hp, _LAYERS_OF_27B),
+        "softcap": hp.get("attn_logit_softcapping", float, 50.0) or None,
+    }
+    slides = hp.window_layers(default_period=2)
+    varied = vary_attention(base, ({**common, "window": window if s else None} for s in slides))
     final = hp.get("final_logit_softcapping", float, 30.0)
-    return dataclasses.replace(base, layers=layers, final_softcap=final or None), frequencies
+    return dataclasses.replace(varied, final_softcap=final or None), frequencies
 
 
 def query_scale(hp: Hyperparameters, layers_of_27b: int) -> float:
@@ -37,11 +37,6 @@ def query_scale(hp: Hyperparameters, layers_of_27b: int) -> float:
     return 1.0 / math.sqrt(hp.d_model / hp.n_heads if hp.n_layers == layers_of_27b else hp.key_dim)
 
 
-def layer(
-    tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig, *, qk_norm: bool = False
-) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
     """Block `i`."""
-    return pre_norm_layer(tensors, i, spec, config, qk_norm=qk_norm).replace(
-        post_attn_norm=tensors.norm(f"blk.{i}.post_attention_norm", config.d_model),
-        post_mlp_norm=tensors.norm(f"blk.{i}.post_ffw_norm", config.d_model),
-    )
+    return dense_layer(tensors, i, spec, config, norms=PRE_NORMS | POST_NORMS)

@@ -6,7 +6,7 @@ import dataclasses
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models import gemma, gemma2
-from oxjax.models.base import Frequencies, attention_spec, rope
+from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, dense_layer, rope, vary_attention
 from oxjax.models.gemma2 import block
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.rope import RopeScaling
@@ -20,23 +20,18 @@ _FULL, _SLIDING = 0, 1  # indices of the two rotations
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
-    """Metadata to config; sliding layers use `rope.freq_base_swa` and no scaling."""
+    """Metadata to config; sliding layers use `rope.freq_base_swa` and no scaling of positions."""
     base, (full_frequencies,) = gemma.config(hp, tensors)
-    sliding_rope, sliding_frequencies = rope(
-        hp,
-        tensors,
-        "neox",
-        theta=hp.get("rope.freq_base_swa", float, 10000.0),
-        scaling=RopeScaling(),
-    )
+    theta = hp.get("rope.freq_base_swa", float, 10000.0)
+    unstretched = RopeScaling(attn_factor=hp.rope_scaling.attn_factor)
+    sliding_rope, sliding_frequencies = rope(hp, tensors, "neox", theta=theta, scaling=unstretched)
     window = hp.get("attention.sliding_window", int, 0)
     scale = gemma2.query_scale(hp, _LAYERS_OF_27B)
-    full = attention_spec(hp, scale=scale, rope=_FULL)
-    sliding = attention_spec(hp, scale=scale, rope=_SLIDING, window=window)
-    slides = hp.window_layers(default_period=6) if window else (False,) * hp.n_layers
+    full = {"scale": scale, "rope": _FULL}
+    sliding = {"scale": scale, "rope": _SLIDING, "window": window}
+    slides = hp.window_layers(default_period=6)
     config = dataclasses.replace(
-        base,
-        layers=tuple(LayerSpec((sliding if s else full,), base.layers[0].mlp) for s in slides),
+        vary_attention(base, (sliding if s and window else full for s in slides)),
         ropes=(base.ropes[0], sliding_rope),
         final_softcap=hp.get("final_logit_softcapping", float, 0.0) or None,
     )
@@ -45,4 +40,4 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
     """Block `i`."""
-    return gemma2.layer(tensors, i, spec, config, qk_norm=True)
+    return dense_layer(tensors, i, spec, config, norms=PRE_NORMS | POST_NORMS, qk_norm="head")

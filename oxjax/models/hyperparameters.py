@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,31 @@ from oxjax.errors import ModelError
 from oxjax.gguf import REQUIRED, GGUFFile
 from oxjax.models.layers.rope import RopeScaling
 
+logger = logging.getLogger("oxjax")
+
 _MAX_BLOCKS = 4096  # far above any model; a lying count must not make us build lists of 2^32
+
+# Keys that change results unless they say this: an architecture that does not read them cannot run such a file.
+_NEUTRAL: dict[str, Callable[[Hyperparameters], Any]] = {
+    "attention.causal": lambda hp: True,
+    "attention.key_length_swa": lambda hp: hp.key_dim,
+    "attention.value_length_swa": lambda hp: hp.value_dim,
+    "expert_count": lambda hp: 0,
+    "rope.dimension_count_swa": lambda hp: hp.rope_dim,
+}
+# Keys that converters write beside what decides: facts that the architecture or its tensors tell already, and
+# what serves other tasks than the next token.
+_HARMLESS = {
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+    "classifier.output_labels",
+    "embedding_length_out",
+    "expert_used_count",
+    "pooling_type",
+    "rope.scaling.finetuned",
+    "tensor_data_layout",
+    "use_parallel_residual",
+}
 
 
 class Hyperparameters:
@@ -26,15 +51,41 @@ class Hyperparameters:
 
     def __init__(self, file: GGUFFile, max_context: int | None = None):
         self.file = file
+        self._used: set[str] = set()
         self.arch: str = file.get("general.architecture", str)
         self.context_length: int = self._positive("context_length")
         self.max_context = self.context_length if max_context is None else max_context
         self.d_model = self._positive("embedding_length")
-        self.n_layers = self._positive("block_count", most=_MAX_BLOCKS)
+        self.n_blocks = self._positive("block_count", most=_MAX_BLOCKS)
+        # Blocks at the end that predict further tokens take no part in predicting the next one.
+        self.n_layers = self.n_blocks - self.get("nextn_predict_layers", int, 0)
+        if not 0 < self.n_layers <= self.n_blocks:
+            raise self.error("nextn_predict_layers", f"leaves {self.n_layers} of {self.n_blocks} blocks")
+
+    def key(self, key: str) -> str:
+        """The full name `<arch>.<key>`, from here on known to be used."""
+        self._used.add(key)
+        return f"{self.arch}.{key}"
+
+    def finish(self) -> None:
+        """Refuse or report what no one asked for; call it when the config is made.
+
+        Raises:
+            ModelError: a key that this architecture does not know says something that would change results.
+        """
+        prefix = f"{self.arch}."
+        own = [name.removeprefix(prefix) for name in self.file.metadata if name.startswith(prefix)]
+        unused = [key for key in own if key not in self._used]
+        for key in unused:
+            value = self.file.metadata[prefix + key]
+            if key in _NEUTRAL and value != (expected := _NEUTRAL[key](self)):
+                raise self.error(key, f"found {value!r}, but {self.arch} is only supported with {expected!r}")
+        if unknown := [key for key in unused if key not in _HARMLESS and key not in _NEUTRAL]:
+            logger.warning("%s: metadata without effect: %s", self.file.path, ", ".join(map(prefix.__add__, unknown)))
 
     def get(self, key: str, kind: type, default: Any = REQUIRED) -> Any:
         """`<arch>.<key>` as `kind`; GGUFError if it is missing without a default or has another type."""
-        return self.file.get(f"{self.arch}.{key}", kind, default)
+        return self.file.get(self.key(key), kind, default)
 
     def error(self, key: str, message: str) -> ModelError:
         """Build the error about `<arch>.<key>`."""
@@ -48,7 +99,7 @@ class Hyperparameters:
 
     def per_layer(self, key: str, default: Sequence[int] | int | None = None) -> tuple[int, ...]:
         """A key that is either one number for all layers or an array with one per layer."""
-        full = f"{self.arch}.{key}"
+        full = self.key(key)
         if default is not None and full not in self.file.metadata:
             return (default,) * self.n_layers if isinstance(default, int) else tuple(default)
         if isinstance(self.file.metadata.get(full), int):
@@ -121,6 +172,11 @@ class Hyperparameters:
         return self.get("attention.layer_norm_rms_epsilon", float)
 
     @cached_property
+    def layer_eps(self) -> float:
+        """Epsilon of layer norms."""
+        return self.get("attention.layer_norm_epsilon", float)
+
+    @cached_property
     def rope_scaling(self) -> RopeScaling:
         """`rope.scaling.*`, with the legacy `rope.scale_linear`."""
         kind = self.get("rope.scaling.type", str, "linear")
@@ -138,7 +194,7 @@ class Hyperparameters:
 
     def window_layers(self, default_period: int) -> tuple[bool, ...]:
         """Which layers slide: an explicit array, or all but every n-th."""
-        key = f"{self.arch}.attention.sliding_window_pattern"
+        key = self.key("attention.sliding_window_pattern")
         stored = self.file.metadata.get(key)
         if stored is not None and not isinstance(stored, int):
             flags = self.file.get_array(

@@ -6,10 +6,10 @@ The sliding window of Mistral 7B is not in its metadata and not applied.
 
 from __future__ import annotations
 
-from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import Frequencies, dense_config, pre_norm_layer
+from oxjax.config import ModelConfig
+from oxjax.models.base import Frequencies, dense_config
+from oxjax.models.base import dense_layer as layer
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.layers.transformer import transformer_block as block
 from oxjax.models.loader import ParamLoader
 
@@ -20,10 +20,4 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config; experts are another architecture's business."""
     if hp.get("expert_count", int, 0):
         raise hp.error("expert_count", "mixture-of-experts llama models are not supported yet")
-    scale = hp.get("attention.scale", float, 0.0)
-    return dense_config(hp, tensors, pairing="norm", scale=scale or None)
-
-
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
-    """Block `i`."""
-    return pre_norm_layer(tensors, i, spec, config)
+    return dense_config(hp, tensors, pairing="norm")

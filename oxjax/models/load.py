@@ -17,6 +17,7 @@ from oxjax.models.architectures import ARCHITECTURES
 from oxjax.models.base import Frequencies
 from oxjax.models.decoder import Params
 from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.norms import Norm
 from oxjax.models.loader import ParamLoader
 from oxjax.tokenizer import Tokenizer
 
@@ -81,9 +82,13 @@ def load_params(
     params = Params(
         embedding=tensors.embedding("token_embd.weight", config.vocab_size, config.d_model),
         layers=tuple(architecture.layer(tensors, i, s, config) for i, s in enumerate(config.layers)),
-        final_norm=tensors.norm("output_norm", config.d_model),
+        final_norm=tensors.norm("output_norm", config.d_model) if config.norm_weights else Norm(),
         output=None if tied else tensors.linear("output", config.d_model, config.vocab_size),
         rope_inv_freq=tuple(jax.device_put(f) for f in frequencies),
+        positions=tensors.embedding("position_embd.weight", config.context_length, config.d_model)
+        if config.learned_positions
+        else None,
+        embedding_norm=tensors.norm("token_embd_norm", config.d_model) if config.embedding_norm else None,
     )
     tensors.finish(ignore=_IGNORED)
     return config, params
@@ -99,4 +104,12 @@ def _configure(file: GGUFFile, tensors: ParamLoader, max_context: int | None) ->
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedArchitectureError(f"{file.path}: architecture {name!r} is not one of {known}")
-    return ARCHITECTURES[name], *ARCHITECTURES[name].config(Hyperparameters(file, max_context), tensors)
+    hp = Hyperparameters(file, max_context)
+    config, frequencies = ARCHITECTURES[name].config(hp, tensors)
+    hp.finish()
+    if config.learned_positions and hp.max_context > config.context_length:
+        message = f"{config.context_length} positions were learned, but max_context is {hp.max_context}"
+        raise hp.error("context_length", message)
+    for i in range(hp.n_layers, hp.n_blocks):
+        tensors.skip(f"blk.{i}.")
+    return ARCHITECTURES[name], config, frequencies

@@ -55,9 +55,9 @@ class ParamLoader:
         if self._progress is not None:
             self._progress(self._bytes_read)
 
-    def vector(self, name: str, d: int) -> np.ndarray:
-        """A float32 vector `[d]`."""
-        self._check(name, (d,))
+    def vector(self, name: str, *shape: int) -> np.ndarray:
+        """A float32 vector `[d]`, or a small table of them."""
+        self._check(name, shape)
         vector = np.array(self.file.tensor(name), np.float32)
         self._read(name)
         return vector
@@ -105,40 +105,55 @@ class ParamLoader:
         step = max(1, _SLAB_BYTES // (4 * row))
         return ((a, min(a + step, n_rows)) for a in range(0, n_rows, step))
 
-    def norm(self, name: str, d: int) -> Norm:
+    def norm(self, name: str, *shape: int) -> Norm:
         """The norm `<name>.weight`, with `<name>.bias` if the file has one."""
-        bias = jax.device_put(self.vector(f"{name}.bias", d)) if self.has(f"{name}.bias") else None
-        return Norm(weight=jax.device_put(self.vector(f"{name}.weight", d)), bias=bias)
+        bias = jax.device_put(self.vector(f"{name}.bias", *shape)) if self.has(f"{name}.bias") else None
+        return Norm(weight=jax.device_put(self.vector(f"{name}.weight", *shape)), bias=bias)
 
-    def attention(self, prefix: str, spec: AttentionSpec, d_model: int, *, qk_norm: bool = False) -> Attention:
-        """Projections `<prefix>.attn_*`, whether q, k and v are three tensors or one."""
-        q, k, v = (
-            spec.n_heads * spec.key_dim,
-            spec.n_kv_heads * spec.key_dim,
-            spec.n_kv_heads * spec.value_dim,
-        )
+    def attention(self, prefix: str, spec: AttentionSpec, d_model: int, *, qk_norm: str | None = None) -> Attention:
+        """Projections `<prefix>.attn_*`, whether q, k and v are three tensors or one.
+
+        Args:
+            prefix: of the block's tensors.
+            spec: the layer's static facts.
+            d_model: width of the residual stream.
+            qk_norm: what the norms of queries and keys weigh: "head" by head dimension, "heads" by head and
+                dimension, "whole" the same without taking heads apart; None has none.
+        """
+        heads = {"q": spec.n_heads, "k": spec.n_kv_heads, "v": spec.n_kv_heads}
+        widths = {"q": spec.key_dim, "k": spec.key_dim, "v": spec.value_dim}
+        totals = tuple(heads[n] * widths[n] for n in "qkv")
         if self.has(f"{prefix}.attn_qkv.weight"):
-            maps = self.fused(f"{prefix}.attn_qkv", d_model, (q, k, v))
+            maps = self.fused(f"{prefix}.attn_qkv", d_model, totals)
+            if maps[0].bias is None:
+                names = (f"{prefix}.attn_{n}.bias" for n in "qkv")
+                maps = tuple(self._biased(p, name) for p, name in zip(maps, names, strict=True))
         else:
-            widths = {"q": q, "k": k, "v": v}
-            maps = tuple(self.linear(f"{prefix}.attn_{n}", d_model, d) for n, d in widths.items())
-        return Attention(
-            q=maps[0],
-            k=maps[1],
-            v=maps[2],
-            out=self.linear(f"{prefix}.attn_output", spec.n_heads * spec.value_dim, d_model),
-            q_norm=self.norm(f"{prefix}.attn_q_norm", spec.key_dim) if qk_norm else None,
-            k_norm=self.norm(f"{prefix}.attn_k_norm", spec.key_dim) if qk_norm else None,
-        )
+            maps = tuple(self.linear(f"{prefix}.attn_{n}", d_model, d) for n, d in zip("qkv", totals, strict=True))
+
+        def norm(n: str) -> Norm | None:
+            shapes = {"head": (widths[n],), "heads": (heads[n], widths[n]), "whole": (heads[n] * widths[n],)}
+            return None if qk_norm is None else self.norm(f"{prefix}.attn_{n}_norm", *shapes[qk_norm])
+
+        out = self.linear(f"{prefix}.attn_output", spec.n_heads * spec.value_dim, d_model)
+        return Attention(q=maps[0], k=maps[1], v=maps[2], out=out, q_norm=norm("q"), k_norm=norm("k"))
+
+    def _biased(self, p: Linear, name: str) -> Linear:
+        """The same map with the bias `name`, if the file has one."""
+        return p.replace(bias=jax.device_put(self.vector(name, p.weight.shape[1]))) if self.has(name) else p
 
     def mlp(self, prefix: str, spec: MLPSpec, d_model: int) -> MLP:
-        """The gated network `<prefix>.ffn_*`; without a gate tensor, the gate is the first half of `up`."""
-        if self.has(f"{prefix}.ffn_gate.weight"):
-            gate = self.linear(f"{prefix}.ffn_gate", d_model, spec.d_ff)
-            up = self.linear(f"{prefix}.ffn_up", d_model, spec.d_ff)
-        else:
+        """The network `<prefix>.ffn_*`; where a gated one has no gate tensor, the gate is the first half of `up`."""
+        if spec.gated and not self.has(f"{prefix}.ffn_gate.weight"):
             gate, up = self.fused(f"{prefix}.ffn_up", d_model, (spec.d_ff, spec.d_ff))
+        else:
+            gate = self.linear(f"{prefix}.ffn_gate", d_model, spec.d_ff) if spec.gated else None
+            up = self.linear(f"{prefix}.ffn_up", d_model, spec.d_ff)
         return MLP(gate=gate, up=up, down=self.linear(f"{prefix}.ffn_down", spec.d_ff, d_model))
+
+    def skip(self, prefix: str) -> None:
+        """Count the tensors whose names begin so as used: they are known to have no part in the answer."""
+        self._used.update(name for name in self.file.tensors if name.startswith(prefix))
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
         """Refuse a file with tensors that nobody asked for: leaving numbers out gives wrong answers quietly.

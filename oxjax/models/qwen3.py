@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import pre_norm_layer
+from oxjax.models.base import dense_layer
 from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.loader import ParamLoader
 from oxjax.models.qwen2 import block, config
@@ -13,4 +13,4 @@ __all__ = ["block", "config", "layer"]
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
     """Block `i`."""
-    return pre_norm_layer(tensors, i, spec, config, qk_norm=True)
+    return dense_layer(tensors, i, spec, config, qk_norm="head")

@@ -7,9 +7,10 @@ import pytest
 
 from oxjax.batch import Batch, row_layout
 from oxjax.kernels.paged_attention import EXACT_Q_TILE, FAST_Q_TILE, KV_BLOCK, paged_attention, q_tile_rows
+from oxjax.models.layers.attention import alibi_slopes
 
 
-def textbook(q, k, v, positions, *, scale, window=None, softcap=None):
+def textbook(q, k, v, positions, *, scale, window=None, softcap=None, slopes=None):
     """softmax(scale q kᵀ) v for one sequence; q `[n, H, D]`, k and v `[len, Hkv, D]`."""
     group = q.shape[1] // k.shape[1]
     k, v = (np.repeat(a.astype(np.float64), group, axis=1) for a in (k, v))
@@ -17,6 +18,8 @@ def textbook(q, k, v, positions, *, scale, window=None, softcap=None):
     if softcap is not None:
         scores = softcap * np.tanh(scores / softcap)
     distance = positions[:, None] - np.arange(len(k))
+    if slopes is not None:
+        scores = scores - slopes[:, None, None] * distance
     hidden = (distance < 0) | (distance >= (window or np.inf))
     scores = np.where(hidden, -np.inf, scores)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -98,6 +101,19 @@ def test_ragged_batch_with_window_and_cap(window, softcap):
 def test_head_groups_and_page_sizes(heads, kv_heads, page_size):
     case = Case([(70, 5), (33, 33)], heads=heads, kv_heads=kv_heads, page_size=page_size)
     np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, scale=1.0), case.expected(scale=1.0), **TOLERANCE)
+
+
+@pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2)])
+def test_scores_lose_with_distance(heads, kv_heads):
+    case = Case([(300, 1), (9, 9), (140, 30)], heads=heads, kv_heads=kv_heads)
+    options = {"scale": 0.3, "slopes": alibi_slopes(heads, 8.0)}
+    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, **options), case.expected(**options), **TOLERANCE)
+
+
+def test_slopes_are_the_published_ones():
+    """Press et al. 2022, section 3: 1/2 to 1/256 for 8 heads; 12 heads take every other one of 16 heads' besides."""
+    np.testing.assert_allclose(alibi_slopes(8, 8.0), 0.5 ** np.arange(1, 9))
+    np.testing.assert_allclose(alibi_slopes(12, 8.0)[8:], 0.5 ** (np.array([1, 3, 5, 7]) / 2))
 
 
 def test_large_scores_stay_finite():

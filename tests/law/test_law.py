@@ -18,7 +18,10 @@ import oxjax
 from oxjax.sampling.params import sample_seed
 
 QUICK = [EMBEDDED, STORIES, "toy hybrid"]
-OTHERS = ["archs/gemma3", "toy recurrent", *(f"archs/{n}" for n in ("llama_yarn", "qwen2", "qwen3", "gemma2", "phi3"))]
+OTHERS = ["archs/gemma3", "toy recurrent"]
+OTHERS += [
+    f"archs/{n}" for n in ("llama_yarn", "qwen3", "gemma2", "phi3", "cohere2", "falcon", "gpt2", "granite", "olmo2")
+]
 for_all = pytest.mark.parametrize(
     "harness", QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS], indirect=True
 )

@@ -131,6 +131,11 @@ def test_head_dim_comes_from_its_key(tmp_path):
     assert (config.mixers[0].key_dim, config.mixers[0].value_dim, config.ropes[0].dim) == (32, 8, 32)
 
 
+def test_learned_positions_bound_the_context(data):
+    with pytest.raises(ModelError, match="512 positions were learned, but max_context is 513"):
+        oxjax.load(data / "archs" / "gpt2.gguf", max_context=513)
+
+
 def test_unknown_architecture_is_named(tmp_path):
     with pytest.raises(UnsupportedArchitectureError, match="'clip'"):
         load(write(tmp_path / "m.gguf", arch="clip"))

@@ -23,3 +23,19 @@ def test_norms_follow_their_formulas(exact, rows):
     np.testing.assert_allclose(rms_norm(plain, jnp.asarray(x), **options), rms, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(layer_norm(plain, jnp.asarray(x), **options), layer, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(layer_norm(biased, jnp.asarray(x), **options), layer + bias, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_heads_may_have_weights_of_their_own_or_none(exact):
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(s).astype(np.float32) for s in ((5, 3, 16), (3, 16)))
+    options = {"eps": 1e-5, "exact": exact}
+    plain = np.asarray(layer_norm(Norm(), jnp.asarray(x), **options))
+    centred = x - x.mean(-1, keepdims=True, dtype=np.float64)
+    expected = centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=1e-5)
+    weighted = layer_norm(Norm(jnp.asarray(weight)), jnp.asarray(x), **options)
+    np.testing.assert_allclose(weighted, expected * weight, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(
+        weighted[:, 1], layer_norm(Norm(jnp.asarray(weight[1])), jnp.asarray(x[:, 1]), **options)
+    )

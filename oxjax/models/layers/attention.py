@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
+import jax.numpy as jnp
+import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from oxjax.cache.pages import KVPages, write_rows
-from oxjax.config import AttentionSpec
+from oxjax.config import AttentionSpec, ModelConfig, TemperatureSpec
 from oxjax.kernels.paged_attention import paged_attention
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.linear import Linear, linear
-from oxjax.models.layers.norms import Norm, head_rms_norm
+from oxjax.models.layers.norms import Norm, norm
 from oxjax.models.layers.rope import apply_rope
 
 
 @struct.dataclass
 class Attention:
-    """Projections of one layer; QK-norms `[key_dim]` where the architecture has them."""
+    """Projections of one layer and, where the architecture has them, norms of queries and keys.
+
+    The weight of such a norm is `[key_dim]` for all heads, `[heads, key_dim]` for each, or as long as the whole
+    projection, which is then normalised at once.
+    """
 
     q: Linear
     k: Linear
@@ -43,20 +51,48 @@ def attention(
         ctx: the step's.
     """
     layout, config = ctx.layout, ctx.config
+    projected = linear(p.q, p.k, p.v, x=x, exact=config.exact)
+    if spec.clamp is not None:
+        projected = tuple(jnp.clip(y, -spec.clamp, spec.clamp) for y in projected)
     q, k, v = (
         y.reshape(x.shape[0], heads, -1)
-        for y, heads in zip(
-            linear(p.q, p.k, p.v, x=x, exact=config.exact),
-            (spec.n_heads, spec.n_kv_heads, spec.n_kv_heads),
-            strict=True,
-        )
+        for y, heads in zip(projected, (spec.n_heads, spec.n_kv_heads, spec.n_kv_heads), strict=True)
     )
-    if p.q_norm is not None:
-        q = head_rms_norm(p.q_norm, q, eps=config.norm_eps, exact=config.exact)
-    if p.k_norm is not None:
-        k = head_rms_norm(p.k_norm, k, eps=config.norm_eps, exact=config.exact)
+    q, k = _normed(p.q_norm, q, config), _normed(p.k_norm, k, config)
     if spec.rope is not None:
         q, k = (apply_rope(y, ctx.angles[spec.rope], config.ropes[spec.rope]) for y in (q, k))
+    if spec.temperature is not None:
+        q = q * _growth(spec.temperature, layout.positions).astype(q.dtype)
     pages = write_rows(pages, k, v, layout.write_page, layout.write_offset)
-    mixed = paged_attention(q, pages.k, pages.v, layout, scale=spec.scale, window=spec.window, softcap=spec.softcap)
+    mixed = paged_attention(
+        q,
+        pages.k,
+        pages.v,
+        layout,
+        scale=spec.scale,
+        window=spec.window,
+        softcap=spec.softcap,
+        slopes=None if spec.alibi is None else alibi_slopes(spec.n_heads, spec.alibi),
+    )
     return linear(p.out, x=mixed.reshape(x.shape[0], -1), exact=config.exact)[0], pages
+
+
+def _normed(p: Norm | None, y: Array, config: ModelConfig) -> Array:
+    """Rows of heads `[T, heads, key_dim]`, each stretch as long as the weight normalised on its own."""
+    return y if p is None else norm(p, y.reshape(y.shape[0], -1, p.weight.shape[-1]), config).reshape(y.shape)
+
+
+def _growth(spec: TemperatureSpec, positions: Int[Array, " T"]) -> Float[Array, "T 1 1"]:
+    steps = (positions // spec.length).astype(jnp.float32)
+    return (1.0 + spec.scale * jnp.log(1.0 + steps))[:, None, None]
+
+
+def alibi_slopes(n_heads: int, max_bias: float) -> Float[np.ndarray, " n_heads"]:
+    """A geometric series over the heads (Press et al. 2022, https://arxiv.org/abs/2108.12409).
+
+    Heads past the largest power of two take every other term of the series twice as fine.
+    """
+    whole = 2 ** math.floor(math.log2(n_heads))
+    coarse = 2.0 ** (-max_bias / whole * np.arange(1, whole + 1))
+    fine = 2.0 ** (-max_bias / whole / 2 * np.arange(1, 2 * (n_heads - whole), 2))
+    return np.concatenate([coarse, fine]).astype(np.float32)

@@ -7,36 +7,47 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float
 
+from oxjax.config import ModelConfig
 from oxjax.kernels.dot import row_sum
 
 
 @struct.dataclass
 class Norm:
-    """Weight `[d]` and, for layer norm, an optional bias `[d]`; float32."""
+    """Weight `[d]`, or `[heads, d]` for heads with weights of their own, and an optional bias; float32.
 
-    weight: Float[Array, " d"]
+    OLMo's norms have no weight either.
+    """
+
+    weight: Float[Array, "*heads d"] | None = None
     bias: Float[Array, " d"] | None = None
 
 
-def rms_norm(p: Norm, x: Float[Array, "rows d"], *, eps: float, exact: bool) -> Float[Array, "rows d"]:
+def norm(p: Norm, x: Float[Array, "*rows d"], config: ModelConfig) -> Float[Array, "*rows d"]:
+    """The model's kind of norm over the last axis."""
+    kind = {"rms": rms_norm, "layer": layer_norm}[config.norm]
+    return kind(p, x, eps=config.norm_eps, exact=config.exact)
+
+
+def rms_norm(p: Norm, x: Float[Array, "*rows d"], *, eps: float, exact: bool) -> Float[Array, "*rows d"]:
     """x / sqrt(mean(x²) + eps) · w  (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
     xf = x.astype(jnp.float32)
-    mean_square = row_sum(xf * xf, exact=exact) / x.shape[-1]
-    return (xf * lax.rsqrt(mean_square + eps) * p.weight).astype(x.dtype)
+    return _affine(p, xf * lax.rsqrt(_mean(xf * xf, exact) + eps)).astype(x.dtype)
 
 
-def layer_norm(p: Norm, x: Float[Array, "rows d"], *, eps: float, exact: bool) -> Float[Array, "rows d"]:
+def layer_norm(p: Norm, x: Float[Array, "*rows d"], *, eps: float, exact: bool) -> Float[Array, "*rows d"]:
     """(x − mean) / sqrt(var + eps) · w + b, biased variance (Ba et al. 2016, https://arxiv.org/abs/1607.06450)."""
     xf = x.astype(jnp.float32)
-    centred = xf - row_sum(xf, exact=exact) / x.shape[-1]
-    variance = row_sum(centred * centred, exact=exact) / x.shape[-1]
-    y = centred * lax.rsqrt(variance + eps) * p.weight
-    return (y if p.bias is None else y + p.bias).astype(x.dtype)
+    centred = xf - _mean(xf, exact)
+    return _affine(p, centred * lax.rsqrt(_mean(centred * centred, exact) + eps)).astype(x.dtype)
 
 
-def head_rms_norm(
-    p: Norm, x: Float[Array, "rows heads head_dim"], *, eps: float, exact: bool
-) -> Float[Array, "rows heads head_dim"]:
-    """RMS norm of each head on its own, one weight `[head_dim]` for all of them (QK-norm)."""
-    flat = rms_norm(p, x.reshape(-1, x.shape[-1]), eps=eps, exact=exact)
-    return flat.reshape(x.shape)
+def _mean(x: Array, exact: bool) -> Array:
+    rows = x.reshape(-1, x.shape[-1])
+    return row_sum(rows, exact=exact).reshape(*x.shape[:-1], 1) / x.shape[-1]
+
+
+def _affine(p: Norm, y: Array) -> Array:
+    """Times the weight, plus the bias; one of `[heads, d]` meets y's last two axes."""
+    if p.weight is not None:
+        y = y * (p.weight if p.weight.ndim == 1 else p.weight[None])
+    return y if p.bias is None else y + p.bias

@@ -36,6 +36,7 @@ class RopeScaling:
     attn_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    log_multiplier: float = 0.0
 
 
 def rope_frequencies(
@@ -59,7 +60,8 @@ def rope_frequencies(
         inv_freq = inv_freq / scaling.factor
     elif scaling.kind == "yarn" and scaling.factor != 1.0:
         inv_freq = inv_freq * _yarn_blend(dim, theta, scaling, index)
-        mscale *= 1.0 + 0.1 * math.log(scaling.factor)
+        grown = 0.1 * math.log(max(scaling.factor, 1.0))
+        mscale *= (1.0 + grown) / (1.0 + scaling.log_multiplier * grown)
     return inv_freq.astype(np.float32), float(mscale)
 
 

@@ -1,4 +1,4 @@
-"""The sequential transformer block: attention, then a gated MLP, each behind a norm and around a residual."""
+"""The transformer block: attention and a feed-forward network, one after the other or side by side."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from oxjax.cache.pages import KVPages
 from oxjax.config import LayerSpec
 from oxjax.models.layers.attention import Attention, attention
 from oxjax.models.layers.context import Context
-from oxjax.models.layers.mlp import MLP, gated_mlp
-from oxjax.models.layers.norms import Norm, rms_norm
+from oxjax.models.layers.mlp import MLP, mlp
+from oxjax.models.layers.norms import Norm, norm
 
 
 @struct.dataclass
 class TransformerLayer:
-    """Norms before each branch and, where the architecture has them, on a branch's output too."""
+    """The two branches, and the norms on their inputs and outputs that the architecture has.
 
-    attn_norm: Norm
+    A branch without a norm on its input reads the residual stream as it is; side by side, an MLP without
+    one reads what the attention reads.
+    """
+
     attn: Attention
-    mlp_norm: Norm
     mlp: MLP
+    attn_norm: Norm | None = None
+    mlp_norm: Norm | None = None
     post_attn_norm: Norm | None = None
     post_mlp_norm: Norm | None = None
 
@@ -32,14 +36,22 @@ def transformer_block(
     spec: LayerSpec,
     ctx: Context,
 ) -> tuple[Float[Array, "T d_model"], tuple[KVPages]]:
-    """One pre-norm block on RMS norms; returns the residual rows and the layer's new state."""
-
+    """One block; returns the residual rows and the layer's new state."""
     config = ctx.config
 
-    def norm(weights: Norm, y: Array) -> Array:
-        return rms_norm(weights, y, eps=config.norm_eps, exact=config.exact)
+    def normed(weights: Norm | None, y: Array) -> Array:
+        return y if weights is None else norm(weights, y, config)
 
-    mixed, pages = attention(p.attn, norm(p.attn_norm, x), state[0], spec.mixers[0], ctx)
-    x = x + (mixed if p.post_attn_norm is None else norm(p.post_attn_norm, mixed))
-    fed = gated_mlp(p.mlp, norm(p.mlp_norm, x), activation=spec.mlp.activation, exact=config.exact)
-    return x + (fed if p.post_mlp_norm is None else norm(p.post_mlp_norm, fed)), (pages,)
+    def added(x: Array, weights: Norm | None, branch: Array) -> Array:
+        branch = normed(weights, branch)
+        return x + (branch if config.residual_scale == 1.0 else branch * config.residual_scale)
+
+    attn_input = normed(p.attn_norm, x)
+    mixed, pages = attention(p.attn, attn_input, state[0], spec.mixers[0], ctx)
+    if spec.parallel:
+        mlp_input = attn_input if p.mlp_norm is None else normed(p.mlp_norm, x)
+        x = added(x, p.post_attn_norm, mixed)
+    else:
+        x = added(x, p.post_attn_norm, mixed)
+        mlp_input = normed(p.mlp_norm, x)
+    return added(x, p.post_mlp_norm, mlp(p.mlp, mlp_input, spec.mlp, exact=config.exact)), (pages,)

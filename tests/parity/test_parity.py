@@ -1,11 +1,10 @@
 """Logits against llama.cpp's, computed by it from the same weights in float32 (see the data's README)."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from loop import Loop, worst
 
 import oxjax
 from oxjax.models.layers import mlp
@@ -26,6 +25,16 @@ ARCHS = {
     "gemma": 2e-3,
     "gemma2": 2e-3,
     "gemma3": 2.2e-3,
+    "commandr": 1e-4,
+    "cohere2": 1e-4,
+    "granite": 1e-4,
+    "olmo2": 1e-4,
+    "falcon": 2e-3,
+    "gpt2": 2e-3,
+    "gptneox": 2e-3,
+    "phi2": 2e-3,
+    "starcoder": 2e-3,
+    "starcoder2": 2e-3,
 }
 N = 100
 CHUNKS = {"prefill": [N], "one by one": [1] * N, "uneven chunks": [37, 1, 25, 37]}
@@ -34,41 +43,6 @@ CHUNKS = {"prefill": [N], "one by one": [1] * N, "uneven chunks": [37, 1, 25, 37
 @pytest.fixture(scope="module")
 def reference(data):
     return np.load(data / "archs" / "reference.npz")
-
-
-class Loop:
-    """A loop over `oxjax.step` for one sequence, with pages handed out back to front."""
-
-    def __init__(self, model: oxjax.Model):
-        self.model = model
-        self.step = jax.jit(partial(oxjax.step, config=model.config), donate_argnums=1)
-
-    def logits(self, ids: np.ndarray, chunks: list[int]) -> np.ndarray:
-        """Logits at every position."""
-        n_pages = -(-len(ids) // 16)
-        state = oxjax.init_state(self.model.config, n_pages=n_pages + 1, page_size=16, n_slots=3)
-        table = jnp.arange(n_pages, 0, -1, dtype=jnp.int32)[None]
-        logits, at = [], 0
-        for i, n in enumerate(chunks):
-            rows = np.arange(at, at + n, dtype=np.int32)
-            batch = oxjax.Batch(
-                tokens=jnp.asarray(ids[rows], jnp.int32),
-                positions=jnp.asarray(rows),
-                cu_q_lens=jnp.array([0, n], jnp.int32),
-                kv_lens=jnp.array([at + n], jnp.int32),
-                block_tables=table,
-                read_slots=jnp.array([1 + i % 2], jnp.int32),
-                write_slots=jnp.array([2 - i % 2], jnp.int32),
-                logits_rows=jnp.arange(n, dtype=jnp.int32),
-            )
-            out, state = self.step(self.model.params, state, batch)
-            logits.append(np.asarray(out))
-            at += n
-        return np.concatenate(logits)
-
-
-def worst(got: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(got - expected).max() / expected.std())
 
 
 FAST = [pytest.param(n, False, marks=() if n in ("llama", "gemma3") else pytest.mark.slow) for n in ARCHS]

@@ -1,0 +1,24 @@
+"""olmo (OLMo 1): llama with layer norms that have no parameters; q, k and v may be clamped."""
+
+from __future__ import annotations
+
+from oxjax.config import LayerSpec, ModelConfig
+from oxjax.models.base import Frequencies, dense_config, dense_layer
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.norms import Norm
+from oxjax.models.layers.transformer import TransformerLayer
+from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    clamp = hp.get("attention.clamp_kqv", float, 0.0) or None
+    return dense_config(hp, tensors, pairing="norm", norm="layer", norm_weights=False, attention={"clamp": clamp})
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+    """Block `i`."""
+    return dense_layer(tensors, i, spec, config, norms={}).replace(attn_norm=Norm(), mlp_norm=Norm())

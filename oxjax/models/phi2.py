@@ -1,0 +1,22 @@
+"""phi2 (Phi 1, 1.5 and 2): partial half-split RoPE, both branches on one norm, biases up to the logits."""
+
+from __future__ import annotations
+
+from oxjax.config import LayerSpec, ModelConfig
+from oxjax.models.base import Frequencies, dense_config, dense_layer, plain_mlp
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.transformer import TransformerLayer
+from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    return dense_config(hp, tensors, pairing="neox", norm="layer", mlp=plain_mlp(hp), parallel=True)
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+    """Block `i`."""
+    return dense_layer(tensors, i, spec, config, norms={"attn_norm": "attn_norm"})

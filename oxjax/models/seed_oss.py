@@ -1,0 +1,17 @@
+"""seed_oss: qwen2 whose second norm, before the MLP, goes by the name that others give a norm after attention."""
+
+from __future__ import annotations
+
+from oxjax.config import LayerSpec, ModelConfig
+from oxjax.models.base import dense_layer
+from oxjax.models.layers.transformer import TransformerLayer
+from oxjax.models.loader import ParamLoader
+from oxjax.models.qwen2 import block, config
+
+__all__ = ["block", "config", "layer"]
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+    """Block `i`."""
+    norms = {"attn_norm": "attn_norm", "mlp_norm": "post_attention_norm"}
+    return dense_layer(tensors, i, spec, config, norms=norms)

@@ -1,0 +1,98 @@
+"""Logits against llama.cpp on random files of every dense architecture, with every key that changes something.
+
+The files of `test_parity` have one set of hyper-parameters each; here they are swept. A case that differs from
+another by metadata alone must also change llama.cpp's answer, so that a key which both sides ignored would show.
+"""
+
+import jax
+import numpy as np
+import pytest
+from loop import Loop, worst
+from oracle import LlamaCpp
+from sweep import sweep
+from synth import RECIPES, write
+
+import oxjax
+
+# Of the logits' standard deviation. float32 rounding; or ggml's 16-bit GELU table, where there is GELU.
+# Through 40 random layers rounding grows: our own chunkings then differ among themselves by 1e-4.
+CLOSE, GELU, DEEP = 1e-4, 3e-3, 3e-4
+WITH_GELU = {
+    *(
+        "bloom",
+        "codeshell",
+        "falcon",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gpt2",
+        "gptneox",
+        "mpt",
+        "phi2",
+        "starcoder",
+        "starcoder2",
+    ),
+}
+# Architectures that `test_parity` has files of run here in the sweep only.
+BASIC = ["arcee", "baichuan", "bloom", "codeshell", "exaone", "exaone4", "glm4", "internlm2", "minicpm", "mistral3"]
+BASIC += ["mpt", "nemotron", "olmo", "orion", "qwen", "seed_oss", "smollm3", "stablelm", "xverse"]
+QUICK = [
+    "olmo2: window",
+    "mistral3: temperature",
+    "mistral3: log multiplier",
+    "stablelm: 12B",
+    "mpt: everything",
+    "granite: no rotation",
+]
+SWEEP = sweep()
+CHUNKS = [32, 32]  # one shape to compile, and a past to attend to
+IDS = np.random.default_rng(1).integers(3, 500, sum(CHUNKS))
+
+
+@pytest.fixture(scope="module")
+def theirs(data, tmp_path_factory):
+    """Answers of llama.cpp to a recipe, and the file."""
+    folder, known = tmp_path_factory.mktemp("synth"), {}
+
+    def ask(recipe):
+        key = repr(recipe)
+        if key not in known:
+            path = write(folder / f"{len(known)}.gguf", recipe, data / "archs" / "llama.gguf")
+            with LlamaCpp(path, vocab_only=False) as oracle:
+                known[key] = path, oracle.logits(IDS.tolist())
+        return known[key]
+
+    return ask
+
+
+def compare(recipe, theirs, report, name, *, exact):
+    path, expected = theirs(recipe)
+    error = worst(Loop(oxjax.load(path, exact=exact)).logits(IDS, CHUNKS), expected)
+    allowed = GELU if recipe.arch in WITH_GELU else DEEP if recipe.layers >= 32 else CLOSE
+    report(f"synthetic {name}: {error:.1e} of the logits' std, allowed {allowed:.0e}")
+    assert error <= allowed
+    return expected, allowed
+
+
+@pytest.mark.parametrize("arch", [pytest.param(a, marks=() if a in BASIC else pytest.mark.slow) for a in RECIPES])
+def test_architecture(arch, theirs, report):
+    compare(RECIPES[arch], theirs, report, arch, exact=True)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SWEEP])
+def test_variant(name, theirs, report):
+    recipe, base = SWEEP[name]
+    expected, allowed = compare(recipe, theirs, report, name, exact=False)  # which compiles in half the time
+    if base is not None:
+        assert worst(theirs(base)[1], expected) > 3 * allowed
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("name", ["bloom", "mistral3: temperature", "mpt: everything", "olmo"])
+def test_bits_do_not_depend_on_chunks(name, theirs):
+    """ALiBi, growing queries, clamps and norms without weights keep the law."""
+    path, _ = theirs(SWEEP[name][0] if name in SWEEP else RECIPES[name])
+    loop = Loop(oxjax.load(path))
+    whole = loop.logits(IDS, [64])
+    for chunks in (CHUNKS, [1] * 64, [7] * 9 + [1]):
+        np.testing.assert_array_equal(loop.logits(IDS, chunks), whole)
