@@ -79,6 +79,11 @@ class BlockAllocator:
         self._check_ours(page)
         return self._refs[page]
 
+    def is_registered(self, page: int) -> bool:
+        """Whether a lookup finds this page by the key of its content."""
+        self._check_ours(page)
+        return self._keys[page] is not None
+
     def allocate(self, n: int) -> list[int]:
         """Take `n` pages, one reference each: clean ones first, the most recently freed of them first.
 

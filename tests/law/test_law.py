@@ -45,6 +45,24 @@ LONG = dataclasses.replace(PARAMS, max_tokens=60)
 
 
 @pytest.fixture(scope="module")
+def harnesses(data):
+    """Models by name, loaded once each."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = Harness(load(name, data))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def harness(harnesses, request):
+    return harnesses(request.param)
+
+
+@pytest.fixture(scope="module")
 def expected(harnesses):
     """What a request gives alone, computed once per model and prompt length."""
     known = {}
