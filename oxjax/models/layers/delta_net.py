@@ -10,6 +10,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float
 
+from oxjax.batch import RowLayout
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
 from oxjax.kernels.dot import row_sum
@@ -81,7 +82,7 @@ def delta_net(
     q, k = (jnp.tile(y, (1, repeats, 1)) if spec.tiled else jnp.repeat(y, repeats, axis=1) for y in (q, k))
     log_decay = jax.nn.softplus(alpha) * p.a
     values = v.reshape(n_rows, n_heads, value_dim)
-    y, ssm = delta_scan(q * key_dim**-0.5, k, values, log_decay, jax.nn.sigmoid(beta), old.ssm, ctx)
+    y, ssm = delta_scan(q * key_dim**-0.5, k, values, log_decay, jax.nn.sigmoid(beta), old.ssm, layout, exact=exact)
     y = rms_norm(p.norm, y, eps=eps, exact=exact).reshape(n_rows, -1) * jax.nn.silu(z)
     out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)
@@ -99,7 +100,9 @@ def delta_scan(
     log_decay: Float[Array, "T n_heads"],
     beta: Float[Array, "T n_heads"],
     initial: Float[Array, "S n_heads key_dim value_dim"],
-    ctx: Context,
+    layout: RowLayout,
+    *,
+    exact: bool,
 ) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
     """h ← exp(log_decay) h; h ← h + k ⊗ beta (v - hᵀk); y = hᵀq, for each head."""
 
@@ -125,7 +128,7 @@ def delta_scan(
         h = jnp.exp(since[:, -1])[:, None, None] * h + _product(jnp.swapaxes(left, 1, 2), stored)
         return h, jnp.swapaxes(y, 0, 1)
 
-    return recurrence(step, chunk, initial, (q, k, v, log_decay, beta), ctx.layout, exact=ctx.config.exact)
+    return recurrence(step, chunk, initial, (q, k, v, log_decay, beta), layout, exact=exact)
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -10,6 +10,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float
 
+from oxjax.batch import RowLayout
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
 from oxjax.models.layers.context import Context
@@ -85,7 +86,7 @@ def mamba(
         for y, norm in zip(low, (p.dt_norm, p.b_norm, p.c_norm), strict=True)
     )
     dt = jax.nn.softplus(linear(p.dt, x=dt.astype(x.dtype), exact=exact, dtype=jnp.float32)[0])
-    y, ssm = selective_scan(p.a, dt, inner, b, c, old.ssm, ctx)
+    y, ssm = selective_scan(p.a, dt, inner, b, c, old.ssm, layout, exact=exact)
     y = (y + p.d * inner) * jax.nn.silu(gate)
     out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)
@@ -98,7 +99,9 @@ def selective_scan(
     b: Float[Array, "T d_state"],
     c: Float[Array, "T d_state"],
     initial: Float[Array, "S d_state d_inner"],
-    ctx: Context,
+    layout: RowLayout,
+    *,
+    exact: bool,
 ) -> tuple[Float[Array, "T d_inner"], Float[Array, "S d_state d_inner"]]:
     """h ← exp(dt a) h + b ⊗ (dt x), y = cᵀ h: every channel has d_state numbers of its own (algorithm 2)."""
 
@@ -115,4 +118,4 @@ def selective_scan(
         states = total_decay * h + total
         return states[-1], jnp.sum(states * c[..., None], axis=1)
 
-    return recurrence(step, chunk, initial, (dt, x, b, c), ctx.layout, exact=ctx.config.exact)
+    return recurrence(step, chunk, initial, (dt, x, b, c), layout, exact=exact)

@@ -10,6 +10,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float
 
+from oxjax.batch import RowLayout
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
 from oxjax.models.layers.context import Context
@@ -77,7 +78,7 @@ def mamba2(
     heads = xbc[:, :d_inner].reshape(n_rows, n_heads, head_dim)
     b = xbc[:, d_inner : d_inner + d_groups].reshape(n_rows, spec.n_groups, d_state)
     c = xbc[:, d_inner + d_groups :].reshape(n_rows, spec.n_groups, d_state)
-    y, ssm = decaying_scan(p.a, jax.nn.softplus(dt), heads, b, c, old.ssm, ctx)
+    y, ssm = decaying_scan(p.a, jax.nn.softplus(dt), heads, b, c, old.ssm, layout, exact=exact)
     y = (y + p.d[:, None] * heads).reshape(n_rows, -1) * jax.nn.silu(z)
     if p.norm is not None:
         grouped = y.reshape(n_rows, spec.n_groups, -1)
@@ -93,7 +94,9 @@ def decaying_scan(
     b: Float[Array, "T n_groups d_state"],
     c: Float[Array, "T n_groups d_state"],
     initial: Float[Array, "S n_heads d_state head_dim"],
-    ctx: Context,
+    layout: RowLayout,
+    *,
+    exact: bool,
 ) -> tuple[Float[Array, "T n_heads head_dim"], Float[Array, "S n_heads d_state head_dim"]]:
     """h ← exp(dt a) h + b ⊗ (dt x), y = cᵀ h for each head; head h uses group h // (n_heads / n_groups)."""
     n_heads, n_groups = a.shape[0], b.shape[1]
@@ -120,7 +123,7 @@ def decaying_scan(
         h = faded + _einsum("jgn,jghp->ghnp", b, left)
         return h.reshape(n_heads, *h.shape[2:]), y
 
-    return recurrence(step, chunk, initial, (dt, x, b, c), ctx.layout, exact=ctx.config.exact)
+    return recurrence(step, chunk, initial, (dt, x, b, c), layout, exact=exact)
 
 
 def _einsum(subscripts: str, *operands: Array) -> Array:
