@@ -6,8 +6,6 @@ score are the same thing here: rows with positions.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
@@ -82,17 +80,27 @@ def row_layout(batch: Batch, *, page_size: int, q_tile: int) -> RowLayout:
     row_seq = jnp.minimum(jnp.searchsorted(ends, rows, side="right").astype(jnp.int32), n_seqs - 1)
     page = batch.block_tables[row_seq, batch.positions // page_size]
 
-    tiles = cut_tiles(row_seq, starts, ends, q_tile)
+    # A tile each for min(S, T) first rows, then one for every further q_tile rows: no cut needs more.
+    n_tiles = min(n_seqs, n_rows) + max(0, n_rows - n_seqs) // q_tile
+    tiles_of_seq = (ends - starts + q_tile - 1) // q_tile
+    tile_ends = jnp.cumsum(tiles_of_seq, dtype=jnp.int32)
+    tile_starts = tile_ends - tiles_of_seq
+    tiles = jnp.arange(n_tiles, dtype=jnp.int32)
+    tile_seq = jnp.minimum(jnp.searchsorted(tile_ends, tiles, side="right").astype(jnp.int32), n_seqs - 1)
+    first_row = starts[tile_seq] + (tiles - tile_starts[tile_seq]) * q_tile
+    tile_rows = first_row[:, None] + jnp.arange(q_tile, dtype=jnp.int32)
+    in_tile = (tile_rows < ends[tile_seq][:, None]) & (tiles < tile_ends[-1])[:, None]
+    tile_rows = jnp.minimum(tile_rows, n_rows - 1)
     return RowLayout(
         positions=batch.positions,
         write_page=jnp.where(is_real, page, NULL_PAGE),
         write_offset=batch.positions % page_size,
-        tile_rows=tiles.rows,
-        tile_positions=jnp.where(tiles.filled, batch.positions[tiles.rows], -1),
-        tile_tables=batch.block_tables[tiles.seq],
-        tile_kv_lens=batch.kv_lens[tiles.seq],
-        row_tile=tiles.row_tile,
-        row_place=tiles.row_place,
+        tile_rows=tile_rows,
+        tile_positions=jnp.where(in_tile, batch.positions[tile_rows], -1),
+        tile_tables=batch.block_tables[tile_seq],
+        tile_kv_lens=batch.kv_lens[tile_seq],
+        row_tile=jnp.clip(tile_starts[row_seq] + (rows - starts[row_seq]) // q_tile, 0, n_tiles - 1),
+        row_place=(rows - starts[row_seq]) % q_tile,
         row_seq=row_seq,
         is_real=is_real,
         starts=starts,
@@ -100,40 +108,4 @@ def row_layout(batch: Batch, *, page_size: int, q_tile: int) -> RowLayout:
         begins=batch.kv_lens == ends - starts,
         read_slots=batch.read_slots,
         write_slots=batch.write_slots,
-    )
-
-
-class Tiles(NamedTuple):
-    """Rows cut into tiles that hold rows of one sequence only, in order.
-
-    Tile `t` holds rows `rows[t, i]` of sequence `seq[t]` in the places where `filled[t, i]`; row `r` is found at
-    `[row_tile[r], row_place[r]]`. Tiles that no row needed are empty, come last and belong to the last sequence.
-    """
-
-    seq: Int[Array, " tiles"]
-    rows: Int[Array, "tiles size"]
-    filled: Bool[Array, "tiles size"]
-    row_tile: Int[Array, " T"]
-    row_place: Int[Array, " T"]
-
-
-def cut_tiles(row_seq: Int[Array, " T"], starts: Int[Array, " S"], ends: Int[Array, " S"], size: int) -> Tiles:
-    """Cut the rows from `starts[s]` up to `ends[s]` of every sequence into tiles of so many places."""
-    # A tile each for min(S, T) first rows, then one for every further `size` rows: no cut needs more.
-    n_rows, n_seqs = row_seq.shape[0], starts.shape[0]
-    n_tiles = min(n_seqs, n_rows) + max(0, n_rows - n_seqs) // size
-    tiles_of_seq = (ends - starts + size - 1) // size
-    tile_ends = jnp.cumsum(tiles_of_seq, dtype=jnp.int32)
-    tile_starts = tile_ends - tiles_of_seq
-    tiles = jnp.arange(n_tiles, dtype=jnp.int32)
-    tile_seq = jnp.minimum(jnp.searchsorted(tile_ends, tiles, side="right").astype(jnp.int32), n_seqs - 1)
-    first_row = starts[tile_seq] + (tiles - tile_starts[tile_seq]) * size
-    tile_rows = first_row[:, None] + jnp.arange(size, dtype=jnp.int32)
-    place = jnp.arange(n_rows, dtype=jnp.int32) - starts[row_seq]
-    return Tiles(
-        seq=tile_seq,
-        rows=jnp.minimum(tile_rows, n_rows - 1),
-        filled=(tile_rows < ends[tile_seq][:, None]) & (tiles < tile_ends[-1])[:, None],
-        row_tile=jnp.clip(tile_starts[row_seq] + place // size, 0, n_tiles - 1),
-        row_place=place % size,
     )

@@ -14,9 +14,9 @@ from oxjax.models.layers.conv import Conv, causal_conv
 from oxjax.models.layers.delta_net import delta_scan
 from oxjax.models.layers.mamba import selective_scan
 from oxjax.models.layers.mamba2 import decaying_scan
-from oxjax.models.layers.recurrence import MAX_CHUNK, MIN_CHUNK
+from oxjax.models.layers.recurrence import CHUNK, MIN_CHUNK
 
-LENGTHS = [1, 2, MAX_CHUNK - 1, MAX_CHUNK, MAX_CHUNK + 1, 2 * MAX_CHUNK + 3]
+LENGTHS = [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]
 HEADS, GROUPS, KEY, VALUE = 4, 2, 6, 5
 
 
@@ -58,7 +58,7 @@ class Mamba:
 
     @classmethod
     def ours(cls, *args, exact):
-        return selective_scan(jnp.asarray(cls.a, jnp.float32), *args, exact=exact)
+        return selective_scan(jnp.asarray(cls.a, jnp.float32), *args)
 
 
 class Mamba2:
@@ -123,10 +123,9 @@ def run(kind, exact, rows, initial, layout):
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_scan_is_the_recurrence(kind, length, exact):
-    # The neighbours let the fast form take whole chunks at every length; the last sequence has no rows.
+    # Others take whole chunks and a rest beside it; the last sequence has no rows.
     rng = np.random.default_rng(length)
-    lengths, n_rows = [length, 3 * MAX_CHUNK + 5, 1, 0], 6 * MAX_CHUNK
-    assert n_rows // len(lengths) > MAX_CHUNK
+    lengths, n_rows = [length, 3 * CHUNK + 5, 1, 0], 6 * CHUNK
     rows, initial = kind.rows(rng, n_rows), rng.normal(size=(len(lengths), *kind.state))
     ends = np.cumsum(lengths)
     spoiled = [r.copy() for r in rows]
@@ -158,12 +157,26 @@ def test_small_chunks(kind, rows_per_sequence):
 def test_decay_to_nothing_stays_finite(kind):
     """Chunks divide no decay by another: what has faded below float32 is zero, not NaN."""
     rng = np.random.default_rng(2)
-    rows = list(kind.rows(rng, 2 * MAX_CHUNK))
+    rows = list(kind.rows(rng, 2 * CHUNK))
     faded = 3 if kind is DeltaNet else 0
     rows[faded] = rows[faded] * 1e4
-    y, states = run(kind, False, rows, rng.normal(size=(1, *kind.state)), layout_of([2 * MAX_CHUNK], 2 * MAX_CHUNK))
+    y, states = run(kind, False, rows, rng.normal(size=(1, *kind.state)), layout_of([2 * CHUNK], 2 * CHUNK))
     assert np.isfinite(y).all()
     assert np.isfinite(states).all()
+
+
+def test_the_same_key_again_and_again():
+    """Powers of the matrix that a chunk inverts would reach 1e18 here."""
+    rng = np.random.default_rng(4)
+    n = 2 * CHUNK
+    q, k, v, decay, beta = DeltaNet.rows(rng, n)
+    rows, initial = (
+        (q, np.broadcast_to(k[:1], k.shape), v, decay * 1e-4, 1 - beta * 1e-3),
+        np.zeros((1, *DeltaNet.state)),
+    )
+    layout = layout_of([n], n)
+    for fast, exact in zip(*(run(DeltaNet, e, rows, initial, layout) for e in (False, True)), strict=True):
+        np.testing.assert_allclose(fast, exact, rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -122,13 +122,31 @@ def delta_scan(
         before = jnp.exp(since)[..., None]
         system = beta[..., None] * decay * _product(k, jnp.swapaxes(k, 1, 2))  # its unit diagonal is understood
         wanted = beta[..., None] * (v - before * _product(k, h))
-        stored = lax.linalg.triangular_solve(system, wanted, left_side=True, lower=True, unit_diagonal=True)
+        stored = _product(_inverse_of_unit_lower(system), wanted)
         y = before * _product(q, h) + _product(decay * _product(q, jnp.swapaxes(k, 1, 2)), stored)
         left = jnp.exp(since[:, -1:] - since)[..., None] * k
         h = jnp.exp(since[:, -1])[:, None, None] * h + _product(jnp.swapaxes(left, 1, 2), stored)
         return h, jnp.swapaxes(y, 0, 1)
 
-    return recurrence(step, chunk, initial, (q, k, v, log_decay, beta), layout, exact=exact)
+    return recurrence(step, None if exact else chunk, initial, (q, k, v, log_decay, beta), layout)
+
+
+def _inverse_of_unit_lower(lower: Float[Array, "n_heads size size"]) -> Float[Array, "n_heads size size"]:
+    """Inverses of matrices with these numbers below a diagonal of ones; the size is a power of two.
+
+    The inverse of [[a, 0], [c, b]] is [[a⁻¹, 0], [-b⁻¹ c a⁻¹, b⁻¹]], from blocks of one number up. Unlike a product
+    of powers it never holds numbers larger than the answer's, and unlike LAPACK's solver, which takes up to
+    sixty times longer while other programs run, it is nothing but matrix products.
+    """
+    n_heads, size, _ = lower.shape
+    inverse = jnp.ones((n_heads, size, 1, 1), lower.dtype)
+    while (width := inverse.shape[-1]) < size:
+        corners = [lower[:, at + width : at + 2 * width, at : at + width] for at in range(0, size, 2 * width)]
+        a, b = inverse[:, 0::2], inverse[:, 1::2]
+        corner = -_product(_product(b, jnp.stack(corners, axis=1)), a)
+        top = jnp.concatenate([a, jnp.zeros_like(a)], axis=-1)
+        inverse = jnp.concatenate([top, jnp.concatenate([corner, b], axis=-1)], axis=-2)
+    return inverse[:, 0]
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -99,8 +99,7 @@ def decaying_scan(
     exact: bool,
 ) -> tuple[Float[Array, "T n_heads head_dim"], Float[Array, "S n_heads d_state head_dim"]]:
     """h ← exp(dt a) h + b ⊗ (dt x), y = cᵀ h for each head; head h uses group h // (n_heads / n_groups)."""
-    n_heads, n_groups = a.shape[0], b.shape[1]
-    per_group = n_heads // n_groups
+    per_group = a.shape[0] // b.shape[1]
 
     def step(h: Array, dt: Array, x: Array, b: Array, c: Array) -> tuple[Array, Array]:
         b, c = (jnp.repeat(y, per_group, axis=0) for y in (b, c))
@@ -113,18 +112,17 @@ def decaying_scan(
         log_decay = jnp.cumsum(dt * a, axis=0).T
         pairs = jnp.tril(jnp.ones((size, size), bool))
         decay = jnp.exp(jnp.where(pairs, log_decay[:, :, None] - log_decay[:, None], -jnp.inf))
-        scores = jnp.repeat(_einsum("ign,jgn->gij", c, b), per_group, axis=0) * decay
-        fed = dt[..., None] * x
-        h = h.reshape(n_groups, per_group, *h.shape[1:])
-        carried = _einsum("ign,ghnp->ighp", c, h).reshape(x.shape) * jnp.exp(log_decay).T[..., None]
-        y = _einsum("hij,jhp->ihp", scores, fed) + carried
-        left = (fed * jnp.exp(log_decay[:, -1:] - log_decay).T[..., None]).reshape(size, n_groups, per_group, -1)
-        faded = h * jnp.exp(log_decay[:, -1]).reshape(n_groups, per_group, 1, 1)
-        h = faded + _einsum("jgn,jghp->ghnp", b, left)
-        return h.reshape(n_heads, *h.shape[2:]), y
+        b, c = (jnp.swapaxes(y, 0, 1) for y in (b, c))
+        scores = jnp.repeat(_product(c, jnp.swapaxes(b, 1, 2)), per_group, axis=0) * decay
+        b, c = (jnp.repeat(y, per_group, axis=0) for y in (b, c))
+        fed = jnp.swapaxes(dt[..., None] * x, 0, 1)
+        y = _product(scores, fed) + jnp.exp(log_decay)[..., None] * _product(c, h)
+        left = jnp.exp(log_decay[:, -1:] - log_decay)[..., None] * fed
+        h = jnp.exp(log_decay[:, -1])[:, None, None] * h + _product(jnp.swapaxes(b, 1, 2), left)
+        return h, jnp.swapaxes(y, 0, 1)
 
-    return recurrence(step, chunk, initial, (dt, x, b, c), layout, exact=exact)
+    return recurrence(step, None if exact else chunk, initial, (dt, x, b, c), layout)
 
 
-def _einsum(subscripts: str, *operands: Array) -> Array:
-    return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

@@ -14,46 +14,41 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from oxjax.batch import RowLayout, cut_tiles
+from oxjax.batch import RowLayout
 
-MAX_CHUNK = 64  # rows of a chunk; the work inside of one grows with its square
-MIN_CHUNK = 16  # below, chunks would be mostly empty
+CHUNK = 64  # rows; the work inside of a chunk grows with its square
+MIN_CHUNK = 16  # fewer rows at the end of a sequence go one by one
 
-# (state, a row's inputs ...) -> (new state, the row's output); the same with rows stacked for a chunk.
+# (state, a row's inputs ...) -> (new state, the row's output); the same with CHUNK rows stacked.
 Step = Callable[..., tuple[Array, Array]]
 
 
 def recurrence(
     step: Step,
-    chunk: Step,
+    chunk: Step | None,
     initial: Float[Array, "S ..."],
     rows: tuple[Float[Array, "T ..."], ...],
     layout: RowLayout,
-    *,
-    exact: bool,
 ) -> tuple[Float[Array, "T ..."], Float[Array, "S ..."]]:
-    """Run each sequence's rows through a recurrence that goes on from its state.
+    """Run each sequence's rows, one sequence after the other, so that only rows that exist cost anything.
 
     Args:
         step: one row.
-        chunk: rows one after another. Rows of zeros must leave the state as it is: they fill chunks up.
+        chunk: CHUNK rows. Rows of zeros must leave the state as it is: they fill the last chunk up. None goes
+            row by row, as exact mode has to.
         initial: state of each sequence before its rows.
         rows: inputs of the recurrence, several arrays with one entry per row.
         layout: which rows belong to which sequence.
-        exact: row by row, so that bits do not depend on the cut.
 
     Returns:
-        the output of every row, zero or arbitrary but finite for padding, and the state after each sequence's rows.
+        the output of every row, finite for padding, and the state after each sequence's rows.
     """
-    mean_rows = rows[0].shape[0] // initial.shape[0]
-    if exact or mean_rows < MIN_CHUNK:
-        return _by_row(step, initial, rows, layout)
-    return _by_chunk(chunk, initial, rows, layout, min(MAX_CHUNK, 1 << (mean_rows.bit_length() - 1)))
-
-
-def _by_row(step: Step, initial: Array, rows: tuple[Array, ...], layout: RowLayout) -> tuple[Array, Array]:
-    """One sequence after the other, so that only rows that exist cost anything."""
+    n_rows = rows[0].shape[0]
+    in_chunks = chunk is not None and n_rows >= MIN_CHUNK
     output = jax.eval_shape(step, initial[0], *(a[0] for a in rows))[1]
+    empty = jnp.zeros((n_rows + CHUNK * in_chunks, *output.shape), output.dtype)
+    if in_chunks:
+        padded = tuple(jnp.pad(a, ((0, CHUNK), *((0, 0),) * (a.ndim - 1))) for a in rows)
 
     def one_row(row: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         state, out = carry
@@ -64,25 +59,24 @@ def _by_row(step: Step, initial: Array, rows: tuple[Array, ...], layout: RowLayo
 
     def one_sequence(seq: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         states, out = carry
-        before = lax.dynamic_index_in_dim(states, seq, keepdims=False)
-        after, out = lax.fori_loop(layout.starts[seq], layout.ends[seq], one_row, (before, out))
-        return lax.dynamic_update_index_in_dim(states, after, seq, 0), out
+        start, end = layout.starts[seq], layout.ends[seq]
+        state = lax.dynamic_index_in_dim(states, seq, keepdims=False)
+        if in_chunks:
 
-    empty = jnp.zeros((rows[0].shape[0], *output.shape), output.dtype)
+            def one_chunk(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+                state, out = carry
+                first = start + index * CHUNK
+                here = first + jnp.arange(CHUNK, dtype=jnp.int32) < end
+                cut = (lax.dynamic_slice_in_dim(a, first, CHUNK) for a in padded)
+                state, y = chunk(state, *(jnp.where(here.reshape(-1, *(1,) * (a.ndim - 1)), a, 0.0) for a in cut))
+                # Outputs past the sequence's end lie where later sequences write theirs.
+                return state, lax.dynamic_update_slice_in_dim(out, y, first, 0)
+
+            n_chunks = (end - start + CHUNK - MIN_CHUNK) // CHUNK
+            state, out = lax.fori_loop(0, n_chunks, one_chunk, (state, out))
+            start = start + n_chunks * CHUNK
+        state, out = lax.fori_loop(start, end, one_row, (state, out))
+        return lax.dynamic_update_index_in_dim(states, state, seq, 0), out
+
     states, out = lax.fori_loop(0, initial.shape[0], one_sequence, (initial, empty))
-    return out, states
-
-
-def _by_chunk(
-    chunk: Step, initial: Array, rows: tuple[Array, ...], layout: RowLayout, size: int
-) -> tuple[Array, Array]:
-    tiles = cut_tiles(layout.row_seq, layout.starts, layout.ends, size)
-
-    def one_chunk(states: Array, tile: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        seq, index, is_row = tile
-        inputs = (jnp.where(is_row.reshape(-1, *(1,) * (a.ndim - 1)), a[index], 0.0) for a in rows)
-        state, y = chunk(lax.dynamic_index_in_dim(states, seq, keepdims=False), *inputs)
-        return lax.dynamic_update_index_in_dim(states, state, seq, 0), y
-
-    states, out = lax.scan(one_chunk, initial, (tiles.seq, tiles.rows, tiles.filled))
-    return out[tiles.row_tile, tiles.row_place], states
+    return out[:n_rows], states
