@@ -23,6 +23,7 @@ from oxjax.models.layers.mamba2 import Mamba2, Mamba2Spec
 from oxjax.models.layers.mlp import MLP
 from oxjax.models.layers.moe import MoE
 from oxjax.models.layers.norms import Norm
+from oxjax.models.layers.short_conv import ShortConv, ShortConvSpec
 from oxjax.models.loader import ParamLoader
 
 
@@ -60,11 +61,16 @@ def attention_or(hp: Hyperparameters, recurrent: MixerSpec, **attention: Any) ->
 
 
 def attention_spec(
-    hp: Hyperparameters, n_kv_heads: int, *, scale: float | None = None, rope: int | None = 0
+    hp: Hyperparameters,
+    n_kv_heads: int,
+    *,
+    scale: float | None = None,
+    rope: int | None = 0,
+    window: int | None = None,
 ) -> AttentionSpec:
     """Attention with so many heads of keys and values."""
     scale = 1.0 / math.sqrt(hp.key_dim) if scale is None else scale
-    return AttentionSpec(hp.n_heads, n_kv_heads, hp.key_dim, hp.value_dim, scale, rope)
+    return AttentionSpec(hp.n_heads, n_kv_heads, hp.key_dim, hp.value_dim, scale, rope, window)
 
 
 def _divides(hp: Hyperparameters, key: str, divisor: int, number: int) -> int:
@@ -170,9 +176,8 @@ def load_feed_forward(tensors: ParamLoader, prefix: str, spec: MLPSpec | MoESpec
     return layer.replace(shared=shared, shared_gate=shared_gate)
 
 
-def _conv(tensors: ParamLoader, prefix: str, conv: tuple[int, int]) -> Conv:
+def _conv(tensors: ParamLoader, name: str, conv: tuple[int, int]) -> Conv:
     kernel, channels = conv[0] + 1, conv[1]
-    name = f"{prefix}.ssm_conv1d"
     weight = tensors.vector(f"{name}.weight", channels, kernel)
     bias = tensors.vector(f"{name}.bias", channels) if tensors.has(f"{name}.bias") else None
     return Conv(weight=_put(weight.T), bias=None if bias is None else _put(bias))
@@ -195,7 +200,7 @@ def _mamba(tensors: ParamLoader, prefix: str, spec: MambaSpec, d_model: int) -> 
     return Mamba(
         x=x,
         z=z,
-        conv=_conv(tensors, prefix, spec.conv),
+        conv=_conv(tensors, f"{prefix}.ssm_conv1d", spec.conv),
         dt_low=dt_low,
         b=b,
         c=c,
@@ -218,7 +223,7 @@ def _mamba2(tensors: ParamLoader, prefix: str, spec: Mamba2Spec, d_model: int) -
         z=z,
         xbc=xbc,
         dt=dt.replace(bias=_put(tensors.vector(f"{prefix}.ssm_dt.bias", n_heads))),
-        conv=_conv(tensors, prefix, spec.conv),
+        conv=_conv(tensors, f"{prefix}.ssm_conv1d", spec.conv),
         a=_put(tensors.vector(f"{prefix}.ssm_a", n_heads, 1)[:, 0]),
         d=_put(tensors.vector(f"{prefix}.ssm_d", n_heads, 1)[:, 0]),
         out=tensors.linear(f"{prefix}.ssm_out", d_inner, d_model),
@@ -256,14 +261,25 @@ def _delta_net(tensors: ParamLoader, prefix: str, spec: DeltaNetSpec, d_model: i
         z=z,
         beta=beta,
         alpha=alpha.replace(bias=_put(tensors.vector(f"{prefix}.ssm_dt.bias", n_heads))),
-        conv=_conv(tensors, prefix, spec.conv),
+        conv=_conv(tensors, f"{prefix}.ssm_conv1d", spec.conv),
         a=_put(tensors.vector(f"{prefix}.ssm_a", n_heads)),
         norm=tensors.norm(f"{prefix}.ssm_norm", value_dim),
         out=tensors.linear(f"{prefix}.ssm_out", d_inner, d_model),
     )
 
 
-_LOADERS = {DeltaNetSpec: _delta_net, MambaSpec: _mamba, Mamba2Spec: _mamba2}
+def _short_conv(tensors: ParamLoader, prefix: str, spec: ShortConvSpec, d_model: int) -> ShortConv:
+    gate_in, gate_out, x = tensors.fused(f"{prefix}.shortconv.in_proj", d_model, (d_model,) * 3)
+    return ShortConv(
+        gate_in=gate_in,
+        gate_out=gate_out,
+        x=x,
+        conv=_conv(tensors, f"{prefix}.shortconv.conv", spec.conv),
+        out=tensors.linear(f"{prefix}.shortconv.out_proj", d_model, d_model),
+    )
+
+
+_LOADERS = {DeltaNetSpec: _delta_net, MambaSpec: _mamba, Mamba2Spec: _mamba2, ShortConvSpec: _short_conv}
 
 
 def gated_attention(tensors: ParamLoader, prefix: str, spec: AttentionSpec, d_model: int) -> Attention:

@@ -93,6 +93,11 @@ def experts(d_ff, shared=0, gated=False, merged=False, n=6):
     return found | ({"ffn_gate_inp_shexp.weight": (D,)} if gated else {})
 
 
+def short_conv(kernel=3):
+    found = {"conv": (D, kernel), "in_proj": (3 * D, D), "out_proj": (D, D)}
+    return {"shortconv.l_cache": kernel}, {f"shortconv.{n}.weight": shape for n, shape in found.items()}
+
+
 NO_ATTENTION = {"attention.head_count": 0, "feed_forward_length": 0}
 FED = {"feed_forward_length": FF}
 NORMS = {"attn_norm.weight": (D,), "ffn_norm.weight": (D,)}
@@ -110,6 +115,12 @@ def alternating(mixer, feed, **keys):
     """Recurrent, attention, recurrent, as `head_count_kv` tells."""
     keys = ATTENTION | FED | mixer[0] | {"attention.head_count_kv": [0, 2, 0]} | keys
     return keys, [NORMS | (mixer[1] if i != 1 else attention()) | feed for i in range(LAYERS)]
+
+
+def lfm2(mixer, **keys):
+    keys, blocks = alternating(mixer, mlp(), **keys)
+    blocks[1] |= {"attn_q_norm.weight": (16,), "attn_k_norm.weight": (16,)}
+    return keys, blocks
 
 
 def qwen(mixer, feed, recurrent=(True, False, True), **keys):
@@ -141,6 +152,8 @@ CASES = {
         mamba2(groups=4), experts(FF, shared=40), **EXPERTS,
         **{"expert_shared_feed_forward_length": 40, "residual_scale": 0.3, "logit_scale": 3.0, "embedding_scale": 5.0},
     ),
+    "lfm2": lfm2(short_conv()),
+    "lfm2: window": lfm2(short_conv(4), **{"attention.sliding_window": 20}),
     "qwen3next": qwen(delta_net(), experts(40, 48, gated=True), **QWEN_EXPERTS),
     "qwen3next: legacy": qwen(delta_net(form="legacy"), experts(40, 48, gated=True), **QWEN_EXPERTS),
     "qwen3next: one key head": qwen(delta_net(1, 4, 16), experts(40, 48, gated=True, merged=True), **QWEN_EXPERTS),
@@ -162,7 +175,7 @@ def numbers(rng, name, shape):
         return 1 + 0.3 * noise
     if "embd" in name or name.endswith("ssm_d"):
         return noise
-    if name.endswith("bias") or "conv1d" in name:
+    if name.endswith("bias") or "conv1d" in name or "shortconv.conv" in name:
         return 0.5 * noise
     return noise / np.float32(np.sqrt(shape[-1]))
 
@@ -179,7 +192,8 @@ def write(path, arch, keys, blocks, tokenizer_of):
             sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, field.contents(), kind, sub_type=sub)
     rng = np.random.default_rng(0)
-    shapes = {"token_embd.weight": (VOCAB, D), "output_norm.weight": (D,)}
+    final_norm = "token_embd_norm" if arch == "lfm2" else "output_norm"
+    shapes = {"token_embd.weight": (VOCAB, D), f"{final_norm}.weight": (D,)}
     for i, block in enumerate(blocks):
         shapes |= {f"blk.{i}.{name}": shape for name, shape in block.items()}
     for name, shape in shapes.items():

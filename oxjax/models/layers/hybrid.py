@@ -18,8 +18,15 @@ from oxjax.models.layers.mamba2 import Mamba2Spec, mamba2
 from oxjax.models.layers.mlp import MLP
 from oxjax.models.layers.moe import MoE, feed_forward
 from oxjax.models.layers.norms import Norm, norm
+from oxjax.models.layers.short_conv import ShortConvSpec, short_conv
 
-MIXERS = {AttentionSpec: attention, DeltaNetSpec: delta_net, MambaSpec: mamba, Mamba2Spec: mamba2}
+MIXERS = {
+    AttentionSpec: attention,
+    DeltaNetSpec: delta_net,
+    MambaSpec: mamba,
+    Mamba2Spec: mamba2,
+    ShortConvSpec: short_conv,
+}
 
 
 @struct.dataclass
