@@ -83,6 +83,27 @@ class MLPSpec:
 
 
 @dataclass(frozen=True)
+class MoESpec:
+    """A mixture of gated feed-forward layers, of which every row uses a few.
+
+    Attributes:
+        n_experts: how many there are.
+        n_used: how many a row uses.
+        d_ff: inner width of each.
+        activation: a key of `layers.mlp.ACTIVATIONS`.
+        renormalise: the weights of the used experts add up to one.
+        shared: the expert that every row uses besides; None for none.
+    """
+
+    n_experts: int
+    n_used: int
+    d_ff: int
+    activation: str = "silu"
+    renormalise: bool = True
+    shared: MLPSpec | None = None
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One block's static facts. Equal blocks compare equal, so they share one trace.
 
@@ -93,7 +114,7 @@ class LayerSpec:
     """
 
     mixers: tuple[MixerSpec, ...]
-    mlp: MLPSpec | None = None
+    mlp: MLPSpec | MoESpec | None = None
     parallel: bool = False
 
 

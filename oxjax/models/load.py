@@ -79,10 +79,11 @@ def load_params(
     architecture, config, frequencies = _configure(file, tensors, max_context)
     config = dataclasses.replace(config, dtype=dtype, exact=exact)
     tied = not tensors.has("output.weight")
+    final_norm = getattr(architecture, "FINAL_NORM", "output_norm")
     params = Params(
         embedding=tensors.embedding("token_embd.weight", config.vocab_size, config.d_model),
         layers=tuple(architecture.layer(tensors, i, s, config) for i, s in enumerate(config.layers)),
-        final_norm=tensors.norm("output_norm", config.d_model) if config.norm_weights else Norm(),
+        final_norm=tensors.norm(final_norm, config.d_model) if config.norm_weights else Norm(),
         output=None if tied else tensors.linear("output", config.d_model, config.vocab_size),
         rope_inv_freq=tuple(jax.device_put(f) for f in frequencies),
         positions=tensors.embedding("position_embd.weight", config.context_length, config.d_model)

@@ -92,6 +92,21 @@ class ParamLoader:
         self._read(f"{name}.weight")
         return tuple(maps)
 
+    def experts(self, name: str, n: int, d_in: int, d_outs: tuple[int, ...]) -> tuple[Array, ...]:
+        """Stacked maps `<name>.weight` as `[n, d_in, d_out]`, taken apart where several lie one after another."""
+        self._check(f"{name}.weight", (n, sum(d_outs), d_in))
+        stacked = self.file.tensor(f"{name}.weight")
+        if self.has(f"{name}.scale"):
+            stacked = stacked * self.vector(f"{name}.scale", n)[:, None, None]
+        self._used.add(f"{name}.input_scale")
+        maps = []
+        for start, d_out in zip(np.cumsum(d_outs) - d_outs, d_outs, strict=True):
+            weight = _aligned((n, d_in, d_out), self.dtype)
+            weight[:] = stacked[:, start : start + d_out].swapaxes(1, 2)
+            maps.append(jax.device_put(weight, may_alias=True))
+        self._read(f"{name}.weight")
+        return tuple(maps)
+
     def _transposed(self, name: str, d_in: int, start: int, stop: int, scale: np.float32 | None) -> np.ndarray:
         """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns."""
         weight = _aligned((d_in, stop - start), self.dtype)

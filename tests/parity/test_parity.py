@@ -35,6 +35,13 @@ ARCHS = {
     "phi2": 2e-3,
     "starcoder": 2e-3,
     "starcoder2": 2e-3,
+    "mamba": 1e-4,
+    "mamba2": 1e-4,
+    "jamba": 1e-4,
+    "falconh1": 1e-4,
+    "granitehybrid": 1e-4,
+    "qwen3next": 1e-4,
+    "qwen35": 1e-4,
 }
 N = 100
 CHUNKS = {"prefill": [N], "one by one": [1] * N, "uneven chunks": [37, 1, 25, 37]}

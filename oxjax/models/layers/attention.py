@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -23,7 +24,8 @@ class Attention:
     """Projections of one layer and, where the architecture has them, norms of queries and keys.
 
     The weight of such a norm is `[key_dim]` for all heads, `[heads, key_dim]` for each, or as long as the whole
-    projection, which is then normalised at once.
+    projection, which is then normalised at once. What is attended is multiplied by sigmoid(gate x), where there
+    is a gate.
     """
 
     q: Linear
@@ -32,6 +34,7 @@ class Attention:
     out: Linear
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    gate: Linear | None = None
 
 
 def attention(
@@ -74,7 +77,10 @@ def attention(
         softcap=spec.softcap,
         slopes=None if spec.alibi is None else alibi_slopes(spec.n_heads, spec.alibi),
     )
-    return linear(p.out, x=mixed.reshape(x.shape[0], -1), exact=config.exact)[0], pages
+    mixed = mixed.reshape(x.shape[0], -1)
+    if p.gate is not None:
+        mixed = mixed * jax.nn.sigmoid(linear(p.gate, x=x, exact=config.exact)[0])
+    return linear(p.out, x=mixed, exact=config.exact)[0], pages
 
 
 def _normed(p: Norm | None, y: Array, config: ModelConfig) -> Array:

@@ -1,0 +1,25 @@
+"""falcon-h1: attention and Mamba-2 side by side in every block; its multipliers lie in the weights."""
+
+from __future__ import annotations
+
+from oxjax.config import LayerSpec, MLPSpec, ModelConfig
+from oxjax.models.base import Frequencies
+from oxjax.models.hybrid import attention_spec, hybrid_config, hybrid_layer, mamba2_spec
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.hybrid import HybridLayer
+from oxjax.models.layers.hybrid import hybrid_block as block
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    mixers = (attention_spec(hp, hp.n_kv_heads), mamba2_spec(hp))
+    layer = LayerSpec(mixers, MLPSpec(hp.uniform("feed_forward_length"), "silu"))
+    return hybrid_config(hp, tensors, (layer,) * hp.n_layers, pairing="neox")
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:
+    """Block `i`; the tensor of its second norm has no `.weight` in its name."""
+    return hybrid_layer(tensors, i, spec, config, mlp_norm="ffn_norm")

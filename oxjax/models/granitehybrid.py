@@ -1,0 +1,37 @@
+"""granitehybrid (Granite 4): granite with Mamba-2 in place of most attention, and experts in the larger ones."""
+
+from __future__ import annotations
+
+from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
+from oxjax.models.base import Frequencies
+from oxjax.models.hybrid import attention_or, hybrid_config, mamba2_spec
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.loader import ParamLoader
+from oxjax.models.mamba import block, layer
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config; `rope.scaling.finetuned` is what says whether attention has any rotation."""
+    rotates = hp.get("rope.scaling.finetuned", bool, True)
+    scale = hp.get("attention.scale", float, 0.0) or None
+    mixers = attention_or(hp, mamba2_spec(hp), scale=scale, rope=0 if rotates else None)
+    feed = MLPSpec(hp.uniform("feed_forward_length"), "silu")
+    if n_experts := hp.get("expert_count", int, 0):
+        shared = hp.get("expert_shared_feed_forward_length", int, 0)
+        feed = MoESpec(
+            n_experts,
+            hp.get("expert_used_count", int),
+            feed.d_ff,
+            shared=MLPSpec(shared, "silu") if shared else None,
+        )
+    return hybrid_config(
+        hp,
+        tensors,
+        (LayerSpec((mixer,), feed) for mixer in mixers),
+        pairing="norm" if rotates else None,
+        embedding_scale=hp.get("embedding_scale", float, 0.0) or 1.0,
+        residual_scale=hp.get("residual_scale", float, 0.0) or 1.0,
+        logit_scale=1.0 / (hp.get("logit_scale", float, 0.0) or 1.0),
+    )

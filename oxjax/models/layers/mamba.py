@@ -1,0 +1,110 @@
+"""Mamba: a selective state-space model (Gu & Dao 2023, https://arxiv.org/abs/2312.00752)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from oxjax.batch import RowLayout
+from oxjax.cache.slots import RecurrentState, read_slots, write_slots
+from oxjax.config import RecurrentSpec
+from oxjax.models.layers.context import Context
+from oxjax.models.layers.conv import Conv, causal_conv
+from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.norms import Norm, rms_norm
+from oxjax.models.layers.recurrence import recurrence
+
+
+@dataclass(frozen=True)
+class MambaSpec(RecurrentSpec):
+    """Its static facts; a sequence's state is `[d_state, d_inner]`.
+
+    Attributes:
+        dt_rank: width of the projection that the step sizes come from.
+        low_norm: RMS norms of that projection, of b and of c: "learned", "unit" without weights, or None.
+    """
+
+    dt_rank: int
+    low_norm: str | None = None
+
+
+@struct.dataclass
+class Mamba:
+    """Parameters of one layer.
+
+    Attributes:
+        x, z: the convolved branch and its gate, `[d_model, d_inner]`.
+        conv: over d_inner channels.
+        dt_low, b, c: from d_inner to dt_rank, d_state and d_state.
+        dt: from dt_rank to the step size of each channel; with bias.
+        a: the (negative) rates, float32.
+        d: the direct path, float32.
+        out: `[d_inner, d_model]`.
+        dt_norm, b_norm, c_norm: RMS norms of dt_low, b and c where the architecture has them.
+    """
+
+    x: Linear
+    z: Linear
+    conv: Conv
+    dt_low: Linear
+    b: Linear
+    c: Linear
+    dt: Linear
+    a: Float[Array, "d_state d_inner"]
+    d: Float[Array, " d_inner"]
+    out: Linear
+    dt_norm: Norm | None = None
+    b_norm: Norm | None = None
+    c_norm: Norm | None = None
+
+
+def mamba(
+    p: Mamba, x: Float[Array, "T d_model"], state: RecurrentState, spec: MambaSpec, ctx: Context
+) -> tuple[Float[Array, "T d_model"], RecurrentState]:
+    """Project, convolve, scan, gate, project back. All but the projections is float32.
+
+    Args:
+        p: the layer's parameters.
+        x: normalised residual rows.
+        state: the layer's slots; the new ones are returned.
+        spec: the layer's static facts.
+        ctx: the step's.
+    """
+    layout, exact = ctx.layout, ctx.config.exact
+    old = read_slots(state, layout)
+    inner, gate = linear(p.x, p.z, x=x, exact=exact, dtype=jnp.float32)
+    inner, window = causal_conv(p.conv, inner, old.conv, layout)
+    inner = jax.nn.silu(inner)
+    low = linear(p.dt_low, p.b, p.c, x=inner.astype(x.dtype), exact=exact, dtype=jnp.float32)
+    dt, b, c = (
+        y if norm is None else rms_norm(norm, y, eps=ctx.config.norm_eps, exact=exact)
+        for y, norm in zip(low, (p.dt_norm, p.b_norm, p.c_norm), strict=True)
+    )
+    dt = jax.nn.softplus(linear(p.dt, x=dt.astype(x.dtype), exact=exact, dtype=jnp.float32)[0])
+    y, ssm = selective_scan(p.a, dt, inner, b, c, old.ssm, layout)
+    y = (y + p.d * inner) * jax.nn.silu(gate)
+    out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
+    return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)
+
+
+def selective_scan(
+    a: Float[Array, "d_state d_inner"],
+    dt: Float[Array, "T d_inner"],
+    x: Float[Array, "T d_inner"],
+    b: Float[Array, "T d_state"],
+    c: Float[Array, "T d_state"],
+    initial: Float[Array, "S d_state d_inner"],
+    layout: RowLayout,
+) -> tuple[Float[Array, "T d_inner"], Float[Array, "S d_state d_inner"]]:
+    """h ← exp(dt a) h + b ⊗ (dt x), y = cᵀ h: every channel has d_state numbers of its own (algorithm 2)."""
+
+    def step(h: Array, dt: Array, x: Array, b: Array, c: Array) -> tuple[Array, Array]:
+        h = h * jnp.exp(dt * a) + b[:, None] * (dt * x)
+        return h, jnp.sum(h * c[:, None], axis=0)
+
+    # A scan by doubling inside of chunks is five times slower than this on two CPU cores.
+    return recurrence(step, None, initial, (dt, x, b, c), layout)

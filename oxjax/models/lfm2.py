@@ -1,0 +1,32 @@
+"""lfm2 (LFM2, dense): short convolutions with a few layers of attention between them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from oxjax.config import LayerSpec, MLPSpec, ModelConfig
+from oxjax.models.base import Frequencies
+from oxjax.models.hybrid import attention_or, hybrid_config, hybrid_layer
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.hybrid import HybridLayer
+from oxjax.models.layers.hybrid import hybrid_block as block
+from oxjax.models.layers.short_conv import ShortConvSpec
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["FINAL_NORM", "block", "config", "layer"]
+
+FINAL_NORM = "token_embd_norm"  # where its files have the norm before the logits
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config; only attention layers have heads of keys and values."""
+    conv = ShortConvSpec(conv=(hp.uniform("shortconv.l_cache") - 1, hp.d_model), ssm=(0,))
+    window = hp.get("attention.sliding_window", int, 0) or None
+    feed = MLPSpec(hp.uniform("feed_forward_length"), "silu")
+    layers = (LayerSpec((mixer,), feed) for mixer in attention_or(hp, conv, window=window))
+    return hybrid_config(hp, tensors, layers, pairing="neox")
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:
+    """Block `i`."""
+    return hybrid_layer(tensors, i, spec, config, attention=partial(ParamLoader.attention, qk_norm="head"))

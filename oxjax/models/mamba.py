@@ -1,0 +1,32 @@
+"""mamba (Mamba, FalconMamba): blocks of a selective state-space model and nothing else."""
+
+from __future__ import annotations
+
+from oxjax.config import LayerSpec, MixerSpec, ModelConfig
+from oxjax.models.base import Frequencies
+from oxjax.models.hybrid import hybrid_config, hybrid_layer, mamba_spec
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.hybrid import HybridLayer
+from oxjax.models.layers.hybrid import hybrid_block as block
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer", "only"]
+
+
+def only(hp: Hyperparameters, tensors: ParamLoader, mixer: MixerSpec) -> tuple[ModelConfig, Frequencies]:
+    """The config of a model whose blocks are this mixer alone."""
+    for key in ("attention.head_count", "feed_forward_length"):
+        if found := hp.get(key, int, 0):
+            raise hp.error(key, f"found {found}, but {hp.arch} has none")
+    return hybrid_config(hp, tensors, (LayerSpec((mixer,)),) * hp.n_layers)
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config; `ssm.dt_b_c_rms` is FalconMamba's."""
+    spec = mamba_spec(hp, low_norm="unit" if hp.get("ssm.dt_b_c_rms", bool, False) else None)
+    return only(hp, tensors, spec)
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:
+    """Block `i`."""
+    return hybrid_layer(tensors, i, spec, config)

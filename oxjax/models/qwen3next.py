@@ -1,0 +1,51 @@
+"""qwen3next: three layers of Gated DeltaNet to one of gated attention, partial RoPE, experts everywhere."""
+
+from __future__ import annotations
+
+from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
+from oxjax.models.base import Frequencies
+from oxjax.models.hybrid import attention_spec, delta_net_spec, gated_attention, hybrid_config, hybrid_layer
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.hybrid import HybridLayer
+from oxjax.models.layers.hybrid import hybrid_block as block
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "delta_net_config", "experts", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    return delta_net_config(hp, tensors, experts(hp), tiled=False)
+
+
+def experts(hp: Hyperparameters) -> MoESpec:
+    """The experts of every layer."""
+    n_experts, n_used = hp.get("expert_count", int), hp.get("expert_used_count", int)
+    d_ff = hp.get("expert_feed_forward_length", int, 0) or hp.uniform("feed_forward_length") // n_used
+    shared = hp.get("expert_shared_feed_forward_length", int, 0) or hp.uniform("feed_forward_length")
+    return MoESpec(n_experts, n_used, d_ff, shared=MLPSpec(shared, "silu"))
+
+
+def delta_net_config(
+    hp: Hyperparameters, tensors: ParamLoader, feed: MLPSpec | MoESpec, *, tiled: bool
+) -> tuple[ModelConfig, Frequencies]:
+    """DeltaNet and attention as `attention.recurrent_layers` says, else attention on every n-th layer."""
+    attention, recurrent = attention_spec(hp, hp.n_kv_heads), delta_net_spec(hp, tiled=tiled)
+    layers = (LayerSpec((recurrent if r else attention,), feed) for r in _recurrent_layers(hp))
+    return hybrid_config(hp, tensors, layers, pairing="neox")
+
+
+def _recurrent_layers(hp: Hyperparameters) -> tuple[bool, ...]:
+    key = hp.key("attention.recurrent_layers")
+    if key in hp.file.metadata:
+        flags = hp.file.get_array(key, bool)
+        if len(flags) < hp.n_layers:
+            raise hp.error("attention.recurrent_layers", f"has {len(flags)} entries for {hp.n_layers} layers")
+        return tuple(bool(f) for f in flags[: hp.n_layers])
+    period = hp.uniform("full_attention_interval", 4)
+    return tuple((i + 1) % period != 0 for i in range(hp.n_layers))
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:
+    """Block `i`; what is named the norm after attention is the one before the feed-forward layer."""
+    return hybrid_layer(tensors, i, spec, config, mlp_norm="post_attention_norm.weight", attention=gated_attention)
