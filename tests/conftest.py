@@ -30,17 +30,24 @@ def data_files(pattern: str) -> list:
     return [pytest.param(p, id=p.stem) for p in found] or [pytest.param(DATA, id="no-data")]
 
 
+_MEASURED = "measured"
 _report: list[str] = []
 
 
-@pytest.fixture(scope="session")
-def report():
+@pytest.fixture
+def report(record_property):
     """Call it with a line that the run should end with, such as a measured error."""
-    return _report.append
+    return lambda line: record_property(_MEASURED, line)
+
+
+def pytest_runtest_logreport(report):
+    """Properties of tests travel from the workers, which have no terminal."""
+    if report.when == "teardown":
+        _report.extend(value for name, value in report.user_properties if name == _MEASURED)
 
 
 def pytest_terminal_summary(terminalreporter):
     if _report:
         terminalreporter.section("measured")
-        for line in _report:
+        for line in sorted(_report):
             terminalreporter.line(line)
