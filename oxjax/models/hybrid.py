@@ -137,7 +137,7 @@ def hybrid_layer(
     """
     prefix, loaders = f"blk.{i}", {**_LOADERS, AttentionSpec: attention}
     layer = HybridLayer(
-        norm=tensors.norm(f"{prefix}.attn_norm", config.d_model),
+        norm=tensors.norm(f"{prefix}.attn_norm", config.d_model) if spec.mixers else None,
         mixers=tuple(loaders[type(s)](tensors, prefix, s, config.d_model) for s in spec.mixers),
     )
     if spec.mlp is None:

@@ -21,8 +21,9 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
 def experts(hp: Hyperparameters) -> MoESpec:
     """The experts of every layer."""
     n_experts, n_used = hp.get("expert_count", int), hp.get("expert_used_count", int)
-    d_ff = hp.get("expert_feed_forward_length", int, 0) or hp.uniform("feed_forward_length") // n_used
-    shared = hp.get("expert_shared_feed_forward_length", int, 0) or hp.uniform("feed_forward_length")
+    dense = hp.get("feed_forward_length", int, 0)  # stands in for what is missing
+    d_ff = hp.get("expert_feed_forward_length", int, 0) or dense // n_used
+    shared = hp.get("expert_shared_feed_forward_length", int, 0) or dense
     return MoESpec(n_experts, n_used, d_ff, shared=MLPSpec(shared, "silu"))
 
 
