@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
+from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import attention_or, hybrid_config, mamba2_spec
+from oxjax.models.hybrid import attention_or, hybrid_config, mamba2_spec, moe_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 from oxjax.models.mamba import block, layer
@@ -18,14 +18,9 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     scale = hp.get("attention.scale", float, 0.0) or None
     mixers = attention_or(hp, mamba2_spec(hp), scale=scale, rope=0 if rotates else None)
     feed = MLPSpec(hp.uniform("feed_forward_length"), "silu")
-    if n_experts := hp.get("expert_count", int, 0):
+    if hp.get("expert_count", int, 0):
         shared = hp.get("expert_shared_feed_forward_length", int, 0)
-        feed = MoESpec(
-            n_experts,
-            hp.get("expert_used_count", int),
-            feed.d_ff,
-            shared=MLPSpec(shared, "silu") if shared else None,
-        )
+        feed = moe_spec(hp, feed.d_ff, shared=MLPSpec(shared, "silu") if shared else None)
     return hybrid_config(
         hp,
         tensors,

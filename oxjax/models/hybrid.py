@@ -116,6 +116,14 @@ def delta_net_spec(hp: Hyperparameters, *, tiled: bool) -> DeltaNetSpec:
     )
 
 
+def moe_spec(hp: Hyperparameters, d_ff: int, **more: Any) -> MoESpec:
+    """Experts of this width as `expert_*` counts them; `more` are fields that differ from their defaults."""
+    n_experts, n_used = hp.uniform("expert_count"), hp.uniform("expert_used_count")
+    if n_used > n_experts:
+        raise hp.error("expert_used_count", f"found {n_used}, but there are {n_experts} experts")
+    return MoESpec(n_experts, n_used, d_ff, **more)
+
+
 def hybrid_layer(
     tensors: ParamLoader,
     i: int,
@@ -137,7 +145,7 @@ def hybrid_layer(
     """
     prefix, loaders = f"blk.{i}", {**_LOADERS, AttentionSpec: attention}
     layer = HybridLayer(
-        norm=tensors.norm(f"{prefix}.attn_norm", config.d_model),
+        norm=tensors.norm(f"{prefix}.attn_norm", config.d_model) if spec.mixers else None,
         mixers=tuple(loaders[type(s)](tensors, prefix, s, config.d_model) for s in spec.mixers),
     )
     if spec.mlp is None:

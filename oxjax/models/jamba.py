@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
+from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import attention_or, hybrid_config, mamba_spec
+from oxjax.models.hybrid import attention_or, hybrid_config, mamba_spec, moe_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 from oxjax.models.mamba import block, layer
@@ -16,8 +16,9 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config; a layer has experts where the file has a router for it."""
     d_ff = hp.uniform("feed_forward_length")
     dense = MLPSpec(d_ff, "silu")
-    n_experts, n_used = hp.get("expert_count", int, 0), hp.get("expert_used_count", int, 0)
-    experts = MoESpec(n_experts, n_used, d_ff, renormalise=False)
     mixers = attention_or(hp, mamba_spec(hp, low_norm="learned"), rope=None)
-    feeds = (experts if tensors.has(f"blk.{i}.ffn_gate_inp.weight") else dense for i in range(hp.n_layers))
+    feeds = (
+        moe_spec(hp, d_ff, renormalise=False) if tensors.has(f"blk.{i}.ffn_gate_inp.weight") else dense
+        for i in range(hp.n_layers)
+    )
     return hybrid_config(hp, tensors, (LayerSpec((m,), f) for m, f in zip(mixers, feeds, strict=True)))

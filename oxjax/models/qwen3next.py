@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
 from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import attention_spec, delta_net_spec, gated_attention, hybrid_config, hybrid_layer
+from oxjax.models.hybrid import attention_spec, delta_net_spec, gated_attention, hybrid_config, hybrid_layer, moe_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.hybrid import HybridLayer
 from oxjax.models.layers.hybrid import hybrid_block as block
@@ -20,10 +20,10 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
 
 def experts(hp: Hyperparameters) -> MoESpec:
     """The experts of every layer."""
-    n_experts, n_used = hp.get("expert_count", int), hp.get("expert_used_count", int)
-    d_ff = hp.get("expert_feed_forward_length", int, 0) or hp.uniform("feed_forward_length") // n_used
-    shared = hp.get("expert_shared_feed_forward_length", int, 0) or hp.uniform("feed_forward_length")
-    return MoESpec(n_experts, n_used, d_ff, shared=MLPSpec(shared, "silu"))
+    dense = hp.get("feed_forward_length", int, 0)  # stands in for what is missing
+    d_ff = hp.get("expert_feed_forward_length", int, 0) or dense // hp.uniform("expert_used_count")
+    shared = hp.get("expert_shared_feed_forward_length", int, 0) or dense
+    return moe_spec(hp, d_ff, shared=MLPSpec(shared, "silu"))
 
 
 def delta_net_config(

@@ -123,6 +123,14 @@ def lfm2(mixer, **keys):
     return keys, blocks
 
 
+def one_thing_each(mixer, **keys):
+    """An MLP, then Mamba-2, then attention."""
+    up_down = {"ffn_up.weight": (FF, D), "ffn_down.weight": (D, FF)}
+    blocks = [{"attn_norm.weight": (D,)} | block for block in (up_down, mixer[1], attention())]
+    lengths = {"feed_forward_length": [FF, 0, 0], "attention.head_count_kv": [0, 0, 2]}
+    return ATTENTION | mixer[0] | lengths | {"attention.layer_norm_epsilon": 1e-5} | keys, blocks
+
+
 def qwen(mixer, feed, recurrent=(True, False, True), **keys):
     """With an attention layer in the middle instead of every fourth."""
     blocks = [QWEN_NORMS | (mixer[1] if r else attention(gated=True)) | feed for r in recurrent]
@@ -154,6 +162,7 @@ CASES = {
     ),
     "lfm2": lfm2(short_conv()),
     "lfm2: window": lfm2(short_conv(4), **{"attention.sliding_window": 20}),
+    "nemotron_h": one_thing_each(mamba2()),
     "qwen3next": qwen(delta_net(), experts(40, 48, gated=True), **QWEN_EXPERTS),
     "qwen3next: legacy": qwen(delta_net(form="legacy"), experts(40, 48, gated=True), **QWEN_EXPERTS),
     "qwen3next: one key head": qwen(delta_net(1, 4, 16), experts(40, 48, gated=True, merged=True), **QWEN_EXPERTS),

@@ -31,9 +31,9 @@ MIXERS = {
 
 @struct.dataclass
 class HybridLayer:
-    """The mixers and the norm of what they read, the feed-forward layer and its norm."""
+    """The mixers and the norm of what they read, the feed-forward layer and its norm; either may be missing."""
 
-    norm: Norm
+    norm: Norm | None
     mixers: tuple[Any, ...]
     mlp_norm: Norm | None = None
     mlp: MLP | MoE | None = None
@@ -52,9 +52,12 @@ def hybrid_block(
     def added(x: Array, branch: Array) -> Array:
         return x + (branch if config.residual_scale == 1.0 else branch * config.residual_scale)
 
-    y = norm(p.norm, x, config)
-    mixed = [MIXERS[type(s)](mixer, y, old, s, ctx) for mixer, old, s in zip(p.mixers, state, spec.mixers, strict=True)]
-    x = added(x, sum((out for out, _ in mixed[1:]), mixed[0][0]))
+    new = ()
+    if p.mixers:
+        y = norm(p.norm, x, config)
+        mixers = zip(p.mixers, state, spec.mixers, strict=True)
+        mixed, new = zip(*(MIXERS[type(s)](mixer, y, old, s, ctx) for mixer, old, s in mixers), strict=True)
+        x = added(x, sum(mixed[1:], mixed[0]))
     if p.mlp is not None:
         x = added(x, feed_forward(p.mlp, norm(p.mlp_norm, x, config), spec.mlp, exact=config.exact))
-    return x, tuple(new for _, new in mixed)
+    return x, new
