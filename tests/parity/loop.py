@@ -8,36 +8,58 @@ import numpy as np
 
 import oxjax
 
+PAGE, ROWS, SEQUENCES = 16, 128, 3  # every batch but single rows is padded to these, so that it compiles once
+
 
 class Loop:
-    """A loop over `oxjax.step` for one sequence, with pages handed out back to front."""
+    """A loop over `oxjax.step` for a few sequences side by side, with pages handed out back to front."""
 
     def __init__(self, model: oxjax.Model):
         self.model = model
         self.step = jax.jit(partial(oxjax.step, config=model.config), donate_argnums=1)
 
     def logits(self, ids: np.ndarray, chunks: list[int]) -> np.ndarray:
-        """Logits at every position."""
-        n_pages = -(-len(ids) // 16)
-        state = oxjax.init_state(self.model.config, n_pages=n_pages + 1, page_size=16, n_slots=3)
-        table = jnp.arange(n_pages, 0, -1, dtype=jnp.int32)[None]
-        logits, at = [], 0
-        for i, n in enumerate(chunks):
-            rows = np.arange(at, at + n, dtype=np.int32)
-            batch = oxjax.Batch(
-                tokens=jnp.asarray(ids[rows], jnp.int32),
-                positions=jnp.asarray(rows),
-                cu_q_lens=jnp.array([0, n], jnp.int32),
-                kv_lens=jnp.array([at + n], jnp.int32),
-                block_tables=table,
-                read_slots=jnp.array([1 + i % 2], jnp.int32),
-                write_slots=jnp.array([2 - i % 2], jnp.int32),
-                logits_rows=jnp.arange(n, dtype=jnp.int32),
-            )
-            out, state = self.step(self.model.params, state, batch)
-            logits.append(np.asarray(out))
-            at += n
-        return np.concatenate(logits)
+        """Logits at every position of one sequence."""
+        return self.together([(ids, chunks)])[0]
+
+    def together(self, sequences: list[tuple[np.ndarray, list[int]]]) -> list[np.ndarray]:
+        """Logits of several sequences; each step takes the next chunk of every one that has any left."""
+        width = max(-(-len(ids) // PAGE) for ids, _ in sequences)
+        state = oxjax.init_state(
+            self.model.config, n_pages=1 + len(sequences) * width, page_size=PAGE, n_slots=1 + 2 * len(sequences)
+        )
+        logits, at = [[] for _ in sequences], [0] * len(sequences)
+        for i in range(max(len(chunks) for _, chunks in sequences)):
+            taken = [chunks[i] if i < len(chunks) else 0 for _, chunks in sequences]
+            small = taken == [1]
+            out, state = self.step(self.model.params, state, self._batch(sequences, at, taken, i, width, small))
+            for s, (stop, n) in enumerate(zip(np.cumsum(taken), taken, strict=True)):
+                logits[s].append(np.asarray(out[stop - n : stop]))
+                at[s] += n
+        return [np.concatenate(rows) for rows in logits]
+
+    @staticmethod
+    def _batch(sequences, at, taken, i, width, small):
+        n_rows, n_seqs = (1, 1) if small else (ROWS, SEQUENCES)
+        arrays = {name: np.zeros(n_rows, np.int32) for name in ("tokens", "positions")}
+        arrays |= {name: np.zeros(n_seqs, np.int32) for name in ("kv_lens", "read_slots", "write_slots")}
+        tables, ends = np.zeros((n_seqs, width), np.int32), np.zeros(n_seqs + 1, np.int32)
+        row = 0
+        for s, ((ids, _), start, n) in enumerate(zip(sequences, at, taken, strict=True)):
+            arrays["tokens"][row : row + n] = ids[start : start + n]
+            arrays["positions"][row : row + n] = np.arange(start, start + n)
+            arrays["kv_lens"][s] = start + n
+            tables[s] = np.arange((s + 1) * width, s * width, -1)
+            if n:
+                arrays["read_slots"][s], arrays["write_slots"][s] = 2 * s + 1 + i % 2, 2 * s + 2 - i % 2
+            row += n
+            ends[s + 1 :] = row
+        return oxjax.Batch(
+            **{name: jnp.asarray(array) for name, array in arrays.items()},
+            cu_q_lens=jnp.asarray(ends),
+            block_tables=jnp.asarray(tables),
+            logits_rows=jnp.arange(n_rows, dtype=jnp.int32),
+        )
 
 
 def worst(got: np.ndarray, expected: np.ndarray) -> float:

@@ -44,7 +44,8 @@ ARCHS = {
     "qwen35": 1e-4,
 }
 N = 100
-CHUNKS = {"prefill": [N], "one by one": [1] * N, "uneven chunks": [37, 1, 25, 37]}
+UNEVEN = [37, 1, 25, 37]
+CHUNKS = {"prefill": [N], "one by one": [1] * N, "uneven chunks": UNEVEN}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,8 @@ def test_logits_match_llama_cpp(data, reference, report, name, exact):
     ids, expected = reference[f"{name}__ids"], reference[name]
     loop = Loop(oxjax.load(data / "archs" / f"{name}.gguf", exact=exact))
     errors = {how: worst(loop.logits(ids, chunks), expected) for how, chunks in CHUNKS.items()}
+    others = [(ids[::-1], [3, 20, 1, 30]), (ids[50:], [49, 1])]
+    errors["in company"] = worst(loop.together([others[0], (ids, UNEVEN), others[1]])[1], expected)
     shown = ", ".join(f"{how} {error:.1e}" for how, error in errors.items())
     report(f"parity {name} ({'exact' if exact else 'fast'}): {shown} of the logits' std, allowed {ARCHS[name]:.1e}")
     assert max(errors.values()) <= ARCHS[name]
