@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from oxjax.models.layers.norms import Norm
 from oxjax.models.loader import ParamLoader
 from oxjax.tokenizer import Tokenizer
 
+_LOADING_THREADS = min(8, os.cpu_count() or 1)  # each holds a few MiB beside what it loads
 # Per-layer copies of the rotation table, which old converters wrote and nothing ever read.
 _IGNORED = (".attn_rot_embd.weight", ".rope_freqs.weight")
 
@@ -80,9 +83,13 @@ def load_params(
     config = dataclasses.replace(config, dtype=dtype, exact=exact)
     tied = not tensors.has("output.weight")
     final_norm = getattr(architecture, "FINAL_NORM", "output_norm")
+    with ThreadPoolExecutor(_LOADING_THREADS) as pool:  # decoding spends its time in NumPy, which lets others run
+        layers = tuple(
+            pool.map(lambda i: architecture.layer(tensors, i, config.layers[i], config), range(len(config.layers)))
+        )
     params = Params(
         embedding=tensors.embedding("token_embd.weight", config.vocab_size, config.d_model),
-        layers=tuple(architecture.layer(tensors, i, s, config) for i, s in enumerate(config.layers)),
+        layers=layers,
         final_norm=tensors.norm(final_norm, config.d_model) if config.norm_weights else Norm(),
         output=None if tied else tensors.linear("output", config.d_model, config.vocab_size),
         rope_inv_freq=tuple(jax.device_put(f) for f in frequencies),

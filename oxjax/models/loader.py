@@ -6,6 +6,7 @@ buffer that the device array then adopts, so loading needs little more memory th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 
 import jax
@@ -24,7 +25,7 @@ _SLAB_BYTES = 4 << 20
 
 
 class ParamLoader:
-    """Hands out parameters by tensor name and remembers which names were asked for.
+    """Hands out parameters by tensor name, to several threads at once, and remembers which names were asked for.
 
     Args:
         file: an open GGUF file.
@@ -34,7 +35,7 @@ class ParamLoader:
 
     def __init__(self, file: GGUFFile, dtype: str, progress: Callable[[int], None] | None = None):
         self.file, self.dtype = file, np.dtype(DTYPES[dtype])
-        self._progress, self._bytes_read = progress, 0
+        self._progress, self._bytes_read, self._lock = progress, 0, threading.Lock()
         self._used: set[str] = set()
 
     def has(self, name: str) -> bool:
@@ -51,9 +52,10 @@ class ParamLoader:
 
     def _read(self, name: str) -> None:
         self.file.release(name)
-        self._bytes_read += self.file.tensors[name].n_bytes
-        if self._progress is not None:
-            self._progress(self._bytes_read)
+        with self._lock:
+            self._bytes_read += self.file.tensors[name].n_bytes
+            if self._progress is not None:
+                self._progress(self._bytes_read)
 
     def vector(self, name: str, *shape: int) -> np.ndarray:
         """A float32 vector `[d]`, or a small table of them."""
