@@ -83,12 +83,13 @@ def load_params(
     config = dataclasses.replace(config, dtype=dtype, exact=exact)
     tied = not tensors.has("output.weight")
     final_norm = getattr(architecture, "FINAL_NORM", "output_norm")
+    embedding = tensors.embedding("token_embd.weight", config.vocab_size, config.d_model)
     with ThreadPoolExecutor(_LOADING_THREADS) as pool:  # decoding spends its time in NumPy, which lets others run
         layers = tuple(
             pool.map(lambda i: architecture.layer(tensors, i, config.layers[i], config), range(len(config.layers)))
         )
     params = Params(
-        embedding=tensors.embedding("token_embd.weight", config.vocab_size, config.d_model),
+        embedding=embedding,
         layers=layers,
         final_norm=tensors.norm(final_norm, config.d_model) if config.norm_weights else Norm(),
         output=None if tied else tensors.linear("output", config.d_model, config.vocab_size),

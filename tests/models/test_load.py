@@ -173,4 +173,5 @@ def test_loading_needs_little_more_than_the_parameters(tmp_path, report):
     total, grown = map(int, done.stdout.split())
     report(f"loading {total / 1e6:.0f} MB of parameters raised peak memory by {grown / 1e6:.0f} MB")
     assert total > 90e6
-    assert grown <= 1.15 * total
+    # A thread holds the mapped pages of the tensor it reads (3 MB here), a slab of it decoded, and one turned around.
+    assert grown <= total + 2 * 12e6
