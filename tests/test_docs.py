@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from oxjax.models.architectures import ARCHITECTURES
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -22,3 +24,8 @@ def test_the_readmes_python_runs():
 def test_notebooks_run(name):
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
+
+
+def test_the_parity_table_names_every_architecture():
+    table = (ROOT / "README.md").read_text().split("<!-- parity table -->")[1]
+    assert sorted(re.findall(r"([\w-]+) \| \d\.\de-\d+", table)) == sorted(ARCHITECTURES)

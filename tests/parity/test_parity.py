@@ -64,7 +64,8 @@ def test_logits_match_llama_cpp(data, reference, report, name, exact):
     others = [(ids[::-1], [3, 20, 1, 30]), (ids[50:], [49, 1])]
     errors["in company"] = worst(loop.together([others[0], (ids, UNEVEN), others[1]])[1], expected)
     shown = ", ".join(f"{how} {error:.1e}" for how, error in errors.items())
-    report(f"parity {name} ({'exact' if exact else 'fast'}): {shown} of the logits' std, allowed {ARCHS[name]:.1e}")
+    case = f"{name}.gguf, {'exact' if exact else 'fast'}"
+    report(f"parity {loop.model.config.architecture} ({case}): {shown} of the logits' std, allowed {ARCHS[name]:.1e}")
     assert max(errors.values()) <= ARCHS[name]
 
 

@@ -242,5 +242,6 @@ def test_random_files_match_llama_cpp(data, tmp_path, report, name):
     with LlamaCpp(path, vocab_only=False) as oracle:
         expected = oracle.logits(IDS.tolist())
     errors = [np.abs(our_logits(path, exact) - expected).max() / expected.std() for exact in (True, False)]
-    report(f"random {name}: exact {errors[0]:.1e}, fast {errors[1]:.1e} of the logits' std, allowed 1e-4")
+    shown = f"exact {errors[0]:.1e}, fast {errors[1]:.1e}"
+    report(f"parity {name.split(':')[0]} (random, {name}): {shown} of the logits' std, allowed 1e-4")
     assert max(errors) <= 1e-4

@@ -69,7 +69,7 @@ def compare(recipe, theirs, report, name, *, exact):
     path, expected = theirs(recipe)
     error = worst(Loop(oxjax.load(path, exact=exact)).logits(IDS, CHUNKS), expected)
     allowed = GELU if recipe.arch in WITH_GELU else DEEP if recipe.layers >= 32 else CLOSE
-    report(f"synthetic {name}: {error:.1e} of the logits' std, allowed {allowed:.0e}")
+    report(f"parity {recipe.arch} (random, {name}): {error:.1e} of the logits' std, allowed {allowed:.0e}")
     assert error <= allowed
     return expected, allowed
 

@@ -1,0 +1,58 @@
+"""Measure every architecture against llama.cpp, and put the table into the README.
+
+python tools/parity_table.py [--write]
+
+Runs the parity tests, those marked slow included where an architecture has no file in the test data, and collects
+what they measured: the worst difference of any logit, over all ways of feeding the tokens, as a share of the logits'
+standard deviation.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from oxjax.models.architectures import ARCHITECTURES
+
+ROOT = Path(__file__).parents[1]
+MARK = "<!-- parity table -->"
+TESTS = "test_logits_match or test_architecture or test_random_files"
+LINE = re.compile(r"parity (\S+) \((.*)\): (.*) of the logits' std")
+COLUMNS = 4
+
+
+def measured() -> dict[str, float]:
+    """Worst error by architecture."""
+    command = [sys.executable, "-m", "pytest", "-q", "tests/parity", "-m", "slow or not slow", "-k", TESTS]
+    run = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    worst: dict[str, float] = {}
+    for architecture, _, figures in LINE.findall(run.stdout):
+        worst[architecture] = max(worst.get(architecture, 0.0), *map(float, re.findall(r"\d\.\de-\d+", figures)))
+    return worst
+
+
+def table(errors: dict[str, float]) -> str:
+    """Markdown, architectures down the columns."""
+    cells = [f"{name} | {errors[name]:.1e}" if name in errors else f"{name} | ?" for name in sorted(ARCHITECTURES)]
+    cells += [" | "] * (-len(cells) % COLUMNS)
+    height = len(cells) // COLUMNS
+    rows = [" | ".join(cells[i::height]) for i in range(height)]
+    head = " | ".join(["architecture | error"] * COLUMNS)
+    return "\n".join(f"| {row} |" for row in (head, " | ".join(["---"] * 2 * COLUMNS), *rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="replace the table in the README")
+    args = parser.parse_args()
+    text = table(measured())
+    print(text)
+    if args.write:
+        readme = ROOT / "README.md"
+        before, _, after = readme.read_text().split(MARK)
+        readme.write_text(f"{before}{MARK}\n{text}\n{MARK}{after}")
+
+
+if __name__ == "__main__":
+    main()
