@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 
 from oxjax.assets import embedded_model
 from oxjax.cache.blocks import NULL_PAGE
-from oxjax.engine.engine import Engine, Request
+from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
+from oxjax.engine.request import Request
 from oxjax.engine.snapshot import save
 from oxjax.errors import CacheError, EngineClosedError, InvalidRequestError, RequestError
 from oxjax.hub import resolve

@@ -7,7 +7,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,46 +17,15 @@ from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Output
+from oxjax.engine.request import Request
 from oxjax.engine.runner import Runner
 from oxjax.engine.scheduler import Scheduler, Sequence, Work
 from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint, state_specs
-from oxjax.errors import InvalidRequestError, NonFiniteLogitsError, RequestError
+from oxjax.errors import InvalidRequestError, NonFiniteLogitsError
 from oxjax.models.load import Model
 from oxjax.sampling.params import SamplingParams, sample_seed
 
 log = logging.getLogger("oxjax")
-
-
-@dataclass(eq=False)
-class Request:
-    """A request in the engine.
-
-    Attributes:
-        sequence: its tokens and state.
-        params: how it is sampled; None for a prompt whose logits are wanted.
-        seed: of its draws.
-        output: what it has generated.
-        logits: float32 rows `[n, vocab]` so far, for a prompt whose logits are wanted.
-        samples: the other samples of the same prompt, where `params.n` asked for several: requests as well.
-        unborn: those of them that wait for the prompt to be computed, to begin as forks of this one.
-        error: why it failed.
-        done: whether it has left the engine.
-    """
-
-    sequence: Sequence
-    params: SamplingParams | None = None
-    seed: int = 0
-    output: Output | None = None
-    logits: list[np.ndarray] = field(default_factory=list)
-    samples: tuple[Request, ...] = ()
-    unborn: tuple[Request, ...] = ()
-    error: RequestError | None = None
-    done: bool = False
-
-    @property
-    def n_prompt(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.sequence.tokens) - (0 if self.output is None else len(self.output.chunks))
 
 
 class _Chooser(NamedTuple):

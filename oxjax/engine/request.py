@@ -1,0 +1,44 @@
+"""A request while the engine has it, and what it has given when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from oxjax.engine.output import Output
+from oxjax.engine.scheduler import Sequence
+from oxjax.errors import RequestError
+from oxjax.sampling.params import SamplingParams
+
+
+@dataclass(eq=False)
+class Request:
+    """A request in the engine.
+
+    Attributes:
+        sequence: its tokens and state.
+        params: how it is sampled; None for a prompt whose logits are wanted.
+        seed: of its draws.
+        output: what it has generated.
+        logits: float32 rows `[n, vocab]` so far, for a prompt whose logits are wanted.
+        samples: the other samples of the same prompt, where `params.n` asked for several: requests as well.
+        unborn: those of them that wait for the prompt to be computed, to begin as forks of this one.
+        error: why it failed.
+        done: whether it has left the engine.
+    """
+
+    sequence: Sequence
+    params: SamplingParams | None = None
+    seed: int = 0
+    output: Output | None = None
+    logits: list[np.ndarray] = field(default_factory=list)
+    samples: tuple[Request, ...] = ()
+    unborn: tuple[Request, ...] = ()
+    error: RequestError | None = None
+    done: bool = False
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.sequence.tokens) - (0 if self.output is None else len(self.output.chunks))
