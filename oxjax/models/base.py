@@ -103,6 +103,26 @@ def vary_attention(config: ModelConfig, changes: Iterable[Mapping[str, Any]]) ->
     return dataclasses.replace(config, layers=tuple(layers))
 
 
+def slide(
+    hp: Hyperparameters,
+    tensors: ParamLoader,
+    config: ModelConfig,
+    frequencies: Frequencies,
+    slides: Iterable[bool],
+    **sliding: Any,
+) -> tuple[ModelConfig, Frequencies]:
+    """The config with fields of the sliding layers' attention changed.
+
+    Their rotation is the other layers' with base `rope.freq_base_swa` if the file has that.
+    """
+    theta = hp.get("rope.freq_base_swa", float, hp.rope_theta)
+    if theta != hp.rope_theta:
+        spec, inv_freq = rope(hp, tensors, config.ropes[0].pairing, theta=theta)
+        config = dataclasses.replace(config, ropes=(*config.ropes, spec))
+        frequencies, sliding = (*frequencies, inv_freq), {"rope": len(config.ropes) - 1, **sliding}
+    return vary_attention(config, (sliding if s else {} for s in slides)), frequencies
+
+
 def attention_spec(hp: Hyperparameters, *, scale: float | None = None, **more: Any) -> AttentionSpec:
     """One layer's attention, with what the heads are from the metadata and the rest given."""
     return AttentionSpec(
@@ -153,6 +173,6 @@ def dense_layer(
     found = {field: tensors.norm(f"{prefix}.{name}", config.d_model) for field, name in norms.items()}
     return TransformerLayer(
         attn=tensors.attention(prefix, spec.mixers[0], config.d_model, qk_norm=qk_norm),
-        mlp=tensors.mlp(prefix, spec.mlp, config.d_model),
+        mlp=tensors.feed_forward(prefix, spec.mlp, config.d_model),
         **found,
     )

@@ -9,7 +9,8 @@ from oxjax.cache.pages import KVPages
 from oxjax.config import LayerSpec
 from oxjax.models.layers.attention import Attention, attention
 from oxjax.models.layers.context import Context
-from oxjax.models.layers.mlp import MLP, mlp
+from oxjax.models.layers.mlp import MLP
+from oxjax.models.layers.moe import MoE, feed_forward
 from oxjax.models.layers.norms import Norm, norm
 
 
@@ -22,7 +23,7 @@ class TransformerLayer:
     """
 
     attn: Attention
-    mlp: MLP
+    mlp: MLP | MoE
     attn_norm: Norm | None = None
     mlp_norm: Norm | None = None
     post_attn_norm: Norm | None = None
@@ -54,4 +55,5 @@ def transformer_block(
     else:
         x = added(x, p.post_attn_norm, mixed)
         mlp_input = normed(p.mlp_norm, x)
-    return added(x, p.post_mlp_norm, mlp(p.mlp, mlp_input, spec.mlp, exact=config.exact)), (pages,)
+    branch = feed_forward(p.mlp, mlp_input, spec.mlp, exact=config.exact, is_real=ctx.layout.is_real)
+    return added(x, p.post_mlp_norm, branch), (pages,)
