@@ -27,12 +27,12 @@ def grouped(
 ) -> Float[Array, "rows d"]:
     """Sum over each row's experts of `fn(row, weight, expert)`, in the order of their numbers.
 
-    Pairs of row and expert are sorted by expert and cut into tiles of one expert each. Tiles have one fixed number of
-    rows and run one after another, as many as there are, so experts that nobody chose are not read; what a row
-    gets does not depend on the other rows of its tile, for the reasons given in `kernels.dot`.
+    Pairs of row and expert are sorted by expert, and experts that somebody chose run one after another, each over
+    tiles of one fixed number of rows. Experts that nobody chose are not read. What a row gets does not depend on
+    the other rows of its tile, for the reasons given in `kernels.dot`.
 
     Args:
-        fn: of a tile `[tile, d]`, its weights `[tile, 1]` and one expert's part of `experts`; gives float32 `[tile, d]`.
+        fn: of a tile `[tile, d]`, its weights `[tile, 1]` and one expert's part of `experts`; gives float32 rows.
         x: rows.
         chosen: different experts of each row.
         weights: passed on to `fn`.
@@ -42,22 +42,26 @@ def grouped(
     """
     (rows, n_used), n_experts = chosen.shape, jax.tree.leaves(experts)[0].shape[0]
     tile = ROW_TILE if exact else FAST_TILES[rows * n_used > 2 * n_experts]
-    asked = chosen if is_real is None else jnp.where(is_real[:, None], chosen, n_experts)
-    order = jnp.argsort(asked.ravel(), stable=True).astype(jnp.int32)
-    bounds = jnp.searchsorted(asked.ravel()[order], jnp.arange(n_experts + 1)).astype(jnp.int32)
-    tile_ends = jnp.cumsum((bounds[1:] - bounds[:-1] + tile - 1) // tile, dtype=jnp.int32)
+    asked = (chosen if is_real is None else jnp.where(is_real[:, None], chosen, n_experts)).ravel()
+    order = jnp.argsort(asked, stable=True).astype(jnp.int32)
+    bounds = jnp.searchsorted(asked[order], jnp.arange(n_experts + 1)).astype(jnp.int32)
+    some = bounds[1:] > bounds[:-1]
+    experts_read = jnp.nonzero(some, size=n_experts, fill_value=0)[0].astype(jnp.int32)
 
-    def one_tile(i: Array, total: Array) -> Array:
-        expert = jnp.searchsorted(tile_ends, i, side="right").astype(jnp.int32)
-        earlier = tile_ends[expert] - (bounds[expert + 1] - bounds[expert] + tile - 1) // tile
-        places = bounds[expert] + (i - earlier) * tile + jnp.arange(tile, dtype=jnp.int32)
-        pairs = order[jnp.minimum(places, rows * n_used - 1)]
-        at = jnp.where(places < bounds[expert + 1], pairs // n_used, rows)  # past the end: a row that is thrown away
-        weight = weights.ravel()[pairs][:, None]
+    def one_expert(i: Array, total: Array) -> Array:
+        expert = experts_read[i]
+        start, stop = bounds[expert], bounds[expert + 1]
         one = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, expert, keepdims=False), experts)
-        taken = lax.optimization_barrier(x[jnp.minimum(at, rows - 1)])
-        given = lax.optimization_barrier(fn(taken, weight, one))
-        return total.at[at].add(given)
+
+        def one_tile(j: Array, total: Array) -> Array:
+            places = start + j * tile + jnp.arange(tile, dtype=jnp.int32)
+            pairs = order[jnp.minimum(places, rows * n_used - 1)]
+            at = jnp.where(places < stop, pairs // n_used, rows)  # past the end: a row that is thrown away
+            taken = lax.optimization_barrier(x[jnp.minimum(at, rows - 1)])
+            given = lax.optimization_barrier(fn(taken, weights.ravel()[pairs][:, None], one))
+            return total.at[at].add(given)
+
+        return lax.fori_loop(0, (stop - start + tile - 1) // tile, one_tile, total)
 
     total = jnp.zeros((rows + 1, x.shape[1]), jnp.float32)
-    return lax.fori_loop(0, tile_ends[-1], one_tile, total)[:rows]
+    return lax.fori_loop(0, jnp.sum(some, dtype=jnp.int32), one_expert, total)[:rows]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from oxjax.config import AttentionSpec, LayerSpec, MLPSpec, ModelConfig
+from oxjax.config import AttentionSpec, LatentSpec, LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.latent import load_latent
 from oxjax.models.layers.rope import RopeScaling, RopeSpec, rope_frequencies
 from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.loader import ParamLoader
@@ -171,8 +172,14 @@ def dense_layer(
     """
     prefix = f"blk.{i}"
     found = {field: tensors.norm(f"{prefix}.{name}", config.d_model) for field, name in norms.items()}
+    mixer = spec.mixers[0]
+    attn = (
+        load_latent(tensors, prefix, mixer, config.d_model)
+        if isinstance(mixer, LatentSpec)
+        else tensors.attention(prefix, mixer, config.d_model, qk_norm=qk_norm)
+    )
     return TransformerLayer(
-        attn=tensors.attention(prefix, spec.mixers[0], config.d_model, qk_norm=qk_norm),
+        attn=attn,
         mlp=tensors.feed_forward(prefix, spec.mlp, config.d_model),
         **found,
     )

@@ -22,7 +22,7 @@ def gating(hp: Hyperparameters, default: str) -> str:
 
 def expert_d_ff(hp: Hyperparameters, default: int) -> int:
     """`expert_feed_forward_length`; missing or 0 means the default."""
-    return hp.per_layer("expert_feed_forward_length", 0)[0] and hp.uniform("expert_feed_forward_length") or default
+    return (hp.per_layer("expert_feed_forward_length", 0)[0] and hp.uniform("expert_feed_forward_length")) or default
 
 
 def silu(d_ff: int) -> MLPSpec | None:

@@ -25,6 +25,7 @@ ARCHS = {
     "qwen2moe": 1e-4,
     "qwen3moe": 1e-4,
     "gptoss": 1e-4,
+    "deepseek2_mla": 1e-4,
     "phi3": 1e-4,
     "gemma": 2e-3,
     "gemma2": 2e-3,
