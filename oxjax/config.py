@@ -14,10 +14,11 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclass(frozen=True)
 class TemperatureSpec:
-    """Queries that grow with position: times 1 + scale · ln(1 + floor(position / length))."""
+    """Queries that grow with position: times 1 + scale · ln(1 + floor((position + offset) / length))."""
 
     scale: float
     length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class AttentionSpec:
         clamp: bound of the magnitude of projected queries, keys and values; None for no bound.
         alibi: largest bias of ALiBi, which sets the slope of every head; None for no bias.
         temperature: growth of the queries after their rotation; None for none.
+        chunk: a query sees its own chunk of so many positions only, counted from 0; None sees all.
+        norm_rotated: rotated queries and keys are normalised, without weights.
+        sinks: every head has a logit of its own in the softmax's denominator.
     """
 
     n_heads: int
@@ -49,6 +53,46 @@ class AttentionSpec:
     clamp: float | None = None
     alibi: float | None = None
     temperature: TemperatureSpec | None = None
+    chunk: int | None = None
+    norm_rotated: bool = False
+    sinks: bool = False
+
+    @property
+    def cached(self) -> int:
+        """Numbers that one position takes in the pages."""
+        return self.n_kv_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Multi-head latent attention over pages: its static facts (DeepSeek-V2, https://arxiv.org/abs/2405.04434).
+
+    Attributes:
+        n_heads: query heads.
+        q_rank: rank of the projection to queries; None where it has full rank.
+        kv_rank: width of the latent that stands for all heads' keys and values.
+        nope_dim: head dimensions of queries and keys that are not rotated.
+        rope_dim: those that are; all heads share their keys.
+        value_dim: head dimension of values.
+        scale: multiplier of attention scores.
+        rope: index into `ModelConfig.ropes`.
+        temperature: growth of the queries after their rotation; None for none.
+    """
+
+    n_heads: int
+    q_rank: int | None
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    scale: float
+    rope: int = 0
+    temperature: TemperatureSpec | None = None
+
+    @property
+    def cached(self) -> int:
+        """Numbers that one position takes in the pages."""
+        return self.kv_rank + self.rope_dim
 
 
 @dataclass(frozen=True)
@@ -64,7 +108,7 @@ class RecurrentSpec:
     ssm: tuple[int, ...]
 
 
-MixerSpec = AttentionSpec | RecurrentSpec
+MixerSpec = AttentionSpec | LatentSpec | RecurrentSpec
 
 
 @dataclass(frozen=True)
@@ -84,15 +128,23 @@ class MLPSpec:
 
 @dataclass(frozen=True)
 class MoESpec:
-    """A mixture of gated feed-forward layers, of which every row uses a few.
+    """A mixture of feed-forward layers, of which every row uses a few.
 
     Attributes:
         n_experts: how many there are.
         n_used: how many a row uses.
         d_ff: inner width of each.
         activation: a key of `layers.mlp.ACTIVATIONS`.
-        renormalise: the weights of the used experts add up to one.
+        renormalise: the weights of the used experts are divided by their sum.
         shared: the expert that every row uses besides; None for none.
+        gated: see `MLPSpec.gated`.
+        gating: what makes weights of the router's logits: "softmax" over all experts, "sigmoid" of each, or "chosen",
+            the softmax over those that are used.
+        scale: multiplier of the weights.
+        n_groups: groups of neighbouring experts, ranked by the sum of their two best scores.
+        n_groups_used: groups that a row may use experts of.
+        weigh_inputs: the weights multiply what the experts read, not what they give.
+        output_scale: multiplier of the sum, shared expert included.
     """
 
     n_experts: int
@@ -101,6 +153,13 @@ class MoESpec:
     activation: str = "silu"
     renormalise: bool = True
     shared: MLPSpec | None = None
+    gated: bool = True
+    gating: str = "softmax"
+    scale: float = 1.0
+    n_groups: int = 1
+    n_groups_used: int = 1
+    weigh_inputs: bool = False
+    output_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -167,8 +226,7 @@ class ModelConfig:
 
     def page_bytes(self, page_size: int) -> int:
         """Bytes that one page takes over all layers."""
-        paged = (s for s in self.mixers if isinstance(s, AttentionSpec))
-        numbers = sum(s.n_kv_heads * (s.key_dim + s.value_dim) for s in paged)
+        numbers = sum(s.cached for s in self.mixers if not isinstance(s, RecurrentSpec))
         return numbers * page_size * jnp.dtype(DTYPES[self.dtype]).itemsize
 
     @property

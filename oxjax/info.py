@@ -64,14 +64,14 @@ _HEADS = {"heads": "n_heads", "kv_heads": "n_kv_heads", "head_dim": "key_dim"}
 
 
 def _model(file: GGUFFile) -> dict[str, Any]:
-    from oxjax.config import AttentionSpec
+    from oxjax.config import AttentionSpec, RecurrentSpec
 
     config = _config(file)
     attention = [m for m in config.mixers if isinstance(m, AttentionSpec)]
     facts = {
         "layers": len(config.layers),
         "sliding_window_layers": sum(m.window is not None for m in attention),
-        "recurrent_layers": len(config.mixers) - len(attention),
+        "recurrent_layers": sum(isinstance(m, RecurrentSpec) for m in config.mixers),
         "d_model": config.d_model,
         "d_ff": max((layer.mlp.d_ff for layer in config.layers if layer.mlp is not None), default=0),
         "vocabulary": config.vocab_size,

@@ -136,20 +136,20 @@ class GGUFFile:
             raw = to_little_endian(raw, info.ggml_type)
         return dequantize(raw, info.ggml_type, info.shape)
 
-    def rows(self, name: str, start: int, stop: int) -> Shaped[np.ndarray, "rows row"]:
-        """Return rows `start` to `stop` of a matrix, decoded as by `tensor` without reading the others.
+    def rows(self, name: str, start: int, stop: int) -> Shaped[np.ndarray, "rows *row"]:
+        """Return a part of a matrix, or of a stack of them, decoded as by `tensor` without reading the rest.
 
         Raises:
-            GGUFError: the file has no such tensor, it is no matrix, or the file was closed.
+            GGUFError: the file has no such tensor, it has one axis only, or the file was closed.
         """
         info = self._info(name)
-        if len(info.shape) != 2 or not 0 <= start <= stop <= info.shape[0]:
+        if len(info.shape) < 2 or not 0 <= start <= stop <= info.shape[0]:
             raise GGUFError(f"shape {info.shape} has no rows {start} to {stop}", path=info.path, field=name)
         row_bytes = info.n_bytes // info.shape[0]
         raw = self.raw(name)[start * row_bytes : stop * row_bytes]
         if self.byte_order == "big":
             raw = to_little_endian(raw, info.ggml_type)
-        return dequantize(raw, info.ggml_type, (stop - start, info.shape[1]))
+        return dequantize(raw, info.ggml_type, (stop - start, *info.shape[1:]))
 
     def release(self, name: str) -> None:
         """Tell the system that a tensor's part of the mapping will not be read again soon.

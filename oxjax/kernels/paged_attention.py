@@ -29,14 +29,17 @@ def q_tile_rows(n_rows: int, n_seqs: int, *, exact: bool) -> int:
 
 def paged_attention(
     q: Float[Array, "T n_heads key_dim"],
-    k_pages: Float[Array, "pages page_size n_kv_heads key_dim"],
+    k_pages: Float[Array, "pages page_size n_kv_heads _"],
     v_pages: Float[Array, "pages page_size n_kv_heads value_dim"],
     layout: RowLayout,
     *,
     scale: float,
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
     slopes: Float[np.ndarray, " n_heads"] | None = None,
+    sinks: Float[Array, " n_heads"] | None = None,
+    more_k_pages: Float[Array, "pages page_size n_kv_heads more"] | None = None,
 ) -> Float[Array, "T n_heads value_dim"]:
     """softmax(scale · q kᵀ, causal) v for rows whose own keys and values are already in the pages.
 
@@ -46,8 +49,11 @@ def paged_attention(
         layout: tiles and block tables of the batch.
         scale: multiplier of the scores.
         window: a query sees the last `window` positions, itself included; None sees all.
+        chunk: a query sees from the last multiple of `chunk` on; None sees all. Not both.
         softcap: scores become `c · tanh(s / c)` before the mask.
         slopes: what each head's scores lose per position of distance (ALiBi).
+        sinks: a logit of each head that takes its share of the softmax and gives nothing.
+        more_k_pages: the last dimensions of the keys, where `k_pages` has the first ones only.
     """
     n_tiles, q_tile = layout.tile_rows.shape
     n_kv, value_dim = v_pages.shape[2:]
@@ -59,19 +65,23 @@ def paged_attention(
         by_row = np.broadcast_to(slopes.astype(np.float32).reshape(n_kv, 1, group), (n_kv, q_tile, group))
         slopes = by_row.reshape(n_kv, q_tile * group, 1)
     tables = _whole_blocks(layout.tile_tables, k_pages.shape[1])
+    keys = (k_pages,) if more_k_pages is None else (k_pages, more_k_pages)
+
+    def oldest_seen(positions: Array) -> Array:
+        if window is not None:
+            return positions - window + 1
+        return jnp.zeros_like(positions) if chunk is None else positions // chunk * chunk
 
     def one_block(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         best, total = carry
-        k, v = _read_block(k_pages, v_pages, tables, block, layout.tile_kv_lens)
+        k, v = _read_block(keys, v_pages, tables, block, layout.tile_kv_lens)
         positions = block * KV_BLOCK + jnp.arange(KV_BLOCK, dtype=jnp.int32)
         scores = _batched_dot(tiles, k, contract=3) * scale
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)
         if slopes is not None:
             scores -= slopes * (q_positions - positions).astype(jnp.float32)
-        visible = positions <= q_positions
-        if window is not None:
-            visible &= positions > q_positions - window
+        visible = (positions <= q_positions) & (positions >= oldest_seen(q_positions))
         scores = jnp.where(visible, scores, _MASKED)
         new_best = jnp.maximum(best, jnp.max(scores, axis=-1, keepdims=True))
         weights = jnp.where(visible, jnp.exp(scores - new_best), 0.0)
@@ -79,16 +89,17 @@ def paged_attention(
         return new_best, total
 
     last = jnp.max(layout.tile_positions)
-    first = jnp.int32(0)
-    if window is not None:
-        oldest = jnp.min(jnp.where(layout.tile_positions < 0, last, layout.tile_positions))
-        first = jnp.maximum(oldest - window + 1, 0) // KV_BLOCK
+    oldest = jnp.min(jnp.where(layout.tile_positions < 0, last, layout.tile_positions))
+    first = jnp.maximum(oldest_seen(oldest), 0) // KV_BLOCK
     empty = (
         jnp.full((n_tiles, n_kv, q_tile * group, 1), _MASKED, jnp.float32),
         jnp.zeros((n_tiles, n_kv, q_tile * group, value_dim + 1), jnp.float32),
     )
-    _, total = lax.fori_loop(first, last // KV_BLOCK + 1, one_block, empty)
+    best, total = lax.fori_loop(first, last // KV_BLOCK + 1, one_block, empty)
     values, denominator = total[..., :-1], total[..., -1:]
+    if sinks is not None:
+        sink = jnp.tile(sinks.reshape(n_kv, group), (1, q_tile))[..., None]
+        values, denominator = _with_sink(values, denominator, best, sink)
     out = values / jnp.where(denominator == 0.0, 1.0, denominator)
     out = out.reshape(n_tiles, n_kv, q_tile, group, value_dim).transpose(0, 2, 1, 3, 4)
     out = out.reshape(n_tiles, q_tile, n_kv * group, value_dim)
@@ -104,17 +115,27 @@ def _whole_blocks(tables: Array, page_size: int) -> Array:
     return padded.reshape(tables.shape[0], -1, per_block)
 
 
-def _read_block(k_pages: Array, v_pages: Array, tables: Array, block: Array, kv_lens: Array) -> tuple[Array, Array]:
+def _with_sink(values: Array, denominator: Array, best: Array, sink: Array) -> tuple[Array, Array]:
+    """Both sums of a softmax once a score without a value joins it, relative to the new largest score."""
+    new_best = jnp.maximum(best, sink)
+    shrink = jnp.exp(best - new_best)
+    return values * shrink, denominator * shrink + jnp.exp(sink - new_best)
+
+
+def _read_block(
+    keys: tuple[Array, ...], v_pages: Array, tables: Array, block: Array, kv_lens: Array
+) -> tuple[Array, Array]:
     """Keys `[tiles, n_kv, KV_BLOCK, key_dim]` of one block, and values with a column of ones beside them.
 
     Rows past a sequence's length may hold anything, NaN included: their values are zeroed here, their
     scores masked by the caller.
     """
     ids = lax.dynamic_index_in_dim(tables, block, axis=1, keepdims=False)
-    k, v = (p[ids].reshape(ids.shape[0], KV_BLOCK, *p.shape[2:]).swapaxes(1, 2) for p in (k_pages, v_pages))
+    *k, v = (p[ids].reshape(ids.shape[0], KV_BLOCK, *p.shape[2:]).swapaxes(1, 2) for p in (*keys, v_pages))
     positions = block * KV_BLOCK + jnp.arange(KV_BLOCK, dtype=jnp.int32)
     written = (positions < kv_lens[:, None])[:, None, :, None]
     v = jnp.where(written, v, jnp.zeros((), v.dtype))
+    k = k[0] if len(k) == 1 else jnp.concatenate(k, axis=-1)
     return k, jnp.concatenate([v, jnp.ones((*v.shape[:3], 1), v.dtype)], axis=-1)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from oxjax.config import AttentionSpec, LayerSpec, MLPSpec, ModelConfig
+from oxjax.config import AttentionSpec, LatentSpec, LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.latent import load_latent
 from oxjax.models.layers.rope import RopeScaling, RopeSpec, rope_frequencies
 from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.loader import ParamLoader
@@ -103,6 +104,26 @@ def vary_attention(config: ModelConfig, changes: Iterable[Mapping[str, Any]]) ->
     return dataclasses.replace(config, layers=tuple(layers))
 
 
+def slide(
+    hp: Hyperparameters,
+    tensors: ParamLoader,
+    config: ModelConfig,
+    frequencies: Frequencies,
+    slides: Iterable[bool],
+    **sliding: Any,
+) -> tuple[ModelConfig, Frequencies]:
+    """The config with fields of the sliding layers' attention changed.
+
+    Their rotation is the other layers' with base `rope.freq_base_swa` if the file has that.
+    """
+    theta = hp.get("rope.freq_base_swa", float, hp.rope_theta)
+    if theta != hp.rope_theta:
+        spec, inv_freq = rope(hp, tensors, config.ropes[0].pairing, theta=theta)
+        config = dataclasses.replace(config, ropes=(*config.ropes, spec))
+        frequencies, sliding = (*frequencies, inv_freq), {"rope": len(config.ropes) - 1, **sliding}
+    return vary_attention(config, (sliding if s else {} for s in slides)), frequencies
+
+
 def attention_spec(hp: Hyperparameters, *, scale: float | None = None, **more: Any) -> AttentionSpec:
     """One layer's attention, with what the heads are from the metadata and the rest given."""
     return AttentionSpec(
@@ -151,8 +172,14 @@ def dense_layer(
     """
     prefix = f"blk.{i}"
     found = {field: tensors.norm(f"{prefix}.{name}", config.d_model) for field, name in norms.items()}
+    mixer = spec.mixers[0]
+    attn = (
+        load_latent(tensors, prefix, mixer, config.d_model)
+        if isinstance(mixer, LatentSpec)
+        else tensors.attention(prefix, mixer, config.d_model, qk_norm=qk_norm)
+    )
     return TransformerLayer(
-        attn=tensors.attention(prefix, spec.mixers[0], config.d_model, qk_norm=qk_norm),
-        mlp=tensors.mlp(prefix, spec.mlp, config.d_model),
+        attn=attn,
+        mlp=tensors.feed_forward(prefix, spec.mlp, config.d_model),
         **found,
     )

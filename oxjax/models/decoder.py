@@ -11,9 +11,10 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from oxjax.batch import Batch, RowLayout, row_layout
-from oxjax.cache.pages import KVPages
+from oxjax.cache.pages import KVPages, LatentPages
 from oxjax.cache.slots import RecurrentState
-from oxjax.config import DTYPES, LayerSpec, MixerSpec, ModelConfig, RecurrentSpec
+from oxjax.cache.transfer import page_arrays
+from oxjax.config import DTYPES, LatentSpec, LayerSpec, MixerSpec, ModelConfig, RecurrentSpec
 from oxjax.kernels.dot import dot
 from oxjax.kernels.paged_attention import q_tile_rows
 from oxjax.models.architectures import ARCHITECTURES
@@ -22,7 +23,7 @@ from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, norm
 from oxjax.models.layers.rope import rope_angles
 
-LayerState = tuple[KVPages | RecurrentState, ...]  # one per mixer
+LayerState = tuple[KVPages | LatentPages | RecurrentState, ...]  # one per mixer
 EngineState = tuple[LayerState, ...]
 
 
@@ -53,9 +54,14 @@ def init_state(config: ModelConfig, *, n_pages: int, page_size: int, n_slots: in
     """Empty pages and slots for every layer, zero-filled; page 0 and slot 0 take what padding writes."""
     dtype = DTYPES[config.dtype]
 
-    def empty(s: MixerSpec) -> KVPages | RecurrentState:
+    def empty(s: MixerSpec) -> KVPages | LatentPages | RecurrentState:
         if isinstance(s, RecurrentSpec):
             return RecurrentState(conv=jnp.zeros((n_slots, *s.conv)), ssm=jnp.zeros((n_slots, *s.ssm)))
+        if isinstance(s, LatentSpec):
+            return LatentPages(
+                latent=jnp.zeros((n_pages, page_size, s.kv_rank), dtype),
+                rope_k=jnp.zeros((n_pages, page_size, s.rope_dim), dtype),
+            )
         return KVPages(
             k=jnp.zeros((n_pages, page_size, s.n_kv_heads, s.key_dim), dtype),
             v=jnp.zeros((n_pages, page_size, s.n_kv_heads, s.value_dim), dtype),
@@ -93,7 +99,7 @@ def step(
     Returns:
         float32 logits of `batch.logits_rows`, `[N, vocab]`, and the new state.
     """
-    page_size = next((s.k.shape[1] for layer in state for s in layer if isinstance(s, KVPages)), 1)
+    page_size = next((array.shape[1] for array in page_arrays(state)), 1)
     q_tile = q_tile_rows(batch.tokens.shape[0], batch.kv_lens.shape[0], exact=config.exact)
     layout = row_layout(batch, page_size=page_size, q_tile=q_tile)
     angles = tuple(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import attention_or, hybrid_config, mamba2_spec, moe_spec
+from oxjax.models.experts import expert_layers, silu
+from oxjax.models.hybrid import attention_or, hybrid_config, mamba2_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 from oxjax.models.mamba import block, layer
@@ -17,14 +18,14 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     rotates = hp.get("rope.scaling.finetuned", bool, True)
     scale = hp.get("attention.scale", float, 0.0) or None
     mixers = attention_or(hp, mamba2_spec(hp), scale=scale, rope=0 if rotates else None)
-    feed = MLPSpec(hp.uniform("feed_forward_length"), "silu")
+    d_ff = hp.uniform("feed_forward_length")
+    feeds = (MLPSpec(d_ff, "silu"),) * hp.n_layers
     if hp.get("expert_count", int, 0):
-        shared = hp.get("expert_shared_feed_forward_length", int, 0)
-        feed = moe_spec(hp, feed.d_ff, shared=MLPSpec(shared, "silu") if shared else None)
+        feeds = expert_layers(hp, d_ff, shared=silu(hp.get("expert_shared_feed_forward_length", int, 0)))
     return hybrid_config(
         hp,
         tensors,
-        (LayerSpec((mixer,), feed) for mixer in mixers),
+        (LayerSpec((m,), f) for m, f in zip(mixers, feeds, strict=True)),
         pairing="norm" if rotates else None,
         embedding_scale=hp.get("embedding_scale", float, 0.0) or 1.0,
         residual_scale=hp.get("residual_scale", float, 0.0) or 1.0,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oxjax.config import AttentionSpec, LayerSpec, MixerSpec, MLPSpec, ModelConfig, MoESpec
+from oxjax.config import AttentionSpec, LayerSpec, MixerSpec, ModelConfig
 from oxjax.models.base import Frequencies, rope, vocab_size
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.attention import Attention
@@ -20,8 +20,6 @@ from oxjax.models.layers.hybrid import HybridLayer
 from oxjax.models.layers.linear import Linear
 from oxjax.models.layers.mamba import Mamba, MambaSpec
 from oxjax.models.layers.mamba2 import Mamba2, Mamba2Spec
-from oxjax.models.layers.mlp import MLP
-from oxjax.models.layers.moe import MoE
 from oxjax.models.layers.norms import Norm
 from oxjax.models.layers.short_conv import ShortConv, ShortConvSpec
 from oxjax.models.loader import ParamLoader
@@ -116,14 +114,6 @@ def delta_net_spec(hp: Hyperparameters, *, tiled: bool) -> DeltaNetSpec:
     )
 
 
-def moe_spec(hp: Hyperparameters, d_ff: int, **more: Any) -> MoESpec:
-    """Experts of this width as `expert_*` counts them; `more` are fields that differ from their defaults."""
-    n_experts, n_used = hp.uniform("expert_count"), hp.uniform("expert_used_count")
-    if n_used > n_experts:
-        raise hp.error("expert_used_count", f"found {n_used}, but there are {n_experts} experts")
-    return MoESpec(n_experts, n_used, d_ff, **more)
-
-
 def hybrid_layer(
     tensors: ParamLoader,
     i: int,
@@ -152,36 +142,8 @@ def hybrid_layer(
         return layer
     return layer.replace(
         mlp_norm=Norm(_put(tensors.vector(f"{prefix}.{mlp_norm}", config.d_model))),
-        mlp=load_feed_forward(tensors, prefix, spec.mlp, config.d_model),
+        mlp=tensors.feed_forward(prefix, spec.mlp, config.d_model),
     )
-
-
-def load_feed_forward(tensors: ParamLoader, prefix: str, spec: MLPSpec | MoESpec, d_model: int) -> MLP | MoE:
-    """`ffn_*`, experts and the shared one included."""
-    if isinstance(spec, MLPSpec):
-        return tensors.mlp(prefix, spec, d_model)
-    ffn, n, d_ff = f"{prefix}.ffn", spec.n_experts, spec.d_ff
-    if tensors.has(f"{ffn}_gate_up_exps.weight"):
-        gate, up = tensors.experts(f"{ffn}_gate_up_exps", n, d_model, (d_ff, d_ff))
-    else:
-        gate, up = (tensors.experts(f"{ffn}_{name}_exps", n, d_model, (d_ff,))[0] for name in ("gate", "up"))
-    layer = MoE(
-        router=tensors.linear(f"{ffn}_gate_inp", d_model, n),
-        gate=gate,
-        up=up,
-        down=tensors.experts(f"{ffn}_down_exps", n, d_ff, (d_model,))[0],
-    )
-    if spec.shared is None:
-        return layer
-    shared = MLP(
-        gate=tensors.linear(f"{ffn}_gate_shexp", d_model, spec.shared.d_ff),
-        up=tensors.linear(f"{ffn}_up_shexp", d_model, spec.shared.d_ff),
-        down=tensors.linear(f"{ffn}_down_shexp", spec.shared.d_ff, d_model),
-    )
-    shared_gate = None
-    if tensors.has(name := f"{ffn}_gate_inp_shexp.weight"):
-        shared_gate = Linear(jnp.asarray(tensors.vector(name, d_model)[:, None], tensors.dtype))
-    return layer.replace(shared=shared, shared_gate=shared_gate)
 
 
 def _conv(tensors: ParamLoader, name: str, conv: tuple[int, int]) -> Conv:

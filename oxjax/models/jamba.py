@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import attention_or, hybrid_config, mamba_spec, moe_spec
+from oxjax.models.experts import expert_layers
+from oxjax.models.hybrid import attention_or, hybrid_config, mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 from oxjax.models.mamba import block, layer
@@ -17,8 +18,8 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     d_ff = hp.uniform("feed_forward_length")
     dense = MLPSpec(d_ff, "silu")
     mixers = attention_or(hp, mamba_spec(hp, low_norm="learned"), rope=None)
-    feeds = (
-        moe_spec(hp, d_ff, renormalise=False) if tensors.has(f"blk.{i}.ffn_gate_inp.weight") else dense
-        for i in range(hp.n_layers)
-    )
+    feeds = [dense] * hp.n_layers
+    if hp.get("expert_count", int, 0):
+        experts = expert_layers(hp, d_ff, renormalise=False)
+        feeds = [e if tensors.has(f"blk.{i}.ffn_gate_inp.weight") else dense for i, e in enumerate(experts)]
     return hybrid_config(hp, tensors, (LayerSpec((m,), f) for m, f in zip(mixers, feeds, strict=True)))

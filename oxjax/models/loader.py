@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from oxjax.config import DTYPES, AttentionSpec, MLPSpec
+from oxjax.config import DTYPES, AttentionSpec, MLPSpec, MoESpec
 from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
 from oxjax.models.layers.attention import Attention
 from oxjax.models.layers.linear import Linear
 from oxjax.models.layers.mlp import MLP
+from oxjax.models.layers.moe import Experts, MoE
 from oxjax.models.layers.norms import Norm
 
 _SLAB_BYTES = 4 << 20
@@ -94,21 +95,6 @@ class ParamLoader:
         self._read(f"{name}.weight")
         return tuple(maps)
 
-    def experts(self, name: str, n: int, d_in: int, d_outs: tuple[int, ...]) -> tuple[Array, ...]:
-        """Stacked maps `<name>.weight` as `[n, d_in, d_out]`, taken apart where several lie one after another."""
-        self._check(f"{name}.weight", (n, sum(d_outs), d_in))
-        stacked = self.file.tensor(f"{name}.weight")
-        if self.has(f"{name}.scale"):
-            stacked = stacked * self.vector(f"{name}.scale", n)[:, None, None]
-        self._used.add(f"{name}.input_scale")
-        maps = []
-        for start, d_out in zip(np.cumsum(d_outs) - d_outs, d_outs, strict=True):
-            weight = _aligned((n, d_in, d_out), self.dtype)
-            weight[:] = stacked[:, start : start + d_out].swapaxes(1, 2)
-            maps.append(jax.device_put(weight, may_alias=True))
-        self._read(f"{name}.weight")
-        return tuple(maps)
-
     def _transposed(self, name: str, d_in: int, start: int, stop: int, scale: np.float32 | None) -> np.ndarray:
         """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns."""
         weight = _aligned((d_in, stop - start), self.dtype)
@@ -153,20 +139,84 @@ class ParamLoader:
             return None if qk_norm is None else self.norm(f"{prefix}.attn_{n}_norm", *shapes[qk_norm])
 
         out = self.linear(f"{prefix}.attn_output", spec.n_heads * spec.value_dim, d_model)
-        return Attention(q=maps[0], k=maps[1], v=maps[2], out=out, q_norm=norm("q"), k_norm=norm("k"))
+        sinks = jax.device_put(self.vector(f"{prefix}.attn_sinks.weight", spec.n_heads)) if spec.sinks else None
+        return Attention(q=maps[0], k=maps[1], v=maps[2], out=out, q_norm=norm("q"), k_norm=norm("k"), sinks=sinks)
 
     def _biased(self, p: Linear, name: str) -> Linear:
         """The same map with the bias `name`, if the file has one."""
         return p.replace(bias=jax.device_put(self.vector(name, p.weight.shape[1]))) if self.has(name) else p
 
-    def mlp(self, prefix: str, spec: MLPSpec, d_model: int) -> MLP:
+    def feed_forward(self, prefix: str, spec: MLPSpec | MoESpec, d_model: int) -> MLP | MoE:
+        """The network `<prefix>.ffn_*`, of either kind."""
+        return self.moe(prefix, spec, d_model) if isinstance(spec, MoESpec) else self.mlp(prefix, spec, d_model)
+
+    def mlp(self, prefix: str, spec: MLPSpec, d_model: int, suffix: str = "") -> MLP:
         """The network `<prefix>.ffn_*`; where a gated one has no gate tensor, the gate is the first half of `up`."""
-        if spec.gated and not self.has(f"{prefix}.ffn_gate.weight"):
-            gate, up = self.fused(f"{prefix}.ffn_up", d_model, (spec.d_ff, spec.d_ff))
+        gate_name, up_name, down_name = (f"{prefix}.ffn_{n}{suffix}" for n in ("gate", "up", "down"))
+        if spec.gated and not self.has(f"{gate_name}.weight"):
+            gate, up = self.fused(up_name, d_model, (spec.d_ff, spec.d_ff))
         else:
-            gate = self.linear(f"{prefix}.ffn_gate", d_model, spec.d_ff) if spec.gated else None
-            up = self.linear(f"{prefix}.ffn_up", d_model, spec.d_ff)
-        return MLP(gate=gate, up=up, down=self.linear(f"{prefix}.ffn_down", spec.d_ff, d_model))
+            gate = self.linear(gate_name, d_model, spec.d_ff) if spec.gated else None
+            up = self.linear(up_name, d_model, spec.d_ff)
+        return MLP(gate=gate, up=up, down=self.linear(down_name, spec.d_ff, d_model))
+
+    def moe(self, prefix: str, spec: MoESpec, d_model: int) -> MoE:
+        """Experts `<prefix>.ffn_*_exps`, gate and up in one tensor or in two, with the router and shared expert."""
+        shared = shared_gate = bias = None
+        if spec.shared is not None:  # grok keeps the names of a network without experts
+            suffix = "" if self.has(f"{prefix}.ffn_up.weight") else "_shexp"
+            shared = self.mlp(prefix, spec.shared, d_model, suffix)
+        if self.has(name := f"{prefix}.ffn_gate_inp_shexp.weight"):
+            column = self.vector(name, d_model).astype(self.dtype)[:, None]
+            shared_gate = Linear(weight=jax.device_put(column))
+        if self.has(name := f"{prefix}.exp_probs_b.bias"):
+            bias = jax.device_put(self.vector(name, spec.n_experts))
+        if self.has(f"{prefix}.ffn_gate_up_exps.weight"):
+            gate, up = self.experts(f"{prefix}.ffn_gate_up", spec.n_experts, d_model, (spec.d_ff, spec.d_ff))
+        else:
+            gate, up = (
+                self.experts(f"{prefix}.ffn_{n}", spec.n_experts, d_model, (spec.d_ff,))[0]
+                if n == "up" or spec.gated
+                else None
+                for n in ("gate", "up")
+            )
+        return MoE(
+            router=self.linear(f"{prefix}.ffn_gate_inp", d_model, spec.n_experts),
+            selection_bias=bias,
+            gate=gate,
+            up=up,
+            down=self.experts(f"{prefix}.ffn_down", spec.n_experts, spec.d_ff, (d_model,))[0],
+            shared=shared,
+            shared_gate=shared_gate,
+        )
+
+    def experts(self, name: str, n: int, d_in: int, d_outs: tuple[int, ...]) -> tuple[Experts, ...]:
+        """Stacked maps `<name>_exps`, or `<name>.0` and so on in old files, taken apart where several are in one."""
+        total, stack = sum(d_outs), f"{name}_exps"
+        found = [np.empty((n, d_in, d), self.dtype) for d in d_outs]
+        ends = np.cumsum(d_outs)
+        scales = self.vector(f"{stack}.scale", n) if self.has(f"{stack}.scale") else np.ones(n, np.float32)
+        self._used.add(f"{stack}.input_scale")
+        stacked = self.has(f"{stack}.weight") or not self.has(f"{name}.0.weight")
+        if stacked:
+            self._check(f"{stack}.weight", (n, total, d_in))
+        for e in range(n):
+            if stacked:
+                matrix = self.file.rows(f"{stack}.weight", e, e + 1)[0]
+            else:
+                self._check(f"{name}.{e}.weight", (total, d_in))
+                matrix = self.file.tensor(f"{name}.{e}.weight")
+                self._read(f"{name}.{e}.weight")
+            for weight, start, stop in zip(found, ends - d_outs, ends, strict=True):
+                np.multiply(matrix[start:stop].T, scales[e], out=weight[e], casting="unsafe")
+        if stacked:
+            self._read(f"{stack}.weight")
+        bias = self.vector(f"{stack}.bias", n, total) if self.has(f"{stack}.bias") else None
+        parts = [None] * len(d_outs) if bias is None else np.split(bias, ends[:-1], axis=1)
+        return tuple(
+            Experts(weight=jax.device_put(w), bias=None if b is None else jax.device_put(b.copy()))
+            for w, b in zip(found, parts, strict=True)
+        )
 
     def skip(self, prefix: str) -> None:
         """Count the tensors whose names begin so as used: they are known to have no part in the answer."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
 from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import attention_spec, delta_net_spec, gated_attention, hybrid_config, hybrid_layer, moe_spec
+from oxjax.models.experts import expert_layers, silu
+from oxjax.models.hybrid import attention_spec, delta_net_spec, gated_attention, hybrid_config, hybrid_layer
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.hybrid import HybridLayer
 from oxjax.models.layers.hybrid import hybrid_block as block
@@ -18,20 +19,22 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return delta_net_config(hp, tensors, experts(hp), tiled=False)
 
 
-def experts(hp: Hyperparameters) -> MoESpec:
+def experts(hp: Hyperparameters) -> tuple[MoESpec, ...]:
     """The experts of every layer."""
     dense = hp.get("feed_forward_length", int, 0)  # stands in for what is missing
     d_ff = hp.get("expert_feed_forward_length", int, 0) or dense // hp.uniform("expert_used_count")
     shared = hp.get("expert_shared_feed_forward_length", int, 0) or dense
-    return moe_spec(hp, d_ff, shared=MLPSpec(shared, "silu"))
+    return expert_layers(hp, d_ff, shared=silu(shared))
 
 
 def delta_net_config(
-    hp: Hyperparameters, tensors: ParamLoader, feed: MLPSpec | MoESpec, *, tiled: bool
+    hp: Hyperparameters, tensors: ParamLoader, feeds: tuple[MLPSpec | MoESpec, ...], *, tiled: bool
 ) -> tuple[ModelConfig, Frequencies]:
     """DeltaNet and attention as `attention.recurrent_layers` says, else attention on every n-th layer."""
     attention, recurrent = attention_spec(hp, hp.n_kv_heads), delta_net_spec(hp, tiled=tiled)
-    layers = (LayerSpec((recurrent if r else attention,), feed) for r in _recurrent_layers(hp))
+    layers = (
+        LayerSpec((recurrent if r else attention,), feed) for r, feed in zip(_recurrent_layers(hp), feeds, strict=True)
+    )
     return hybrid_config(hp, tensors, layers, pairing="neox")
 
 

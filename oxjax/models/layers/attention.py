@@ -25,7 +25,7 @@ class Attention:
 
     The weight of such a norm is `[key_dim]` for all heads, `[heads, key_dim]` for each, or as long as the whole
     projection, which is then normalised at once. What is attended is multiplied by sigmoid(gate x), where there
-    is a gate.
+    is a gate. Sinks are float32 logits of the query heads.
     """
 
     q: Linear
@@ -35,6 +35,7 @@ class Attention:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     gate: Linear | None = None
+    sinks: Float[Array, " n_heads"] | None = None
 
 
 def attention(
@@ -64,8 +65,10 @@ def attention(
     q, k = _normed(p.q_norm, q, config), _normed(p.k_norm, k, config)
     if spec.rope is not None:
         q, k = (apply_rope(y, ctx.angles[spec.rope], config.ropes[spec.rope]) for y in (q, k))
+    if spec.norm_rotated:
+        q, k = (norm(Norm(), y, config) for y in (q, k))
     if spec.temperature is not None:
-        q = q * _growth(spec.temperature, layout.positions).astype(q.dtype)
+        q = q * growth(spec.temperature, layout.positions).astype(q.dtype)
     pages = write_rows(pages, k, v, layout.write_page, layout.write_offset)
     mixed = paged_attention(
         q,
@@ -74,8 +77,10 @@ def attention(
         layout,
         scale=spec.scale,
         window=spec.window,
+        chunk=spec.chunk,
         softcap=spec.softcap,
         slopes=None if spec.alibi is None else alibi_slopes(spec.n_heads, spec.alibi),
+        sinks=p.sinks,
     )
     mixed = mixed.reshape(x.shape[0], -1)
     if p.gate is not None:
@@ -88,8 +93,9 @@ def _normed(p: Norm | None, y: Array, config: ModelConfig) -> Array:
     return y if p is None else norm(p, y.reshape(y.shape[0], -1, p.weight.shape[-1]), config).reshape(y.shape)
 
 
-def _growth(spec: TemperatureSpec, positions: Int[Array, " T"]) -> Float[Array, "T 1 1"]:
-    steps = (positions // spec.length).astype(jnp.float32)
+def growth(spec: TemperatureSpec, positions: Int[Array, " T"]) -> Float[Array, "T 1 1"]:
+    """What the queries at these positions are multiplied by."""
+    steps = ((positions + spec.offset) // spec.length).astype(jnp.float32)
     return (1.0 + spec.scale * jnp.log(1.0 + steps))[:, None, None]
 
 

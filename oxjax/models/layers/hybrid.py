@@ -59,5 +59,6 @@ def hybrid_block(
         mixed, new = zip(*(MIXERS[type(s)](mixer, y, old, s, ctx) for mixer, old, s in mixers), strict=True)
         x = added(x, sum(mixed[1:], mixed[0]))
     if p.mlp is not None:
-        x = added(x, feed_forward(p.mlp, norm(p.mlp_norm, x, config), spec.mlp, exact=config.exact))
+        y = norm(p.mlp_norm, x, config)
+        x = added(x, feed_forward(p.mlp, y, spec.mlp, exact=config.exact, is_real=ctx.layout.is_real))
     return x, new

@@ -29,12 +29,19 @@ class MLP:
     gate: Linear | None = None
 
 
+def gated(activation: str, gate: Float[Array, "*rows d_ff"], up: Float[Array, "*rows d_ff"]) -> Array:
+    """act(gate) · up; "swiglu_oai" bounds both and adds one to the latter (gpt-oss, https://arxiv.org/abs/2508.10925)."""
+    if activation == "swiglu_oai":
+        gate, up = jnp.minimum(gate, 7.0), jnp.clip(up, -7.0, 7.0)
+        return gate * jax.nn.sigmoid(1.702 * gate) * (up + 1.0)
+    return ACTIVATIONS[activation](gate) * up
+
+
 def mlp(p: MLP, x: Float[Array, "rows d"], spec: MLPSpec, *, exact: bool) -> Float[Array, "rows d"]:
     """down(act(gate x) · up x), or down(act(up x)) without a gate."""
-    act = ACTIVATIONS[spec.activation]
     if p.gate is None:
-        inner = act(linear(p.up, x=x, exact=exact)[0])
+        inner = ACTIVATIONS[spec.activation](linear(p.up, x=x, exact=exact)[0])
     else:
         gate, up = linear(p.gate, p.up, x=x, exact=exact)
-        inner = act(gate) * up
+        inner = gated(spec.activation, gate, up)
     return linear(p.down, x=inner, exact=exact)[0]

@@ -1,5 +1,6 @@
 """Mixtures of experts: a router picks a few feed-forward networks for every row (Shazeer et al. 2017,
-https://arxiv.org/abs/1701.06538)."""
+https://arxiv.org/abs/1701.06538).
+"""
 
 from __future__ import annotations
 
@@ -7,73 +8,131 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from oxjax.config import MLPSpec, MoESpec
-from oxjax.kernels.dot import dot, row_sum
+from oxjax.kernels.dot import row_sum
+from oxjax.kernels.grouped import grouped
 from oxjax.models.layers.linear import Linear, linear
-from oxjax.models.layers.mlp import ACTIVATIONS, MLP, mlp
+from oxjax.models.layers.mlp import ACTIVATIONS, MLP, gated, mlp
 
 _SMALLEST_SUM = 6.103515625e-5  # the weights of the chosen experts are divided by no less
 
 
 @struct.dataclass
+class Experts:
+    """A linear map of every expert, or of one, in the model's dtype, with optional float32 biases."""
+
+    weight: Float[Array, "*n_experts d_in d_out"]
+    bias: Float[Array, "*n_experts d_out"] | None = None
+
+
+@struct.dataclass
 class MoE:
-    """A router `[d_model, n_experts]`, stacked gated experts, and the one that every row uses with its own gate."""
+    """A router `[d_model, n_experts]`, the experts' maps, and the expert that every row uses, perhaps with a gate.
+
+    The selection bias, float32 `[n_experts]`, counts where experts are chosen, not where they are weighed.
+    """
 
     router: Linear
-    gate: Float[Array, "n_experts d_model d_ff"]
-    up: Float[Array, "n_experts d_model d_ff"]
-    down: Float[Array, "n_experts d_ff d_model"]
+    up: Experts
+    down: Experts
+    gate: Experts | None = None
+    selection_bias: Float[Array, " n_experts"] | None = None
     shared: MLP | None = None
     shared_gate: Linear | None = None
 
 
 def feed_forward(
-    p: MLP | MoE, x: Float[Array, "rows d"], spec: MLPSpec | MoESpec, *, exact: bool
+    p: MLP | MoE,
+    x: Float[Array, "rows d"],
+    spec: MLPSpec | MoESpec,
+    *,
+    exact: bool,
+    is_real: Bool[Array, " rows"] | None = None,
 ) -> Float[Array, "rows d"]:
-    """Either kind of feed-forward layer."""
-    return moe(p, x, spec, exact=exact) if isinstance(spec, MoESpec) else mlp(p, x, spec, exact=exact)
+    """Either kind of feed-forward layer; rows that are not real read no experts."""
+    if isinstance(spec, MoESpec):
+        return moe(p, x, spec, exact=exact, is_real=is_real)
+    return mlp(p, x, spec, exact=exact)
 
 
-def moe(p: MoE, x: Float[Array, "rows d"], spec: MoESpec, *, exact: bool) -> Float[Array, "rows d"]:
-    """The sum of the chosen experts' outputs times their weights, plus the shared expert's.
+def moe(
+    p: MoE,
+    x: Float[Array, "rows d"],
+    spec: MoESpec,
+    *,
+    exact: bool,
+    is_real: Bool[Array, " rows"] | None = None,
+) -> Float[Array, "rows d"]:
+    """The sum of the chosen experts' outputs times their weights, plus the shared expert's."""
+    chosen, weights = route(p, x, spec, exact=exact)
 
-    Experts run one after another over all rows, in one order, so a row's bits do not depend on which experts
-    other rows chose; an expert that no row chose is passed over.
-    """
-    weights = expert_weights(p.router, x, spec, exact=exact)
+    def one_expert(tile: Array, weight: Array, maps: tuple[Experts | None, ...]) -> Array:
+        gate, up, down = maps
+        if spec.weigh_inputs:
+            tile = (tile * weight).astype(tile.dtype)
+        inner = _affine(tile, up)
+        inner = (
+            ACTIVATIONS[spec.activation](inner) if gate is None else gated(spec.activation, _affine(tile, gate), inner)
+        )
+        given = _affine(inner, down).astype(jnp.float32)
+        return given if spec.weigh_inputs else given * weight
 
-    def one_expert(total: Array, expert: tuple[Array, ...]) -> tuple[Array, None]:
-        weight, gate, up, down = expert
-
-        def run(total: Array) -> Array:
-            inner, raised = (y.astype(x.dtype) for y in dot(x, gate, up, exact=exact))
-            y = dot(ACTIVATIONS[spec.activation](inner) * raised, down, exact=exact)[0]
-            return total + jnp.where(weight > 0.0, weight * y, 0.0)
-
-        return lax.cond(jnp.any(weight > 0.0), run, lambda total: total, total), None
-
-    experts = (weights.T[..., None], p.gate, p.up, p.down)
-    total = lax.scan(one_expert, jnp.zeros(x.shape, jnp.float32), experts)[0]
+    total = grouped(one_expert, x, chosen, weights, (p.gate, p.up, p.down), exact=exact, is_real=is_real)
     if p.shared is not None:
         y = mlp(p.shared, x, spec.shared, exact=exact).astype(jnp.float32)
         if p.shared_gate is not None:
             y = y * jax.nn.sigmoid(linear(p.shared_gate, x=x, exact=exact, dtype=jnp.float32)[0])
         total = total + y
-    return total.astype(x.dtype)
+    return (total * spec.output_scale).astype(x.dtype)
 
 
-def expert_weights(
-    router: Linear, x: Float[Array, "rows d"], spec: MoESpec, *, exact: bool
-) -> Float[Array, "rows n_experts"]:
-    """Softmax over all experts, kept for the `n_used` likeliest of each row and zero for the others."""
-    scores = linear(router, x=x, exact=exact, dtype=jnp.float32)[0]
-    likelihood = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
-    likelihood = likelihood / row_sum(likelihood, exact=exact)
-    chosen = lax.top_k(likelihood, spec.n_used)[1]
-    kept = jnp.any(chosen[..., None] == jnp.arange(spec.n_experts), axis=1)
-    weights = jnp.where(kept, likelihood, 0.0)
+def route(
+    p: MoE, x: Float[Array, "rows d"], spec: MoESpec, *, exact: bool
+) -> tuple[Int[Array, "rows n_used"], Float[Array, "rows n_used"]]:
+    """The experts of each row and their weights, best first.
+
+    Without bias and groups the logits themselves choose, which is the order of their softmax and of their sigmoids.
+    """
+    logits = linear(p.router, x=x, exact=exact, dtype=jnp.float32)[0]
+    scores = _scores(logits, spec, exact=exact)
+    ranked = logits
+    if p.selection_bias is not None or spec.n_groups > 1:
+        ranked = scores if p.selection_bias is None else scores + p.selection_bias
+    if spec.n_groups > 1:
+        ranked = _best_groups(ranked, spec)
+    chosen = lax.top_k(ranked, spec.n_used)[1]
+    weights = jnp.take_along_axis(scores, chosen, axis=1)
+    if spec.gating == "chosen":
+        weights = _softmax(weights, exact=exact)
     if spec.renormalise:
         weights = weights / jnp.maximum(row_sum(weights, exact=exact), _SMALLEST_SUM)
-    return weights
+    return chosen, weights * spec.scale
+
+
+def _scores(logits: Array, spec: MoESpec, *, exact: bool) -> Array:
+    if spec.gating == "softmax":
+        return _softmax(logits, exact=exact)
+    return jax.nn.sigmoid(logits) if spec.gating == "sigmoid" else logits
+
+
+def _softmax(x: Array, *, exact: bool) -> Array:
+    likelihood = jnp.exp(x - jnp.max(x, axis=1, keepdims=True))
+    return likelihood / row_sum(likelihood, exact=exact)
+
+
+def _best_groups(ranked: Array, spec: MoESpec) -> Array:
+    """Scores with those of all but the best groups masked (DeepSeek-V3, https://arxiv.org/abs/2412.19437)."""
+    groups = ranked.reshape(ranked.shape[0], spec.n_groups, -1)
+    best_two = lax.top_k(groups, min(2, groups.shape[2]))[0]
+    best = lax.top_k(best_two[..., 0] + best_two[..., -1], spec.n_groups_used)[1]
+    kept = jnp.any(best[..., None] == jnp.arange(spec.n_groups), axis=1)
+    return jnp.where(kept[..., None], groups, -jnp.inf).reshape(ranked.shape)
+
+
+def _affine(x: Array, p: Experts) -> Array:
+    """Rows times one expert's map, `p` holding that one alone."""
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    y = jnp.matmul(x, p.weight, precision=precision, preferred_element_type=jnp.float32)
+    return (y if p.bias is None else y + p.bias).astype(x.dtype)

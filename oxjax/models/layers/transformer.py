@@ -5,11 +5,13 @@ from __future__ import annotations
 from flax import struct
 from jaxtyping import Array, Float
 
-from oxjax.cache.pages import KVPages
-from oxjax.config import LayerSpec
+from oxjax.cache.pages import KVPages, LatentPages
+from oxjax.config import LatentSpec, LayerSpec
 from oxjax.models.layers.attention import Attention, attention
 from oxjax.models.layers.context import Context
-from oxjax.models.layers.mlp import MLP, mlp
+from oxjax.models.layers.latent import LatentAttention, latent_attention
+from oxjax.models.layers.mlp import MLP
+from oxjax.models.layers.moe import MoE, feed_forward
 from oxjax.models.layers.norms import Norm, norm
 
 
@@ -21,8 +23,8 @@ class TransformerLayer:
     one reads what the attention reads.
     """
 
-    attn: Attention
-    mlp: MLP
+    attn: Attention | LatentAttention
+    mlp: MLP | MoE
     attn_norm: Norm | None = None
     mlp_norm: Norm | None = None
     post_attn_norm: Norm | None = None
@@ -32,10 +34,10 @@ class TransformerLayer:
 def transformer_block(
     p: TransformerLayer,
     x: Float[Array, "T d_model"],
-    state: tuple[KVPages],
+    state: tuple[KVPages | LatentPages],
     spec: LayerSpec,
     ctx: Context,
-) -> tuple[Float[Array, "T d_model"], tuple[KVPages]]:
+) -> tuple[Float[Array, "T d_model"], tuple[KVPages | LatentPages]]:
     """One block; returns the residual rows and the layer's new state."""
     config = ctx.config
 
@@ -47,11 +49,13 @@ def transformer_block(
         return x + (branch if config.residual_scale == 1.0 else branch * config.residual_scale)
 
     attn_input = normed(p.attn_norm, x)
-    mixed, pages = attention(p.attn, attn_input, state[0], spec.mixers[0], ctx)
+    mix = latent_attention if isinstance(spec.mixers[0], LatentSpec) else attention
+    mixed, pages = mix(p.attn, attn_input, state[0], spec.mixers[0], ctx)
     if spec.parallel:
         mlp_input = attn_input if p.mlp_norm is None else normed(p.mlp_norm, x)
         x = added(x, p.post_attn_norm, mixed)
     else:
         x = added(x, p.post_attn_norm, mixed)
         mlp_input = normed(p.mlp_norm, x)
-    return added(x, p.post_mlp_norm, mlp(p.mlp, mlp_input, spec.mlp, exact=config.exact)), (pages,)
+    branch = feed_forward(p.mlp, mlp_input, spec.mlp, exact=config.exact, is_real=ctx.layout.is_real)
+    return added(x, p.post_mlp_norm, branch), (pages,)

@@ -1,0 +1,35 @@
+"""gpt-oss: every other layer slides, heads have sinks, and all layers mix experts whose maps have biases.
+
+The norm before the experts is named after attention. Its activation is `layers.mlp.gated`'s "swiglu_oai".
+"""
+
+from __future__ import annotations
+
+from oxjax.config import LayerSpec, ModelConfig
+from oxjax.models.base import Frequencies, dense_config, dense_layer, slide
+from oxjax.models.experts import expert_d_ff, expert_layers, with_experts
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.transformer import TransformerLayer
+from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config; sliding layers may have a base of their own, `rope.freq_base_swa`."""
+    base, frequencies = slide(
+        hp,
+        tensors,
+        *dense_config(hp, tensors, pairing="neox", attention={"sinks": True}),
+        hp.window_layers(default_period=2),
+        window=hp.uniform("attention.sliding_window"),
+    )
+    experts = expert_layers(hp, expert_d_ff(hp, 0), activation="swiglu_oai", gating="chosen", renormalise=False)
+    return with_experts(base, experts), frequencies
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+    """Block `i`."""
+    norms = {"attn_norm": "attn_norm", "mlp_norm": "post_attention_norm"}
+    return dense_layer(tensors, i, spec, config, norms=norms)

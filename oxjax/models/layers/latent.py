@@ -1,0 +1,86 @@
+"""Multi-head latent attention: heads whose keys and values all come from one narrow latent per position.
+
+DeepSeek-V2, https://arxiv.org/abs/2405.04434, section 2.1. Pages hold the latent and the rotated key; the matrices
+that lead from the latent to keys and values are applied to queries and outputs instead ("absorbed"), so attention
+is over one key head, `[latent | rotated]`, whose values are the latent.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from oxjax.cache.pages import LatentPages, write_latent_rows
+from oxjax.config import LatentSpec
+from oxjax.kernels.dot import dot_heads
+from oxjax.kernels.paged_attention import paged_attention
+from oxjax.models.layers.attention import growth
+from oxjax.models.layers.context import Context
+from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.norms import Norm, rms_norm
+from oxjax.models.layers.rope import apply_rope
+
+
+@struct.dataclass
+class LatentAttention:
+    """Projections of one layer.
+
+    Attributes:
+        q: to all heads' queries, from the residual rows or from `q_low`'s.
+        kv_low: to the latent and the shared key before its rotation.
+        kv_norm: of the latent.
+        k_up: from a head's unrotated query to the latent.
+        v_up: from the latent to a head's value.
+        out: back to the residual stream.
+        q_low: to the queries' low rank, where they have one.
+        q_norm: of that.
+    """
+
+    q: Linear
+    kv_low: Linear
+    kv_norm: Norm
+    k_up: Float[Array, "heads nope_dim kv_rank"]
+    v_up: Float[Array, "heads kv_rank value_dim"]
+    out: Linear
+    q_low: Linear | None = None
+    q_norm: Norm | None = None
+
+
+def latent_attention(
+    p: LatentAttention,
+    x: Float[Array, "T d_model"],
+    pages: LatentPages,
+    spec: LatentSpec,
+    ctx: Context,
+) -> tuple[Float[Array, "T d_model"], LatentPages]:
+    """Project, normalise, rotate, write the latent to the pages, attend, project back.
+
+    Args:
+        p: the layer's parameters.
+        x: normalised residual rows.
+        pages: the layer's pages; the new ones are returned.
+        spec: the layer's static facts.
+        ctx: the step's.
+    """
+    layout, config = ctx.layout, ctx.config
+    norm = {"eps": config.norm_eps, "exact": config.exact}
+    if p.q_low is None:
+        q, low = linear(p.q, p.kv_low, x=x, exact=config.exact)
+    else:
+        q_low, low = linear(p.q_low, p.kv_low, x=x, exact=config.exact)
+        q = linear(p.q, x=rms_norm(p.q_norm, q_low, **norm), exact=config.exact)[0]
+    q = q.reshape(x.shape[0], spec.n_heads, -1)
+    angles, rotation = ctx.angles[spec.rope], config.ropes[spec.rope]
+    q_rope = apply_rope(q[..., spec.nope_dim :], angles, rotation)
+    rope_k = apply_rope(low[:, None, spec.kv_rank :], angles, rotation)[:, 0]
+    latent = rms_norm(p.kv_norm, low[:, : spec.kv_rank], **norm)
+    absorbed = dot_heads(q[..., : spec.nope_dim], p.k_up, exact=config.exact).astype(x.dtype)
+    q = jnp.concatenate([absorbed, q_rope], axis=-1)
+    if spec.temperature is not None:
+        q = q * growth(spec.temperature, layout.positions).astype(q.dtype)
+    pages = write_latent_rows(pages, latent, rope_k, layout.write_page, layout.write_offset)
+    latent_pages, rope_pages = (a[:, :, None] for a in (pages.latent, pages.rope_k))
+    mixed = paged_attention(q, latent_pages, latent_pages, layout, scale=spec.scale, more_k_pages=rope_pages)
+    values = dot_heads(mixed, p.v_up, exact=config.exact).astype(x.dtype)
+    return linear(p.out, x=values.reshape(x.shape[0], -1), exact=config.exact)[0], pages
