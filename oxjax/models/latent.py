@@ -45,7 +45,7 @@ def with_latent(
 
 
 def load_latent(tensors: ParamLoader, prefix: str, spec: LatentSpec, d_model: int) -> LatentAttention:
-    """`<prefix>.attn_*`, with the matrices of keys and values apart (`k_b`, `v_b`) or, in old files, one (`kv_b`)."""
+    """`<prefix>.attn_*`; the matrices of keys and values are apart (`k_b`, `v_b`) or, in old files, one (`kv_b`)."""
     q_width = spec.n_heads * (spec.nope_dim + spec.rope_dim)
     if spec.q_rank is None:
         q, q_low, q_norm = tensors.linear(f"{prefix}.attn_q", d_model, q_width), None, None

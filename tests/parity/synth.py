@@ -1,4 +1,4 @@
-"""Small random float32 GGUF files of any dense architecture, written with the `gguf` package.
+"""Small random float32 GGUF files of any transformer architecture, written with the `gguf` package.
 
 A `Recipe` says which tensors a family has and which metadata beyond the common; llama.cpp refuses a file with a
 tensor too many or too few, so a recipe that it loads is one of its architecture.
@@ -15,6 +15,34 @@ import numpy as np
 
 PRE = ("attn_norm", "ffn_norm")
 POST = ("post_attention_norm", "post_ffw_norm")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts and where it stands; how many are used is 3 unless the metadata says otherwise."""
+
+    n: int = 8
+    d_ff: int = 96
+    bias: bool = False  # of router and experts
+    selection_bias: bool = False
+    shared: int = 0  # width of the expert that all rows use
+    shared_gate: bool = False
+    merged: bool = False  # gate and up in one
+    beside: bool = False  # a dense network besides, as in Grok 2
+    dense: int = 0  # layers at the beginning without
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Latent attention; in new files the matrices of keys and values are split."""
+
+    q_rank: int = 24
+    kv_rank: int = 32
+    nope: int = 16
+    rope: int = 8
+    value: int = 20
+    split: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,9 @@ class Recipe:
     positions: bool = False
     embedding_norm: bool = False
     rope_freqs: bool = False
+    experts: Experts | None = None
+    latent: Latent | None = None
+    sinks: bool = False
     nextn: int = 0  # of the layers, how many at the end predict further tokens
     keys: dict[str, Any] = field(default_factory=dict)
 
@@ -56,7 +87,7 @@ def shapes(r: Recipe, vocab: int, context: int) -> dict[str, tuple[int, ...]]:
     d, dim = r.d_model, r.head_dim or r.d_model // r.heads
     found: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocab, d)}
     for i in range(r.layers):
-        found.update({f"blk.{i}.{name}": shape for name, shape in _block(r, dim).items()})
+        found.update({f"blk.{i}.{name}": shape for name, shape in _block(r, dim, i).items()})
         if i >= r.layers - r.nextn:
             found[f"blk.{i}.nextn.eh_proj.weight"] = (d, 2 * d)
             found |= {f"blk.{i}.nextn.{name}.weight": (d,) for name in ("enorm", "hnorm")}
@@ -77,11 +108,69 @@ def _tensor(name: str, shape: tuple[int, ...], bias: bool) -> dict[str, tuple[in
     return {f"{name}.weight": shape, **({f"{name}.bias": shape[:1]} if bias else {})}
 
 
-def _block(r: Recipe, dim: int) -> dict[str, tuple[int, ...]]:
-    d, heads = r.d_model, {"q": r.heads, "k": r.kv_heads, "v": r.kv_heads}
+def _block(r: Recipe, dim: int, i: int) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for name in r.norms:
-        found |= _tensor(name, (d,), r.norm_bias)
+        found |= _tensor(name, (r.d_model,), r.norm_bias)
+    found |= _attention(r, dim) if r.latent is None else _latent(r, r.latent)
+    if r.experts is None or i < r.experts.dense or (i + 1) % r.experts.every:
+        return found | _mlp(r, r.d_ff)
+    return found | _mixture(r, r.experts)
+
+
+def _mlp(r: Recipe, d_ff: int, suffix: str = "") -> dict[str, tuple[int, ...]]:
+    gate = _tensor(f"ffn_gate{suffix}", (d_ff, r.d_model), r.mlp_bias) if r.mlp == "gated" else {}
+    up = _tensor(f"ffn_up{suffix}", (d_ff * (2 if r.mlp == "fused" else 1), r.d_model), r.mlp_bias)
+    return gate | up | _tensor(f"ffn_down{suffix}", (r.d_model, d_ff), r.mlp_bias)
+
+
+def _mixture(r: Recipe, e: Experts) -> dict[str, tuple[int, ...]]:
+    found = _tensor("ffn_gate_inp", (e.n, r.d_model), e.bias)
+    maps = {"gate_up": (2 * e.d_ff, r.d_model)} if e.merged else dict.fromkeys(("gate", "up"), (e.d_ff, r.d_model))
+    for name, shape in {**maps, "down": (r.d_model, e.d_ff)}.items():
+        found[f"ffn_{name}_exps.weight"] = (e.n, *shape)
+        if e.bias:
+            found[f"ffn_{name}_exps.bias"] = (e.n, shape[0])
+    if e.selection_bias:
+        found["exp_probs_b.bias"] = (e.n,)
+    if e.shared:
+        found |= _mlp(r, e.shared, "_shexp")
+    if e.shared_gate:
+        found["ffn_gate_inp_shexp.weight"] = (r.d_model,)
+    return found | (_mlp(r, r.d_ff) if e.beside else {})
+
+
+def _latent(r: Recipe, a: Latent) -> dict[str, tuple[int, ...]]:
+    d, q = r.d_model, r.heads * (a.nope + a.rope)
+    found = {"attn_q.weight": (q, d)}
+    if a.q_rank:
+        found = {
+            "attn_q_a.weight": (a.q_rank, d),
+            "attn_q_a_norm.weight": (a.q_rank,),
+            "attn_q_b.weight": (q, a.q_rank),
+        }
+    found |= {"attn_kv_a_mqa.weight": (a.kv_rank + a.rope, d), "attn_kv_a_norm.weight": (a.kv_rank,)}
+    if a.split:
+        found["attn_k_b.weight"] = (r.heads, a.kv_rank, a.nope)
+        found["attn_v_b.weight"] = (r.heads, a.value, a.kv_rank)
+    else:
+        found["attn_kv_b.weight"] = (r.heads * (a.nope + a.value), a.kv_rank)
+    return found | {"attn_output.weight": (d, r.heads * a.value)}
+
+
+def latent_keys(a: Latent) -> dict[str, int]:
+    """What describes it; split files give the head dimensions that the cache sees in the common keys."""
+    widths = {"key_length": a.nope + a.rope, "value_length": a.value}
+    keys = {"kv_lora_rank": a.kv_rank, **({"q_lora_rank": a.q_rank} if a.q_rank else {})}
+    if a.split:
+        keys |= {f"{name}_mla": width for name, width in widths.items()}
+        widths = {"key_length": a.kv_rank + a.rope, "value_length": a.kv_rank}
+    return {f"attention.{name}": n for name, n in (keys | widths).items()} | {"rope.dimension_count": a.rope}
+
+
+def _attention(r: Recipe, dim: int) -> dict[str, tuple[int, ...]]:
+    d, heads = r.d_model, {"q": r.heads, "k": r.kv_heads, "v": r.kv_heads}
+    found: dict[str, tuple[int, ...]] = {}
     if r.fused_qkv:
         found |= _tensor("attn_qkv", (sum(heads.values()) * dim, d), r.qkv_bias == "fused")
     for n, count in heads.items():
@@ -92,11 +181,9 @@ def _block(r: Recipe, dim: int) -> dict[str, tuple[int, ...]]:
         if r.qk_norm and n != "v":
             shape = {"head": (dim,), "heads": (count, dim), "whole": (count * dim,)}[r.qk_norm]
             found |= _tensor(f"attn_{n}_norm", shape, r.norm_bias and r.qk_norm == "whole")
-    found |= _tensor("attn_output", (d, r.heads * dim), r.out_bias)
-    if r.mlp == "gated":
-        found |= _tensor("ffn_gate", (r.d_ff, d), r.mlp_bias)
-    found |= _tensor("ffn_up", (r.d_ff * (2 if r.mlp == "fused" else 1), d), r.mlp_bias)
-    return found | _tensor("ffn_down", (d, r.d_ff), r.mlp_bias)
+    if r.sinks:
+        found["attn_sinks.weight"] = (r.heads,)
+    return found | _tensor("attn_output", (d, r.heads * dim), r.out_bias)
 
 
 def numbers(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -137,6 +224,8 @@ def write(path, recipe: Recipe, tokenizer_of, *, seed: int = 0):
         f"attention.layer_norm_{'rms_' if recipe.norm == 'rms' else ''}epsilon": 1e-5,
         **({"nextn_predict_layers": recipe.nextn} if recipe.nextn else {}),
         **({} if recipe.head_dim is None else dict.fromkeys(LENGTHS, recipe.head_dim)),
+        **({} if recipe.experts is None else {"expert_count": recipe.experts.n, "expert_used_count": 3}),
+        **({} if recipe.latent is None else latent_keys(recipe.latent)),
         **recipe.keys,
     }
     for key, value in keys.items():
@@ -171,12 +260,27 @@ _LAYER_NORMED = {"norm": "layer", "norm_bias": True}
 _BIASED = {"qkv_bias": "fused", "fused_qkv": True, "out_bias": True, "mlp_bias": True}
 _LIKE_GPT2 = {**_LAYER_NORMED, **_BIASED, "mlp": "plain", "kv_heads": 4}
 
+_MIX, _NARROW = Experts(), {"expert_feed_forward_length": 48}
+_AFTER_ATTENTION = ("attn_norm", "post_attention_norm")
+_DEEPSEEK = {
+    **_NARROW,
+    "expert_shared_count": 2,
+    "leading_dense_block_count": 1,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 2.5,
+    "expert_gating_func": 2,
+}
+_AFTER_DENSE = Experts(d_ff=48, shared=96, dense=1, selection_bias=True)
+
 RECIPES = {
     r.arch: r
     for r in (
         Recipe("llama"),
         Recipe("arcee", mlp="plain"),
         Recipe("baichuan", untied=True),
+        Recipe(
+            "bailingmoe2", fused_qkv=True, qk_norm="head", untied=True, layers=3, experts=_AFTER_DENSE, keys=_DEEPSEEK
+        ),
         Recipe("bloom", **_LIKE_GPT2, embedding_norm=True),
         Recipe(
             "cohere2",
@@ -187,6 +291,33 @@ RECIPES = {
         ),
         Recipe("command-r", norm="layer", norms=("attn_norm",), keys={"logit_scale": 0.25}),
         Recipe("codeshell", **{**_LIKE_GPT2, "kv_heads": 2}, untied=True),
+        Recipe(
+            "dbrx",
+            norm="layer",
+            norms=("attn_norm", "attn_output_norm"),
+            fused_qkv=True,
+            untied=True,
+            experts=_MIX,
+            keys={"attention.clamp_kqv": 0.8},
+        ),
+        Recipe(
+            "deepseek",
+            layers=3,
+            experts=dataclasses.replace(_AFTER_DENSE, selection_bias=False),
+            keys={**_NARROW, "expert_shared_count": 2, "leading_dense_block_count": 1, "expert_weights_scale": 1.5},
+        ),
+        Recipe("deepseek2", kv_heads=1, layers=3, latent=Latent(), experts=_AFTER_DENSE, keys=_DEEPSEEK),
+        Recipe(
+            "ernie4_5-moe",
+            layers=4,
+            experts=Experts(d_ff=48, shared=64, dense=1, every=1, selection_bias=True),
+            keys={
+                **_NARROW,
+                "expert_shared_feed_forward_length": 64,
+                "leading_dense_block_count": 1,
+                "interleave_moe_layer_step": 1,
+            },
+        ),
         Recipe("exaone"),
         Recipe("exaone4", norms=POST, qk_norm="head"),
         Recipe("falcon", **_LAYER_NORMED, fused_qkv=True, norms=("attn_norm",), mlp="plain", kv_heads=1),
@@ -200,11 +331,51 @@ RECIPES = {
             keys={"attention.sliding_window": 16, "attention.sliding_window_pattern": 2},
         ),
         Recipe("glm4", norms=PRE + POST, mlp="fused", keys={"rope.dimension_count": 8}),
+        Recipe(
+            "glm4moe",
+            norms=_AFTER_ATTENTION,
+            layers=3,
+            qk_norm="head",
+            qkv_bias="split",
+            experts=_AFTER_DENSE,
+            keys={**_DEEPSEEK, "rope.dimension_count": 8},
+        ),
+        Recipe(
+            "gpt-oss",
+            norms=_AFTER_ATTENTION,
+            qkv_bias="split",
+            out_bias=True,
+            untied=True,
+            sinks=True,
+            experts=Experts(d_ff=48, bias=True),
+            keys={**_NARROW, "attention.sliding_window": 16},
+        ),
         Recipe("gpt2", **_LIKE_GPT2, positions=True),
         Recipe("gptneox", **_LIKE_GPT2, untied=True, keys={"rope.dimension_count": 8, "use_parallel_residual": True}),
         Recipe("granite", keys={"logit_scale": 4.0}),
+        Recipe("granitemoe", experts=_MIX, keys={"logit_scale": 4.0}),
+        Recipe(
+            "grok",
+            norms=("attn_norm", "attn_output_norm", "ffn_norm", "layer_output_norm"),
+            experts=_MIX,
+            keys={"embedding_scale": 1.5, "logit_scale": 0.7},
+        ),
         Recipe("internlm2", untied=True),
+        Recipe(
+            "llama4",
+            layers=4,
+            experts=Experts(d_ff=48, shared=48, every=2),
+            keys={**_NARROW, "interleave_moe_layer_step": 2, "expert_used_count": 1},
+        ),
         Recipe("minicpm"),
+        Recipe("minicpm3", kv_heads=4, latent=Latent(split=False)),
+        Recipe(
+            "minimax-m2",
+            qk_norm="whole",
+            untied=True,
+            experts=Experts(selection_bias=True),
+            keys={"expert_feed_forward_length": 96, "expert_gating_func": 2, "rope.dimension_count": 8},
+        ),
         Recipe("mistral3"),
         Recipe("mpt", norm="layer", fused_qkv=True, mlp="plain", keys={"attention.max_alibi_bias": 8.0}),
         Recipe("nemotron", **_LAYER_NORMED, mlp="plain", untied=True, keys={"rope.dimension_count": 8}),
@@ -218,11 +389,29 @@ RECIPES = {
             output_bias=True,
             keys={"rope.dimension_count": 12},
         ),
+        Recipe("olmoe", qk_norm="whole", untied=True, experts=_MIX),
         Recipe("orion", **_LAYER_NORMED, untied=True),
         Recipe("phi3", fused_qkv=True, mlp="fused"),
         Recipe("qwen", fused_qkv=True, qkv_bias="fused", untied=True, kv_heads=4, keys={"feed_forward_length": 192}),
+        Recipe(
+            "phimoe",
+            norm_bias=True,
+            qkv_bias="split",
+            out_bias=True,
+            untied=True,
+            output_bias=True,
+            experts=_MIX,
+        ),
         Recipe("qwen2", qkv_bias="split"),
+        Recipe(
+            "qwen2moe",
+            qkv_bias="split",
+            untied=True,
+            experts=Experts(d_ff=48, shared=80, shared_gate=True),
+            keys={**_NARROW, "expert_shared_feed_forward_length": 80},
+        ),
         Recipe("qwen3", qk_norm="head"),
+        Recipe("qwen3moe", qk_norm="head", head_dim=24, experts=Experts(d_ff=48), keys=_NARROW),
         Recipe("seed_oss", norms=("attn_norm", "post_attention_norm"), qkv_bias="split", head_dim=24),
         Recipe("smollm3", layers=5),
         Recipe("stablelm", **_LAYER_NORMED, untied=True, keys={"rope.dimension_count": 4}),

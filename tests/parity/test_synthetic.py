@@ -1,4 +1,4 @@
-"""Logits against llama.cpp on random files of every dense architecture, with every key that changes something.
+"""Logits against llama.cpp on random files of every transformer architecture, with every key that changes something.
 
 The files of `test_parity` have one set of hyper-parameters each; here they are swept. A case that differs from
 another by metadata alone must also change llama.cpp's answer, so that a key which both sides ignored would show.
@@ -27,6 +27,7 @@ WITH_GELU = {
         "gemma3",
         "gpt2",
         "gptneox",
+        "grok",
         "mpt",
         "phi2",
         "starcoder",
@@ -35,7 +36,21 @@ WITH_GELU = {
 }
 # Architectures that `test_parity` has files of run here in the sweep only.
 BASIC = ["arcee", "baichuan", "bloom", "codeshell", "exaone", "exaone4", "glm4", "internlm2", "minicpm", "mistral3"]
-BASIC += ["mpt", "nemotron", "olmo", "orion", "qwen", "seed_oss", "smollm3", "stablelm", "xverse"]
+BASIC += ["bailingmoe2", "dbrx", "deepseek", "ernie4_5-moe", "glm4moe", "granitemoe", "grok", "llama4", "minicpm3"]
+BASIC += [
+    "minimax-m2",
+    "olmoe",
+    "phimoe",
+    "mpt",
+    "nemotron",
+    "olmo",
+    "orion",
+    "qwen",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+    "xverse",
+]
 QUICK = [
     "olmo2: window",
     "mistral3: temperature",

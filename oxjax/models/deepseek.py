@@ -1,0 +1,28 @@
+"""deepseek (DeepSeekMoE 16B): llama with experts after some dense layers."""
+
+from __future__ import annotations
+
+from oxjax.config import ModelConfig
+from oxjax.models.base import Frequencies, dense_config
+from oxjax.models.experts import expert_layers, silu, with_experts
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.llama import block, layer
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    scale = hp.get("attention.scale", float, 0.0) or None
+    base, frequencies = dense_config(hp, tensors, pairing="norm", attention={"scale": scale})
+    d_ff = hp.uniform("expert_feed_forward_length")
+    experts = expert_layers(
+        hp,
+        d_ff,
+        renormalise=False,
+        scale=hp.get("expert_weights_scale", float, 0.0) or 1.0,
+        shared=silu(d_ff * hp.get("expert_shared_count", int)),
+    )
+    n_dense = hp.get("leading_dense_block_count", int, 0)
+    return with_experts(base, experts, lambda i: i >= n_dense), frequencies

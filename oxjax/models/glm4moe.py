@@ -1,0 +1,39 @@
+"""glm4moe (GLM 4.5 to 4.7): partial RoPE, norms of queries and keys in the large one, experts after some dense
+layers. The norm before the feed-forward layer is named after attention.
+"""
+
+from __future__ import annotations
+
+from oxjax.config import LayerSpec, ModelConfig
+from oxjax.models.base import Frequencies, dense_config, dense_layer
+from oxjax.models.experts import expert_layers, gating, silu, with_experts
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.transformer import TransformerLayer
+from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config; rotations by sections are, for text, the same rotation."""
+    hp.key("rope.dimension_sections")
+    base, frequencies = dense_config(hp, tensors, pairing="neox")
+    d_ff = hp.uniform("expert_feed_forward_length")
+    experts = expert_layers(
+        hp,
+        d_ff,
+        gating=gating(hp, "sigmoid"),
+        renormalise=hp.get("expert_weights_norm", bool, False),
+        scale=hp.get("expert_weights_scale", float, 0.0) or 1.0,
+        shared=silu(d_ff * hp.get("expert_shared_count", int)),
+    )
+    n_dense = hp.get("leading_dense_block_count", int, 0)
+    return with_experts(base, experts, lambda i: i >= n_dense), frequencies
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+    """Block `i`."""
+    norms = {"attn_norm": "attn_norm", "mlp_norm": "post_attention_norm"}
+    qk_norm = "head" if tensors.has(f"blk.{i}.attn_q_norm.weight") else None
+    return dense_layer(tensors, i, spec, config, norms=norms, qk_norm=qk_norm)

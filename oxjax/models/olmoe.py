@@ -1,0 +1,26 @@
+"""olmoe: norms of all queries and all keys at once, a mixture on every layer."""
+
+from __future__ import annotations
+
+from oxjax.config import LayerSpec, ModelConfig
+from oxjax.models import qwen2
+from oxjax.models.base import Frequencies, dense_layer
+from oxjax.models.experts import expert_layers, with_experts
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.transformer import TransformerLayer
+from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    base, frequencies = qwen2.config(hp, tensors)
+    experts = expert_layers(hp, hp.uniform("feed_forward_length"), renormalise=False)
+    return with_experts(base, experts), frequencies
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+    """Block `i`."""
+    return dense_layer(tensors, i, spec, config, qk_norm="whole")
