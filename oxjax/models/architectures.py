@@ -8,6 +8,7 @@ from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models import (
     arcee,
     baichuan,
+    bert,
     bloom,
     codeshell,
     cohere2,
@@ -23,11 +24,14 @@ from oxjax.models import (
     gptneox,
     granite,
     internlm2,
+    jina_bert_v2,
     llama,
     minicpm,
     mistral3,
+    modern_bert,
     mpt,
     nemotron,
+    nomic_bert,
     olmo,
     olmo2,
     orion,
@@ -41,6 +45,8 @@ from oxjax.models import (
     stablelm,
     starcoder,
     starcoder2,
+    t5,
+    t5encoder,
     xverse,
 )
 from oxjax.models.hyperparameters import Hyperparameters
@@ -56,6 +62,7 @@ class Architecture(Protocol):
     def layer(self, tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Any:
         """Parameters of block `i`."""
 
+    # Encoders have, instead of a block, `FINAL_NORM`: the tensor that norms what the last one gives, or None.
     def block(self, *args: Any) -> Any:
         """`block(p, x, state, spec, ctx)`: residual rows and state in, both out (see `layers.transformer`)."""
 
@@ -97,4 +104,11 @@ ARCHITECTURES: dict[str, Any] = {
     "starcoder": starcoder,
     "starcoder2": starcoder2,
     "xverse": xverse,
+    # Encoders.
+    "bert": bert,
+    "jina-bert-v2": jina_bert_v2,
+    "modern-bert": modern_bert,
+    "nomic-bert": nomic_bert,
+    "t5": t5,
+    "t5encoder": t5encoder,
 }
