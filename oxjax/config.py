@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from oxjax.models.layers.rope import RopeSpec
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # `<arch>.pooling_type`; GGUF has no "max"
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,8 @@ class ModelConfig:
         final_softcap: cap of the logits; None for no cap.
         dtype: of weights, activations and pages. Norms, softmax, RoPE and logits are float32 always.
         exact: bits of a row do not depend on batch, chunking or padding.
+        causal: positions see those before them; otherwise whole texts are encoded, and nothing is generated.
+        pooling: how a text's hidden states become its embedding unless a call says; a value of `POOLINGS`.
     """
 
     architecture: str
@@ -218,6 +221,8 @@ class ModelConfig:
     final_softcap: float | None = None
     dtype: str = "float32"
     exact: bool = True
+    causal: bool = True
+    pooling: str = "last"
 
     @property
     def mixers(self) -> tuple[MixerSpec, ...]:
@@ -225,7 +230,9 @@ class ModelConfig:
         return tuple(mixer for layer in self.layers for mixer in layer.mixers)
 
     def page_bytes(self, page_size: int) -> int:
-        """Bytes that one page takes over all layers."""
+        """Bytes that one page takes over all layers; 0 for an encoder, which keeps nothing."""
+        if not self.causal:
+            return 0
         numbers = sum(s.cached for s in self.mixers if not isinstance(s, RecurrentSpec))
         return numbers * page_size * jnp.dtype(DTYPES[self.dtype]).itemsize
 

@@ -15,12 +15,20 @@ from jaxtyping import Float, Int
 
 from oxjax.assets import embedded_model
 from oxjax.cache.blocks import NULL_PAGE
+from oxjax.engine.encoder import Encoder
 from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
+from oxjax.engine.pooling import check_pooling, pool
 from oxjax.engine.request import Request
 from oxjax.engine.snapshot import save
-from oxjax.errors import CacheError, EngineClosedError, InvalidRequestError, RequestError
+from oxjax.errors import (
+    CacheError,
+    EngineClosedError,
+    InvalidRequestError,
+    RequestError,
+    UnsupportedArchitectureError,
+)
 from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load
@@ -109,6 +117,10 @@ class LLM:
         """The engine; its pages are allocated when it is first needed."""
         if self.model is None:
             raise EngineClosedError("this LLM was closed")
+        if not self.config.causal:
+            raise UnsupportedArchitectureError(
+                f"{self.config.architecture} models encode texts and generate nothing: use embed"
+            )
         pages_per_sequence = -(-self.max_context // PAGE_SIZE)
         page, (affordable, memory) = self.config.page_bytes(PAGE_SIZE), pool_bytes()
         if pages_per_sequence * page > memory:
@@ -215,6 +227,62 @@ class LLM:
         requests = self._run(lambda i: self.engine.logits(self._encode(prompts[i])), len(prompts))
         return _all_or_raise(requests, lambda request: np.concatenate(request.logits))
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What runs the model if it is an encoder."""
+        if self.model is None:
+            raise EngineClosedError("this LLM was closed")
+        return Encoder(self.config, self.model.params, max_rows=MAX_ROWS, max_context=self.max_context)
+
+    def embed(
+        self, texts: Prompt | Sequence[Prompt], pooling: str | None = None, normalize: bool = True
+    ) -> Float[np.ndarray, "n d_model"] | list[Float[np.ndarray, "T d_model"]]:
+        """Embeddings of texts, from the hidden states after the model's last norm. Any model has them.
+
+        Args:
+            texts: text, token ids, or a list of either. Text is tokenised with the model's special tokens.
+            pooling: "mean", "max", "cls" (the first token), "last", or "none" for a vector per token, special tokens
+                included. None takes what the file says, else "mean" for encoders and "last" for causal models.
+            normalize: divide every vector by its length.
+
+        Returns:
+            float32 `[n, d_model]`, a row per text in order; with pooling "none" a list of `[T, d_model]`.
+
+        Raises:
+            InvalidRequestError: there is no such pooling.
+            RequestError: as for `generate`.
+        """
+        pooling = self.config.pooling if pooling is None else pooling
+        check_pooling(pooling)
+        prompts = _as_list(texts)
+        found = self._hidden_states(prompts)
+        for i, rows in enumerate(found):
+            if not isinstance(rows, RequestError):
+                try:
+                    found[i] = pool(rows, pooling, normalize=normalize)
+                except RequestError as error:
+                    found[i] = error
+        vectors = _or_raise(found)
+        if pooling == "none":
+            return vectors
+        return np.stack(vectors) if vectors else np.zeros((0, self.config.d_model), np.float32)
+
+    def _hidden_states(self, prompts: list[Prompt]) -> list[np.ndarray | RequestError]:
+        """Float32 `[T, d_model]` of each prompt, or why there is none."""
+        if self.config.causal:
+            requests = self._run(lambda i: self.engine.hidden(self._encode(prompts[i])), len(prompts))
+            return [r if isinstance(r, RequestError) else np.concatenate(r.logits) for r in requests]
+        found: list[Any] = []
+        for prompt in prompts:
+            try:
+                ids = self._encode(prompt)
+                self.encoder.check(ids)
+                found.append(ids)
+            except RequestError as error:
+                found.append(error)
+        hidden = self.encoder.run([ids for ids in found if isinstance(ids, list)])
+        return [next(hidden) if isinstance(ids, list) else ids for ids in found]
+
     def snapshot(self, path: str | Path) -> None:
         """Write the requests that are under way to a file, whole or not at all; see `Engine.snapshot`."""
         save(path, self.engine.snapshot())
@@ -230,14 +298,18 @@ class LLM:
         self._run(lambda i: requests[i], len(requests))
         return _all_or_raise(requests, lambda r: np.concatenate(r.logits) if r.params is None else _result(r))
 
-    def warm_up(self, *, logprobs: int = 0, logits: bool = False) -> None:
+    def warm_up(self, *, logprobs: int = 0, logits: bool = False, embeddings: bool = False) -> None:
         """Compile everything that requests can need, so that none waits for the compiler.
 
         Args:
             logprobs: also for requests with up to this many `SamplingParams.logprobs`.
             logits: also for `logits`.
+            embeddings: also for `embed`, which is all that an encoder has.
         """
-        self.engine.runner.warm_up(n_top=logprobs, all_logits=logits)
+        if not self.config.causal:
+            self.encoder.warm_up()
+            return
+        self.engine.runner.warm_up(n_top=logprobs, all_logits=logits, hidden=embeddings)
 
     def metrics(self) -> Metrics:
         """What the engine has done so far, and how full it is."""
@@ -247,6 +319,7 @@ class LLM:
         """Let go of parameters and pages. Further calls raise EngineClosedError; closing twice is fine."""
         self.model = None
         self.__dict__.pop("engine", None)
+        self.__dict__.pop("encoder", None)
 
     def __enter__(self) -> LLM:
         return self
@@ -325,9 +398,14 @@ def _all_or_raise(requests: Iterable[Request | RequestError], value: Callable[[R
         r if isinstance(r, RequestError) else next((s.error for s in (r, *r.samples) if s.error), None)
         for r in requests
     ]
-    values = [value(r) if error is None else None for r, error in zip(requests, errors, strict=True)]
-    for i, error in enumerate(errors):
-        if error is not None:
-            error.index, error.results = i, tuple(values)
+    return _or_raise([value(r) if error is None else error for r, error in zip(requests, errors, strict=True)])
+
+
+def _or_raise(found: list[Any]) -> list[Any]:
+    """These values, or the first error among them with the others."""
+    values = tuple(None if isinstance(value, RequestError) else value for value in found)
+    for i, error in enumerate(found):
+        if isinstance(error, RequestError):
+            error.index, error.results = i, values
             raise error
-    return values
+    return found

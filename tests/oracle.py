@@ -107,6 +107,11 @@ class LlamaCpp:
         shape, data = self._ask("logits", list(ids))
         return np.frombuffer(base64.b64decode(data), np.float32).reshape(shape)
 
+    def embeddings(self, ids: list[int], pooling: str) -> np.ndarray:
+        """Hidden states as llama.cpp pools them, not normalised: [d_model], or [T, d_model] for pooling "none"."""
+        shape, data = self._ask("embeddings", list(ids), ["none", "mean", "cls", "last"].index(pooling))
+        return np.frombuffer(base64.b64decode(data), np.float32).reshape(shape)
+
 
 def _start() -> subprocess.Popen:
     return subprocess.Popen(
@@ -200,11 +205,28 @@ class _Worker:
 
     def logits(self, ids: list[int]) -> tuple[list[int], str]:
         lib, n = self.lib, len(ids)
+        context = self._run(ids)
+        rows = [np.ctypeslib.as_array(lib.llama_get_logits_ith(context, i), (self.vocab_size(),)) for i in range(n)]
+        return self._answer(context, np.stack(rows))
+
+    def embeddings(self, ids: list[int], pooling: int) -> tuple[list[int], str]:
+        lib, n = self.lib, len(ids)
+        context, width = self._run(ids, embeddings=True, pooling_type=pooling), (lib.llama_model_n_embd(self.model),)
+        if pooling:
+            return self._answer(context, np.ctypeslib.as_array(lib.llama_get_embeddings_seq(context, 0), width))
+        rows = [np.ctypeslib.as_array(lib.llama_get_embeddings_ith(context, i), width) for i in range(n)]
+        return self._answer(context, np.stack(rows))
+
+    def _run(self, ids: list[int], **options: object):
+        """A context after one batch of these tokens."""
+        lib, n = self.lib, len(ids)
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = max(n, 32), max(n, 32), max(n, 32)
         params.n_threads = params.n_threads_batch = 2
         params.type_k = params.type_v = params.flash_attn_type = 0
         params.swa_full = True
+        for name, value in options.items():
+            setattr(params, name, value)
         context = lib.llama_init_from_model(self.model, params)
         if not context:
             raise RuntimeError("cannot make a context")
@@ -213,13 +235,16 @@ class _Worker:
         for i, token in enumerate(ids):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
             batch.seq_id[i][0] = 0
-        status = lib.llama_decode(context, batch)
+        run = lib.llama_encode if lib.llama_model_has_encoder(self.model) else lib.llama_decode
+        status = run(context, batch)
         lib.llama_batch_free(batch)
         if status:
-            raise RuntimeError(f"llama_decode returned {status}")
-        rows = [np.ctypeslib.as_array(lib.llama_get_logits_ith(context, i), (self.vocab_size(),)) for i in range(n)]
-        out = np.stack(rows).astype(np.float32)
-        lib.llama_free(context)
+            raise RuntimeError(f"the batch returned {status}")
+        return context
+
+    def _answer(self, context, rows: np.ndarray) -> tuple[list[int], str]:
+        out = rows.astype(np.float32)
+        self.lib.llama_free(context)
         return list(out.shape), base64.b64encode(out.tobytes()).decode()
 
 

@@ -21,7 +21,7 @@ from oxjax.engine.request import Request
 from oxjax.engine.runner import Runner
 from oxjax.engine.scheduler import Scheduler, Sequence, Work
 from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint, state_specs
-from oxjax.errors import InvalidRequestError, NonFiniteLogitsError
+from oxjax.errors import InvalidRequestError, NonFiniteLogitsError, SnapshotError
 from oxjax.models.load import Model
 from oxjax.sampling.params import SamplingParams, sample_seed
 
@@ -155,6 +155,16 @@ class Engine:
         sequence = Sequence(tokens=list(prompt), max_length=len(prompt), all_logits=True, priority=priority)
         return self._add(Request(sequence))
 
+    def hidden(self, prompt: list[int], *, priority: int = 0) -> Request:
+        """Queue a prompt whose hidden states after the final norm are wanted at every position.
+
+        They come in chunks as `logits` does, into `Request.logits`; errors as for `generate`.
+        """
+        sequence = Sequence(
+            tokens=list(prompt), max_length=len(prompt), all_logits=True, hidden=True, priority=priority
+        )
+        return self._add(Request(sequence))
+
     def _add(self, request: Request) -> Request:
         self.scheduler.add(request.sequence)
         return self._admit(request)
@@ -236,10 +246,15 @@ class Engine:
 
         Args:
             requests: those wanted; None is all of them. Those that are done are left out.
+
+        Raises:
+            SnapshotError: one of them wants hidden states, which snapshots have no place for.
         """
         order = {sequence: i for i, sequence in enumerate(self.scheduler)}
         chosen = list(self._requests.values() if requests is None else requests)
         chosen = sorted((r for r in chosen if not r.done), key=lambda r: order.get(r.sequence, len(order)))
+        if any(r.sequence.hidden for r in chosen):
+            raise SnapshotError("a request wants hidden states, which snapshots have no place for: let it end first")
         entries = [Entry(r.sequence, r.params, r.seed, r.output, r.logits) for r in chosen]
         return encode(self._host, entries, [self._saved(r.sequence) for r in chosen])
 
@@ -309,14 +324,15 @@ class Engine:
             for chooser in self._choosers(row, self._requests[w.sequence])
         ]
         device = time.perf_counter_ns()
-        logits = self.runner.run(work)
+        logits, hidden = self.runner.run(work)
         sampled = self._sample(logits, choosing) if choosing else {}
-        scored = np.asarray(logits) if wants_all else None
+        kinds = {w.sequence.hidden for w in work if w.sequence.all_logits}
+        scored = {kind: np.asarray(hidden if kind else logits).astype(np.float32) for kind in kinds}
         device = time.perf_counter_ns() - device
         # The device has done its part: only now has anything advanced.
         self.scheduler.commit(work)
-        if scored is not None:
-            self._collect_logits(work, scored, ends)
+        if wants_all:
+            self._collect_rows(work, scored, ends)
         if choosing:
             self._deliver(choosing, sampled)
         self._counts.update(steps=1, rows=int(ends[-1]), nanoseconds=time.perf_counter_ns() - start)
@@ -327,12 +343,14 @@ class Engine:
         """Those that choose a token from a request's row of logits: itself, and its unborn samples."""
         return [_Chooser(row, request), *(_Chooser(row, r, request) for r in request.unborn if not r.done)]
 
-    def _collect_logits(self, work: list[Work], logits: np.ndarray, ends: np.ndarray) -> None:
+    def _collect_rows(self, work: list[Work], scored: dict[bool, np.ndarray], ends: np.ndarray) -> None:
+        """Hand rows of logits, and of hidden states under True, to the requests that want them all."""
         for item, end in zip(work, ends, strict=True):
             if item.sequence.all_logits:
                 request = self._requests[item.sequence]
                 known = sum(map(len, request.logits))  # rows that came before a preemption
-                request.logits.append(logits[end - item.n_rows : end][max(0, known - item.start) :].copy())
+                rows = scored[item.sequence.hidden][end - item.n_rows : end]
+                request.logits.append(rows[max(0, known - item.start) :].copy())
                 if item.reaches_end:
                     self._leave(request, "finished")
 

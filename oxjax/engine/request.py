@@ -18,10 +18,10 @@ class Request:
 
     Attributes:
         sequence: its tokens and state.
-        params: how it is sampled; None for a prompt whose logits are wanted.
+        params: how it is sampled; None for a prompt whose logits or hidden states are wanted.
         seed: of its draws.
         output: what it has generated.
-        logits: float32 rows `[n, vocab]` so far, for a prompt whose logits are wanted.
+        logits: float32 rows `[n, vocab]` so far, for a prompt whose logits are wanted, or `[n, d_model]`.
         samples: the other samples of the same prompt, where `params.n` asked for several: requests as well.
         unborn: those of them that wait for the prompt to be computed, to begin as forks of this one.
         error: why it failed.

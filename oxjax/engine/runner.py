@@ -17,7 +17,7 @@ from oxjax.cache.transfer import copy_page, export_state, gather, import_state, 
 from oxjax.config import ModelConfig
 from oxjax.engine.scheduler import Work
 from oxjax.kernels.dot import ROW_TILE
-from oxjax.models.decoder import Params, init_state, step
+from oxjax.models.decoder import Params, hidden_states, init_state, logits_of, step
 from oxjax.sampling.params import SamplingParams
 from oxjax.sampling.pipeline import SamplingRows, sample
 
@@ -25,6 +25,8 @@ log = logging.getLogger("oxjax")
 
 # Compiled once per config and shape, whichever runner comes first.
 _step = jax.jit(step, static_argnames="config", donate_argnames="state")
+_hidden_states = jax.jit(hidden_states, static_argnames="config", donate_argnames="state")
+_logits_of = jax.jit(logits_of, static_argnames="config")
 _sample = jax.jit(sample, static_argnames=("n_top", "exact"))
 
 
@@ -68,16 +70,21 @@ class Runner:
         self.table_width = -(-max_context // page_size)
         self.compilations: Counter[str] = Counter()
 
-    def run(self, work: Seq[Work]) -> Float[Array, "N vocab"]:
-        """Run the rows of `work` and return logits on the device.
+    def run(self, work: Seq[Work]) -> tuple[Float[Array, "N vocab"] | None, Float[Array, "N d_model"] | None]:
+        """Run the rows of `work` and return logits and hidden states on the device.
 
-        The logits have a row per piece of work, its last, or, if any piece wants all its logits, a row per
-        row of the batch. Rows beyond are padding.
+        The logits have a row per piece of work, its last, or, if any piece wants all its rows, a row per
+        row of the batch. Rows beyond are padding. If any piece wants hidden states, so have they; they are None where
+        none does, and logits where all do.
         """
         n_rows = sum(w.n_rows for w in work)
         bucket = next(b for b in self.buckets if b >= n_rows)
         all_logits = any(w.sequence.all_logits for w in work)
-        return self._run_batch(_build(work, self._shapes(bucket, all_logits), all_logits=all_logits))
+        arrays = _build(work, self._shapes(bucket, all_logits), all_logits=all_logits)
+        if not any(w.sequence.hidden for w in work):
+            return self._run_batch(arrays), None
+        hidden = self._run_hidden(arrays)
+        return None if all(w.sequence.hidden for w in work) else self._logits_of(hidden), hidden
 
     def _shapes(self, bucket: int, all_logits: bool) -> dict[str, tuple[int, ...]]:
         n_seqs = min(bucket, self.max_batch)
@@ -96,6 +103,17 @@ class Runner:
         with self._counted(_step, f"step of {len(arrays['tokens'])} rows, {len(arrays['logits_rows'])} logits"):
             logits, self.state = _step(self.params, self.state, Batch(**jax.device_put(arrays)), config=self.config)
         return logits
+
+    def _run_hidden(self, arrays: dict[str, np.ndarray]) -> Array:
+        with self._counted(_hidden_states, f"hidden states of {len(arrays['tokens'])} rows"):
+            hidden, self.state = _hidden_states(
+                self.params, self.state, Batch(**jax.device_put(arrays)), config=self.config
+            )
+        return hidden
+
+    def _logits_of(self, hidden: Array) -> Array:
+        with self._counted(_logits_of, f"logits of {len(hidden)} hidden states"):
+            return _logits_of(self.params, hidden, config=self.config)
 
     def sample(
         self, logits: Float[Array, "N vocab"], wanted: Seq[tuple[int, SamplingParams, int, int]], n_top: int
@@ -143,12 +161,13 @@ class Runner:
         with self._counted(copy_page, "copy of a page"):
             self.state = copy_page(self.state, *jax.device_put((np.int32(source), np.int32(target))))
 
-    def warm_up(self, *, n_top: int = 0, all_logits: bool = False) -> None:
+    def warm_up(self, *, n_top: int = 0, all_logits: bool = False, hidden: bool = False) -> None:
         """Compile every shape that `run`, `sample` and preemption can meet, on batches of padding.
 
         Args:
             n_top: also for this many reported tokens.
             all_logits: also for requests that want the logits of every row.
+            hidden: also for requests that want hidden states.
         """
         for bucket in self.buckets:
             for wanted in (False, True) if all_logits else (False,):
@@ -157,15 +176,18 @@ class Runner:
                 if not wanted:
                     for n in {0, n_top}:
                         self.sample(logits, [], n)
+            if hidden:
+                shapes = self._shapes(bucket, True)
+                self._logits_of(self._run_hidden({name: np.zeros(shape, np.int32) for name, shape in shapes.items()}))
         self.copy_page(NULL_PAGE, NULL_PAGE)
         for n_pages in (1 << i for i in range(page_bucket(self.table_width).bit_length())):
             self.restore([NULL_PAGE] * n_pages, NULL_PAGE, self.export([NULL_PAGE] * n_pages, NULL_PAGE, 1), 0)
 
-    def _counted(self, function: jax.stages.Wrapped, cause: str) -> _CountCompilations:
-        return _CountCompilations(function, cause, self.compilations)
+    def _counted(self, function: jax.stages.Wrapped, cause: str) -> CountCompilations:
+        return CountCompilations(function, cause, self.compilations)
 
 
-class _CountCompilations:
+class CountCompilations:
     """Counts and logs a compilation of a jitted function inside a `with` block, under its cause."""
 
     def __init__(self, function: jax.stages.Wrapped, cause: str, counts: Counter[str]):

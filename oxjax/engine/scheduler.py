@@ -32,6 +32,7 @@ class Sequence:
         tokens: the prompt and everything generated so far.
         max_length: length at which it ends at the latest.
         all_logits: logits are wanted for every row, not for the last alone, so no row may be skipped.
+        hidden: instead of all logits, hidden states are wanted.
         priority: each level puts it before sequences that came up to `HEAD_START` steps earlier.
         state: of its first tokens on the device; None while it waits.
         saved: the same on the host, for when it is admitted.
@@ -47,6 +48,7 @@ class Sequence:
     saved: Saved | None = None
     trail: PrefixTrail | None = None
     rank: tuple[int, int] = (0, 0)
+    hidden: bool = False
 
     @property
     def n_computed(self) -> int:

@@ -9,6 +9,7 @@ from oxjax.models import (
     arcee,
     baichuan,
     bailingmoe2,
+    bert,
     bloom,
     codeshell,
     cohere2,
@@ -35,6 +36,7 @@ from oxjax.models import (
     grok,
     internlm2,
     jamba,
+    jina_bert_v2,
     lfm2,
     llama,
     llama4,
@@ -44,9 +46,11 @@ from oxjax.models import (
     minicpm3,
     minimax_m2,
     mistral3,
+    modern_bert,
     mpt,
     nemotron,
     nemotron_h,
+    nomic_bert,
     olmo,
     olmo2,
     olmoe,
@@ -58,15 +62,17 @@ from oxjax.models import (
     qwen2,
     qwen2moe,
     qwen3,
-    qwen35,
-    qwen35moe,
     qwen3moe,
     qwen3next,
+    qwen35,
+    qwen35moe,
     seed_oss,
     smollm3,
     stablelm,
     starcoder,
     starcoder2,
+    t5,
+    t5encoder,
     xverse,
 )
 from oxjax.models.hyperparameters import Hyperparameters
@@ -82,6 +88,7 @@ class Architecture(Protocol):
     def layer(self, tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Any:
         """Parameters of block `i`."""
 
+    # Encoders have, instead of a block, `FINAL_NORM`: the tensor that norms what the last one gives, or None.
     def block(self, *args: Any) -> Any:
         """`block(p, x, state, spec, ctx)`: residual rows and state in, both out (see `layers.transformer`)."""
 
@@ -90,6 +97,7 @@ ARCHITECTURES: dict[str, Any] = {
     "arcee": arcee,
     "baichuan": baichuan,
     "bailingmoe2": bailingmoe2,
+    "bert": bert,
     "bloom": bloom,
     "codeshell": codeshell,
     "cohere2": cohere2,
@@ -116,6 +124,7 @@ ARCHITECTURES: dict[str, Any] = {
     "grok": grok,
     "internlm2": internlm2,
     "jamba": jamba,
+    "jina-bert-v2": jina_bert_v2,
     "lfm2": lfm2,
     "llama": llama,
     "llama4": llama4,
@@ -125,9 +134,11 @@ ARCHITECTURES: dict[str, Any] = {
     "minicpm3": minicpm3,
     "minimax-m2": minimax_m2,
     "mistral3": mistral3,
+    "modern-bert": modern_bert,
     "mpt": mpt,
     "nemotron": nemotron,
     "nemotron_h": nemotron_h,
+    "nomic-bert": nomic_bert,
     "olmo": olmo,
     "olmo2": olmo2,
     "olmoe": olmoe,
@@ -148,5 +159,7 @@ ARCHITECTURES: dict[str, Any] = {
     "stablelm": stablelm,
     "starcoder": starcoder,
     "starcoder2": starcoder2,
+    "t5": t5,
+    "t5encoder": t5encoder,
     "xverse": xverse,
 }

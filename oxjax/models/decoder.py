@@ -99,6 +99,14 @@ def step(
     Returns:
         float32 logits of `batch.logits_rows`, `[N, vocab]`, and the new state.
     """
+    x, new_state = hidden_states(params, state, batch, config)
+    return logits_of(params, x, config), new_state
+
+
+def hidden_states(
+    params: Params, state: EngineState, batch: Batch, config: ModelConfig
+) -> tuple[Float[Array, "N d_model"], EngineState]:
+    """What `step` makes logits from: rows after the final norm, in the model's dtype, and the new state."""
     page_size = next((array.shape[1] for array in page_arrays(state)), 1)
     q_tile = q_tile_rows(batch.tokens.shape[0], batch.kv_lens.shape[0], exact=config.exact)
     layout = row_layout(batch, page_size=page_size, q_tile=q_tile)
@@ -111,8 +119,7 @@ def step(
     for p, spec, old in zip(params.layers, config.layers, state, strict=True):
         x, new = _block(p, x, old, layout, angles, spec=spec, config=config)
         new_state.append(new)
-    x = norm(params.final_norm, x[batch.logits_rows], config)
-    return _logits(params, x, config), tuple(new_state)
+    return norm(params.final_norm, x[batch.logits_rows], config), tuple(new_state)
 
 
 def _embed(params: Params, batch: Batch, config: ModelConfig) -> Array:
@@ -124,7 +131,8 @@ def _embed(params: Params, batch: Batch, config: ModelConfig) -> Array:
     return x if params.embedding_norm is None else norm(params.embedding_norm, x, config)
 
 
-def _logits(params: Params, x: Array, config: ModelConfig) -> Array:
+def logits_of(params: Params, x: Float[Array, "N d_model"], config: ModelConfig) -> Float[Array, "N vocab"]:
+    """Float32 logits of hidden states."""
     if params.output is None:
         logits = dot(x, params.embedding, exact=config.exact, contract=1)[0]
     else:

@@ -33,7 +33,6 @@ _HARMLESS = {
     "classifier.output_labels",
     "embedding_length_out",
     "expert_used_count",
-    "pooling_type",
     "rope.scaling.finetuned",
     "tensor_data_layout",
     "use_parallel_residual",
@@ -192,8 +191,8 @@ class Hyperparameters:
             attn_factor=self.get("rope.scaling.attn_factor", float, 0.0) or 1.0,
         )
 
-    def window_layers(self, default_period: int) -> tuple[bool, ...]:
-        """Which layers slide: an explicit array, or all but every n-th."""
+    def window_layers(self, default_period: int, *, full_first: bool = False) -> tuple[bool, ...]:
+        """Which layers slide: an explicit array, or all but every n-th, the last of n or the first."""
         key = self.key("attention.sliding_window_pattern")
         stored = self.file.metadata.get(key)
         if stored is not None and not isinstance(stored, int):
@@ -204,4 +203,5 @@ class Hyperparameters:
                 raise self.error("attention.sliding_window_pattern", f"{len(flags)} entries, {self.n_layers} layers")
             return tuple(bool(f) for f in flags[: self.n_layers])
         period = self.get("attention.sliding_window_pattern", int, default_period)
-        return tuple(period == 0 or i % period < period - 1 for i in range(self.n_layers))
+        full = 0 if full_first else period - 1
+        return tuple(period == 0 or i % period != full for i in range(self.n_layers))

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 from flax import struct
 
-from oxjax.config import DTYPES, ModelConfig
+from oxjax.config import DTYPES, POOLINGS, ModelConfig
 from oxjax.errors import ModelError, UnsupportedArchitectureError
 from oxjax.gguf import GGUFFile
 from oxjax.models.architectures import ARCHITECTURES
 from oxjax.models.base import Frequencies
 from oxjax.models.decoder import Params
+from oxjax.models.encoder import EncoderParams
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.norms import Norm
 from oxjax.models.loader import ParamLoader
@@ -33,7 +34,7 @@ class Model:
     """A loaded model: static config, parameters on the device, and the file's own tokenizer."""
 
     config: ModelConfig = struct.field(pytree_node=False)
-    params: Params
+    params: Params | EncoderParams
     tokenizer: Tokenizer = struct.field(pytree_node=False)
 
 
@@ -75,12 +76,18 @@ def load_params(
     exact: bool = True,
     max_context: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[ModelConfig, Params]:
+) -> tuple[ModelConfig, Params | EncoderParams]:
     """The config and parameters of an open file, without its tokenizer; see `load`."""
     total = sum(info.n_bytes for info in file.tensors.values())
     tensors = ParamLoader(file, dtype, None if progress is None else lambda done: progress(done, total))
     architecture, config, frequencies = _configure(file, tensors, max_context)
     config = dataclasses.replace(config, dtype=dtype, exact=exact)
+    params = (_decoder if config.causal else _encoder)(tensors, architecture, config, frequencies)
+    tensors.finish(ignore=_IGNORED)
+    return config, params
+
+
+def _decoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequencies: Frequencies) -> Params:
     tied = not tensors.has("output.weight")
     final_norm = getattr(architecture, "FINAL_NORM", "output_norm")
     embedding = tensors.embedding("token_embd.weight", config.vocab_size, config.d_model)
@@ -88,7 +95,7 @@ def load_params(
         layers = tuple(
             pool.map(lambda i: architecture.layer(tensors, i, config.layers[i], config), range(len(config.layers)))
         )
-    params = Params(
+    return Params(
         embedding=embedding,
         layers=layers,
         final_norm=tensors.norm(final_norm, config.d_model) if config.norm_weights else Norm(),
@@ -99,8 +106,24 @@ def load_params(
         else None,
         embedding_norm=tensors.norm("token_embd_norm", config.d_model) if config.embedding_norm else None,
     )
-    tensors.finish(ignore=_IGNORED)
-    return config, params
+
+
+def _encoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequencies: Frequencies) -> EncoderParams:
+    d, types, final = config.d_model, "token_types.weight", architecture.FINAL_NORM
+    token_type = None
+    if tensors.has(types):
+        token_type = tensors.embedding(types, tensors.file.tensors[types].shape[0], d)[0]
+    return EncoderParams(
+        embedding=tensors.embedding("token_embd.weight", config.vocab_size, d),
+        layers=tuple(architecture.layer(tensors, i, s, config) for i, s in enumerate(config.layers)),
+        rope_inv_freq=tuple(jax.device_put(f) for f in frequencies),
+        positions=tensors.embedding("position_embd.weight", config.context_length, d)
+        if config.learned_positions
+        else None,
+        token_type=token_type,
+        embedding_norm=tensors.norm("token_embd_norm", d) if config.embedding_norm else None,
+        final_norm=None if final is None else tensors.norm(final, d),
+    )
 
 
 def load_config(file: GGUFFile) -> ModelConfig:
@@ -115,6 +138,13 @@ def _configure(file: GGUFFile, tensors: ParamLoader, max_context: int | None) ->
         raise UnsupportedArchitectureError(f"{file.path}: architecture {name!r} is not one of {known}")
     hp = Hyperparameters(file, max_context)
     config, frequencies = ARCHITECTURES[name].config(hp, tensors)
+    pooling = hp.get("pooling_type", int, None)
+    if pooling is None:
+        config = dataclasses.replace(config, pooling="last" if config.causal else "mean")
+    elif pooling in POOLINGS:
+        config = dataclasses.replace(config, pooling=POOLINGS[pooling])
+    else:
+        raise hp.error("pooling_type", f"found {pooling}, expected one of {', '.join(map(str, POOLINGS))}")
     hp.finish()
     if config.learned_positions and hp.max_context > config.context_length:
         message = f"{config.context_length} positions were learned, but max_context is {hp.max_context}"

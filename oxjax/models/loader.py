@@ -113,7 +113,15 @@ class ParamLoader:
         bias = jax.device_put(self.vector(f"{name}.bias", *shape)) if self.has(f"{name}.bias") else None
         return Norm(weight=jax.device_put(self.vector(f"{name}.weight", *shape)), bias=bias)
 
-    def attention(self, prefix: str, spec: AttentionSpec, d_model: int, *, qk_norm: str | None = None) -> Attention:
+    def attention(
+        self,
+        prefix: str,
+        spec: AttentionSpec,
+        d_model: int,
+        *,
+        qk_norm: str | None = None,
+        out: str = "attn_output",
+    ) -> Attention:
         """Projections `<prefix>.attn_*`, whether q, k and v are three tensors or one.
 
         Args:
@@ -122,6 +130,7 @@ class ParamLoader:
             d_model: width of the residual stream.
             qk_norm: what the norms of queries and keys weigh: "head" by head dimension, "heads" by head and
                 dimension, "whole" the same without taking heads apart; None has none.
+            out: name of the projection back.
         """
         heads = {"q": spec.n_heads, "k": spec.n_kv_heads, "v": spec.n_kv_heads}
         widths = {"q": spec.key_dim, "k": spec.key_dim, "v": spec.value_dim}
@@ -138,9 +147,9 @@ class ParamLoader:
             shapes = {"head": (widths[n],), "heads": (heads[n], widths[n]), "whole": (heads[n] * widths[n],)}
             return None if qk_norm is None else self.norm(f"{prefix}.attn_{n}_norm", *shapes[qk_norm])
 
-        out = self.linear(f"{prefix}.attn_output", spec.n_heads * spec.value_dim, d_model)
+        back = self.linear(f"{prefix}.{out}", spec.n_heads * spec.value_dim, d_model)
         sinks = jax.device_put(self.vector(f"{prefix}.attn_sinks.weight", spec.n_heads)) if spec.sinks else None
-        return Attention(q=maps[0], k=maps[1], v=maps[2], out=out, q_norm=norm("q"), k_norm=norm("k"), sinks=sinks)
+        return Attention(q=maps[0], k=maps[1], v=maps[2], out=back, q_norm=norm("q"), k_norm=norm("k"), sinks=sinks)
 
     def _biased(self, p: Linear, name: str) -> Linear:
         """The same map with the bias `name`, if the file has one."""

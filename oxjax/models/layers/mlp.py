@@ -16,6 +16,7 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
     # The tanh approximation in every GGUF architecture that says GELU.
     "gelu": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, https://arxiv.org/abs/2109.08668
 }
 
