@@ -19,20 +19,26 @@ from oxjax.errors import OxjaxError
 from oxjax.sampling.params import sample_seed
 
 QUICK = [EMBEDDED, STORIES, "toy hybrid"]
-OTHERS = ["archs/gemma3", "toy recurrent"]
+KINDS = ["archs/gemma3", "archs/deepseek2_mla", "archs/mamba2", "archs/qwen35"]  # windows, latents, Mamba-2, delta net
+OTHERS = ["toy recurrent"]
 OTHERS += [
     f"archs/{n}" for n in ("llama_yarn", "qwen3", "gemma2", "phi3", "cohere2", "falcon", "gpt2", "granite", "olmo2")
 ]
-OTHERS += [f"archs/{n}" for n in ("mamba", "mamba2", "jamba", "falconh1", "granitehybrid", "qwen3next", "qwen35")]
-for_all = pytest.mark.parametrize(
-    "harness", QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS], indirect=True
-)
+OTHERS += [
+    f"archs/{n}" for n in ("mamba", "jamba", "falconh1", "granitehybrid", "qwen3next", "mixtral", "gptoss", "qwen2moe")
+]
+
+
+def held_for(*names):
+    """By default for these models, in the slow run for all of them."""
+    slow = [pytest.param(n, marks=pytest.mark.slow) for n in QUICK + KINDS + OTHERS if n not in names]
+    return pytest.mark.parametrize("harness", [*names, *slow], indirect=True)
+
+
+for_all = held_for(*QUICK)
+for_windows_too = held_for("archs/gemma3", *QUICK)
+for_every_kind = held_for(*QUICK, *KINDS)
 for_recurrent = pytest.mark.parametrize("harness", TOYS, indirect=True)
-for_kinds = pytest.mark.parametrize(  # of state: what concerns shapes alone, with sliding windows by default
-    "harness",
-    ["archs/gemma3", *QUICK] + [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS[1:]],
-    indirect=True,
-)
 
 SHAPES = {
     "batch of 9": {"neighbours": prompts(7, 20, seed=1), "max_batch": 9},
@@ -77,7 +83,7 @@ def expected(harnesses):
     return get
 
 
-@for_kinds
+@for_windows_too
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_shapes(harness, expected, shape):
     """Batch mates, chunk sizes, table widths and page sizes."""
@@ -107,7 +113,7 @@ def test_arrival_order(harness, expected):
         assert outcome(requests[0]) == harness.generated_alone(others[0], seed=0)
 
 
-@for_kinds
+@for_windows_too
 @pytest.mark.parametrize("cached", [15, 16, 17, 63, 64, 65, 90])
 def test_prefix_hits(harness, expected, cached):
     """After a prompt that shares the first `cached` tokens, and after the very same prompt, twice."""
@@ -274,7 +280,7 @@ def test_a_snapshot_in_a_new_process(harnesses, data, tmp_path, expected, name):
     finish(engine, [scored, request])
 
 
-@for_all
+@for_every_kind
 def test_everything_at_once(harness):
     """Requests come, fork, go back, are cancelled, preempted and resumed elsewhere; each ends as if alone."""
     rng = random.Random(5)
