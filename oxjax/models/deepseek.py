@@ -14,8 +14,7 @@ __all__ = ["block", "config", "layer"]
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
-    scale = hp.get("attention.scale", float, 0.0) or None
-    base, frequencies = dense_config(hp, tensors, pairing="norm", attention={"scale": scale})
+    base, frequencies = dense_config(hp, tensors, pairing="norm")
     d_ff = hp.uniform("expert_feed_forward_length")
     experts = expert_layers(
         hp,

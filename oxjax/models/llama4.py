@@ -24,11 +24,10 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config; files do not state the chunk."""
     if hp.get("attention.sliding_window", int, _CHUNK) == 0:
         raise hp.error("attention.sliding_window", "found 0, but models without chunks are not supported")
-    scale = hp.get("attention.scale", float, 0.0) or None
     base, frequencies = slide(
         hp,
         tensors,
-        *dense_config(hp, tensors, pairing="norm", attention={"scale": scale}),
+        *dense_config(hp, tensors, pairing="norm"),
         hp.window_layers(default_period=4),
         chunk=_CHUNK,
     )

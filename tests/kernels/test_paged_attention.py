@@ -10,7 +10,7 @@ from oxjax.kernels.paged_attention import EXACT_Q_TILE, FAST_Q_TILE, KV_BLOCK, p
 from oxjax.models.layers.attention import alibi_slopes
 
 
-def textbook(q, k, v, positions, *, scale, window=None, softcap=None, slopes=None):
+def textbook(q, k, v, positions, *, scale, window=None, chunk=None, softcap=None, slopes=None, sinks=None):
     """softmax(scale q kᵀ) v for one sequence; q `[n, H, D]`, k and v `[len, Hkv, D]`."""
     group = q.shape[1] // k.shape[1]
     k, v = (np.repeat(a.astype(np.float64), group, axis=1) for a in (k, v))
@@ -21,9 +21,13 @@ def textbook(q, k, v, positions, *, scale, window=None, softcap=None, slopes=Non
     if slopes is not None:
         scores = scores - slopes[:, None, None] * distance
     hidden = (distance < 0) | (distance >= (window or np.inf))
+    if chunk is not None:
+        hidden |= (positions // chunk)[:, None] != np.arange(len(k)) // chunk
     scores = np.where(hidden, -np.inf, scores)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v)
+    sink = np.full(q.shape[1], -np.inf) if sinks is None else np.asarray(sinks, np.float64)
+    best = np.maximum(scores.max(-1, keepdims=True), sink[:, None, None])
+    weights = np.exp(scores - best)
+    return np.einsum("hqk,khd->qhd", weights / (weights.sum(-1, keepdims=True) + np.exp(sink[:, None, None] - best)), v)
 
 
 class Case:
@@ -108,6 +112,30 @@ def test_scores_lose_with_distance(heads, kv_heads):
     case = Case([(300, 1), (9, 9), (140, 30)], heads=heads, kv_heads=kv_heads)
     options = {"scale": 0.3, "slopes": alibi_slopes(heads, 8.0)}
     np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, **options), case.expected(**options), **TOLERANCE)
+
+
+@pytest.mark.parametrize("chunk", [5, KV_BLOCK, 200])
+def test_queries_see_their_own_chunk(chunk):
+    case = Case([(300, 1), (201, 90), (9, 9), (200, 1)])
+    options = {"scale": 0.3, "chunk": chunk}
+    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, **options), case.expected(**options), **TOLERANCE)
+
+
+@pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2)])
+def test_sinks_take_their_share(heads, kv_heads):
+    """Sinks far below, among and far above the scores."""
+    case = Case([(300, 1), (9, 9), (140, 30)], heads=heads, kv_heads=kv_heads)
+    sinks = jnp.linspace(-20.0, 20.0, heads)
+    options = {"scale": 0.3, "sinks": sinks, "window": 100}
+    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, **options), case.expected(**options), **TOLERANCE)
+
+
+@pytest.mark.parametrize("at", [1, 5])
+def test_keys_may_lie_in_two_arrays(at):
+    case = Case([(300, 1), (140, 30)], kv_heads=1)
+    whole = case.run(q_tile=EXACT_Q_TILE, scale=0.3)
+    case.k, more = case.k[..., :at], case.k[..., at:]
+    np.testing.assert_array_equal(case.run(q_tile=EXACT_Q_TILE, scale=0.3, more_k_pages=jnp.asarray(more)), whole)
 
 
 def test_slopes_are_the_published_ones():

@@ -5,7 +5,9 @@ A case comes with the recipe whose answer it must change, if metadata alone sets
 
 from __future__ import annotations
 
-from synth import PRE, RECIPES, Recipe
+import dataclasses
+
+from synth import PRE, RECIPES, Experts, Latent, Recipe
 
 Case = tuple[str, Recipe, Recipe | None]
 
@@ -48,6 +50,27 @@ _KEYS: dict[str, dict[str, dict]] = {
         "logit scale": {"logit_scale": 2.0},
         "no rotation": {"rope.scaling.finetuned": False},
     },
+    "dbrx": {"clamp": {"attention.clamp_kqv": 0.3}},
+    "deepseek": {"scale": {"expert_weights_scale": 3.0}},
+    "glm4moe": {"rope_dim": {"rope.dimension_count": 4}},
+    "granitemoe": {
+        "score scale": {"attention.scale": 0.05},
+        "embedding scale": {"embedding_scale": 3.0},
+        "branch scale": {"residual_scale": 0.3},
+        "logit scale": {"logit_scale": 2.0},
+        "no rotation": {"rope.scaling.finetuned": False},
+    },
+    "grok": {
+        "score scale": {"attention.output_scale": 0.3},
+        "embedding scale": {"embedding_scale": 3.0},
+        "logit scale": {"logit_scale": 2.0},
+        "cap": {"attn_logit_softcapping": 0.5},
+        "final cap": {"final_logit_softcapping": 2.0},
+    },
+    "llama4": {
+        "pattern": {"attention.sliding_window_pattern": [True, False, False, False], "rope.freq_base_swa": 300.0},
+    },
+    "minimax-m2": {"rope_dim": {"rope.dimension_count": 4}, "softmax": {"expert_gating_func": 1}},
     "minicpm": {
         "embedding scale": {"embedding_scale": 3.0},
         "branch scale": {"residual_scale": 0.3},
@@ -68,7 +91,80 @@ _KEYS: dict[str, dict[str, dict]] = {
     "stablelm": {"rope_dim": {"rope.dimension_count": 8}},
 }
 
+# What the router does. In llama4, where every expert reads its weight times the row, one is used.
+_ROUTING = {
+    "one used": {"expert_used_count": 1},
+    "five used": {"expert_used_count": 5},
+    "used by layer": {"expert_used_count": [3, 2, 1, 4]},
+    "groups": {"expert_group_count": 4, "expert_group_used_count": 2},
+    "groups of four": {"expert_group_count": 2, "expert_group_used_count": 1},
+}
+_WEIGHTS = {
+    "weights as they are": {"expert_weights_norm": False},
+    "scale": {"expert_weights_scale": 0.5},
+    "softmax": {"expert_gating_func": 1},
+}
+_LOG = {"rope.scaling.yarn_log_multiplier": 0.0707}
+_V2, _GPT_OSS, _LLAMA4 = _R["deepseek2"], _R["gpt-oss"], _R["llama4"]
+_YARN_V2 = _V2.but(_YARN)
+_BARE = {key: value for key, value in _V2.keys.items() if "gating" not in key and "weights" not in key}
+
+
+def _mixed(arch: str, keys: dict | None = None, **changes) -> Recipe:
+    """The recipe with other experts."""
+    r = _R[arch]
+    return r.but(keys, experts=dataclasses.replace(r.experts or Experts(), **changes))
+
+
+_MIXTURES: list[Case] = [
+    ("mixture", _mixed("llama"), None),
+    ("mixture, shared, merged", _mixed("deepseek2", merged=True), None),
+    ("no dense layers", _mixed("deepseek2", {"leading_dense_block_count": 0}, dense=0), None),
+    ("two dense layers", _mixed("deepseek", {"leading_dense_block_count": 2}, dense=2), None),
+    ("one shared", _mixed("glm4moe", {"expert_shared_count": 1}, shared=48), None),
+    ("shared", _mixed("granitemoe", {"expert_shared_feed_forward_length": 40}, shared=40), None),
+    (
+        "shared width",
+        _mixed("bailingmoe2", {"expert_shared_feed_forward_length": 40}, shared=80),
+        None,
+    ),
+    ("16 experts", _mixed("qwen3moe", n=16), None),
+    ("6 experts", _mixed("qwen2moe", n=6), None),
+    ("without head norms", _R["glm4moe"].but(qk_norm=None), None),
+    ("every other layer", _mixed("ernie4_5-moe", {"interleave_moe_layer_step": 2, "leading_dense_block_count": 2},
+                                 dense=2, every=2), None),
+    ("not shared", _mixed("ernie4_5-moe", {"expert_shared_feed_forward_length": 0}, shared=0), None),
+    ("no selection bias", _mixed("ernie4_5-moe", selection_bias=False), None),
+    ("widths from feed_forward_length", _R["qwen3moe"].but({"expert_feed_forward_length": 0}, d_ff=144), None),
+    ("narrow", _mixed("grok", {"expert_feed_forward_length": 48}, d_ff=48), None),
+    ("Grok 2", _mixed("grok", beside=True), None),
+    (
+        "Grok 2, post_ffw_norm",
+        _mixed("grok", beside=True).but(norms=("attn_norm", "attn_output_norm", "ffn_norm", "post_ffw_norm")),
+        None,
+    ),
+    ("128 experts", _mixed("llama4", n=128), None),
+    ("a mixture on every layer", _mixed("llama4", {"interleave_moe_layer_step": 1}, every=1), None),
+    ("layers without positions", _LLAMA4.but(layers=9), None),
+    ("window", _GPT_OSS.but({"attention.sliding_window": 5}), _GPT_OSS),
+    ("pattern", _GPT_OSS.but({"attention.sliding_window_pattern": 1}), _GPT_OSS),
+    ("sliding base", _GPT_OSS.but({"rope.freq_base_swa": 300.0}), _GPT_OSS),
+    ("full rank", _V2.but(latent=Latent(q_rank=0)), None),
+    ("old", _V2.but(kv_heads=4, latent=Latent(split=False)), None),
+    ("old, full rank, yarn", _YARN_V2.but(_LOG, kv_heads=4, latent=Latent(q_rank=0, split=False)), None),
+    ("wide rotation", _V2.but(latent=Latent(nope=8, rope=16, value=12, kv_rank=20)), None),
+    ("six heads", _V2.but(heads=6, latent=Latent(value=16)), None),
+    ("log multiplier", _YARN_V2.but(_LOG), _YARN_V2),
+    ("log multiplier of one", _YARN_V2.but({"rope.scaling.yarn_log_multiplier": 0.1}), _YARN_V2.but(_LOG)),
+    ("log multiplier, attn_factor", _YARN_V2.but({**_LOG, "rope.scaling.attn_factor": 0.7}), _YARN_V2.but(_LOG)),
+    ("temperature", _V2.but({"attention.temperature_scale": 0.5, "attention.temperature_length": 16}), _V2),
+    ("V2", dataclasses.replace(_mixed("deepseek2", selection_bias=False), keys=_BARE), None),
+    ("untied", _V2.but(untied=True), None),
+    ("ranks", _R["minicpm3"].but(latent=Latent(q_rank=40, kv_rank=16, split=False)), None),
+]  # fmt: skip
+
 _SPECIAL: list[Case] = [
+    *_MIXTURES,
     ("32 layers, rotated", _R["baichuan"].but(layers=32, **_SMALL), None),
     ("40 layers, ALiBi", _R["baichuan"].but(layers=40, **_SMALL), None),
     ("5 heads", _R["bloom"].but(heads=5, kv_heads=5, d_model=80), None),
@@ -114,11 +210,21 @@ def _common(arch: str, r: Recipe) -> list[Case]:
     cases: list[Case] = [("epsilon", r.but({epsilon: 1.0}), r)]
     if arch not in _NOT_ROTATED:
         cases += [(name, r.but(keys), r) for name, keys in _ROTATIONS.items()]
-    if r.kv_heads not in (1, r.heads):
+    if r.kv_heads not in (1, r.heads) and r.latent is None:
         cases += [
             ("6 heads by 3", r.but(heads=6, kv_heads=3, d_model=96), None),
             ("one kv head", r.but(kv_heads=1), None),
         ]
+    if r.experts:
+        routing = {name: {k: v[: r.layers] if isinstance(v, list) else v for k, v in keys.items()}
+                   for name, keys in _ROUTING.items()}  # fmt: skip
+        cases += [
+            (name, r.but(keys), r)
+            for name, keys in routing.items()
+            if keys != {"expert_used_count": 1} or arch != "llama4"
+        ]
+    if "expert_weights_norm" in r.keys:
+        cases += [(name, r.but(keys), r) for name, keys in _WEIGHTS.items()]
     if arch in ("cohere2", "gemma2", "gemma3"):
         deep = r.but(layers=4)
         cases += [(name, deep.but(keys), deep) for name, keys in _WINDOWS.items()]

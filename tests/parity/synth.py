@@ -389,7 +389,7 @@ RECIPES = {
             output_bias=True,
             keys={"rope.dimension_count": 12},
         ),
-        Recipe("olmoe", qk_norm="whole", untied=True, experts=_MIX),
+        Recipe("olmoe", kv_heads=4, qk_norm="whole", untied=True, experts=_MIX),
         Recipe("orion", **_LAYER_NORMED, untied=True),
         Recipe("phi3", fused_qkv=True, mlp="fused"),
         Recipe("qwen", fused_qkv=True, qkv_bias="fused", untied=True, kv_heads=4, keys={"feed_forward_length": 192}),

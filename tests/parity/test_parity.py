@@ -113,3 +113,13 @@ def test_gelu_table_is_the_difference(data, reference, report, monkeypatch, name
     if len(model.config.layers) <= 3:
         assert tabled.min() < 1e-5
         assert ours.min() > 1e-4
+
+
+# Chunkings and bucket sizes, in exact mode: the same bits. (The law tests hold whole engines to it.)
+@pytest.mark.parametrize("name", ["mixtral", "qwen2moe", "gptoss", "deepseek2_mla"])
+def test_bits_of_mixtures_do_not_depend_on_chunks(data, reference, name):
+    ids = reference[f"{name}__ids"]
+    loop = Loop(oxjax.load(data / "archs" / f"{name}.gguf"))
+    whole = loop.logits(ids, [N])
+    for chunks in ([37, 1, 25, 37], [16] * 6 + [4], [1] * N):
+        np.testing.assert_array_equal(loop.logits(ids, chunks), whole)

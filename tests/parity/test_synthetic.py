@@ -58,6 +58,10 @@ QUICK = [
     "stablelm: 12B",
     "mpt: everything",
     "granite: no rotation",
+    "deepseek2: old, full rank, yarn",
+    "deepseek2: groups",
+    "qwen3moe: used by layer",
+    "grok: Grok 2",
 ]
 SWEEP = sweep()
 CHUNKS = [32, 32]  # one shape to compile, and a past to attend to
@@ -103,9 +107,13 @@ def test_variant(name, theirs, report):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("name", ["bloom", "mistral3: temperature", "mpt: everything", "olmo"])
+LAWFUL = ["bloom", "mistral3: temperature", "mpt: everything", "olmo"]
+LAWFUL_MIXTURES = ["deepseek2: temperature", "glm4moe: groups", "gpt-oss", "grok: Grok 2", "llama4", "minicpm3"]
+
+
+@pytest.mark.parametrize("name", LAWFUL + [pytest.param(n, marks=pytest.mark.slow) for n in LAWFUL_MIXTURES])
 def test_bits_do_not_depend_on_chunks(name, theirs):
-    """ALiBi, growing queries, clamps and norms without weights keep the law."""
+    """ALiBi, growing queries, clamps, norms without weights, and experts keep the law."""
     path, _ = theirs(SWEEP[name][0] if name in SWEEP else RECIPES[name])
     loop = Loop(oxjax.load(path))
     whole = loop.logits(IDS, [64])
