@@ -21,6 +21,7 @@ from oxjax.models.layers.linear import Linear
 from oxjax.models.layers.mamba import Mamba, MambaSpec
 from oxjax.models.layers.mamba2 import Mamba2, Mamba2Spec
 from oxjax.models.layers.norms import Norm
+from oxjax.models.layers.plamo_mamba import PlamoMamba, PlamoMambaSpec
 from oxjax.models.layers.short_conv import ShortConv, ShortConvSpec
 from oxjax.models.loader import ParamLoader
 
@@ -97,6 +98,18 @@ def mamba2_spec(hp: Hyperparameters) -> Mamba2Spec:
         conv=(hp.uniform("ssm.conv_kernel") - 1, d_inner + 2 * n_groups * d_state),
         ssm=(n_heads, d_state, d_inner // n_heads),
         n_groups=n_groups,
+    )
+
+
+def plamo_mamba_spec(hp: Hyperparameters) -> PlamoMambaSpec:
+    """PLaMo 2's Mamba as `ssm.*` describes it; the width of the narrow projection has no key."""
+    d_inner, d_state = hp.uniform("ssm.inner_size"), hp.uniform("ssm.state_size")
+    n_heads = _divides(hp, "ssm.time_step_rank", hp.uniform("ssm.time_step_rank"), d_inner)
+    hp.key("ssm.group_count")  # 0 in its files; all heads share b and c
+    return PlamoMambaSpec(
+        conv=(hp.uniform("ssm.conv_kernel") - 1, d_inner),
+        ssm=(n_heads, d_state, d_inner // n_heads),
+        dt_rank=max(64, hp.d_model // 16),
     )
 
 
@@ -201,6 +214,28 @@ def _mamba2(tensors: ParamLoader, prefix: str, spec: Mamba2Spec, d_model: int) -
     )
 
 
+def _plamo_mamba(tensors: ParamLoader, prefix: str, spec: PlamoMambaSpec, d_model: int) -> PlamoMamba:
+    n_heads, d_state, head_dim = spec.ssm
+    d_inner = n_heads * head_dim
+    z, x = take_apart(tensors.linear(f"{prefix}.ssm_in", d_model, 2 * d_inner), n_heads, (head_dim, head_dim))
+    b, c, dt_low = tensors.fused(f"{prefix}.ssm_x", d_inner, (d_state, d_state, spec.dt_rank))
+    return PlamoMamba(
+        z=z,
+        x=x,
+        conv=_conv(tensors, f"{prefix}.ssm_conv1d", spec.conv),
+        b=b,
+        c=c,
+        dt_low=dt_low,
+        b_norm=tensors.bare_norm(f"{prefix}.ssm_b_norm", d_state),
+        c_norm=tensors.bare_norm(f"{prefix}.ssm_c_norm", d_state),
+        dt_norm=tensors.bare_norm(f"{prefix}.ssm_dt_norm", spec.dt_rank),
+        dt=tensors.linear(f"{prefix}.ssm_dt", spec.dt_rank, n_heads),
+        a=_put(tensors.vector(f"{prefix}.ssm_a", n_heads)),
+        d=_put(tensors.vector(f"{prefix}.ssm_d", n_heads)),
+        out=tensors.linear(f"{prefix}.ssm_out", d_inner, d_model),
+    )
+
+
 def take_apart(p: Linear, groups: int, widths: tuple[int, ...]) -> tuple[Linear, ...]:
     """Maps whose outputs take turns in one: each of the groups holds so many of each."""
     weight = p.weight.reshape(p.weight.shape[0], groups, sum(widths))
@@ -249,7 +284,13 @@ def _short_conv(tensors: ParamLoader, prefix: str, spec: ShortConvSpec, d_model:
     )
 
 
-_LOADERS = {DeltaNetSpec: _delta_net, MambaSpec: _mamba, Mamba2Spec: _mamba2, ShortConvSpec: _short_conv}
+_LOADERS = {
+    DeltaNetSpec: _delta_net,
+    MambaSpec: _mamba,
+    Mamba2Spec: _mamba2,
+    PlamoMambaSpec: _plamo_mamba,
+    ShortConvSpec: _short_conv,
+}
 
 
 def gated_attention(tensors: ParamLoader, prefix: str, spec: AttentionSpec, d_model: int) -> Attention:

@@ -120,8 +120,9 @@ class Hyperparameters:
 
     @cached_property
     def n_heads(self) -> int:
-        """Query heads."""
-        return self.uniform("attention.head_count")
+        """Query heads, of all layers that have any."""
+        counts = set(self.per_layer("attention.head_count")) - {0}
+        return counts.pop() if len(counts) == 1 and min(counts) > 0 else self.uniform("attention.head_count")
 
     @cached_property
     def n_kv_heads(self) -> int:

@@ -113,6 +113,10 @@ class ParamLoader:
         bias = jax.device_put(self.vector(f"{name}.bias", *shape)) if self.has(f"{name}.bias") else None
         return Norm(weight=jax.device_put(self.vector(f"{name}.weight", *shape)), bias=bias)
 
+    def bare_norm(self, name: str, d: int) -> Norm:
+        """The norm whose tensor is named `<name>`, without `.weight`."""
+        return Norm(weight=jax.device_put(self.vector(name, d)))
+
     def attention(
         self,
         prefix: str,

@@ -54,6 +54,24 @@ def mamba2(inner=2 * D, state=16, heads=8, groups=2, kernel=4, norm=True):
     return {f"ssm.{k}": v for k, v in keys.items()} | {"ssm.group_count": groups}, tensors
 
 
+def plamo_mamba(inner=2 * D, state=16, heads=8, kernel=4):
+    keys = {"inner_size": inner, "state_size": state, "time_step_rank": heads, "conv_kernel": kernel, "group_count": 0}
+    tensors = {
+        "ssm_in.weight": (2 * inner, D),
+        "ssm_conv1d.weight": (inner, kernel),
+        "ssm_x.weight": (2 * state + 64, inner),
+        "ssm_dt.weight": (heads, 64),
+        "ssm_dt.bias": (heads,),
+        "ssm_a": (heads,),
+        "ssm_d": (heads,),
+        "ssm_dt_norm": (64,),
+        "ssm_b_norm": (state,),
+        "ssm_c_norm": (state,),
+        "ssm_out.weight": (D, inner),
+    }
+    return {f"ssm.{k}": v for k, v in keys.items()}, tensors
+
+
 def delta_net(key_heads=2, heads=4, dim=32, kernel=4, form="split"):
     qkv, inner = (2 * key_heads + heads) * dim, heads * dim
     keys = {"inner_size": inner, "state_size": dim, "time_step_rank": heads, "conv_kernel": kernel}
@@ -123,6 +141,23 @@ def lfm2(mixer, **keys):
     return keys, blocks
 
 
+def plamo2(mixer, heads, kv_heads, dim=16, **keys):
+    """Attention where there are heads of keys; llama.cpp needs some number of query heads on the first block."""
+    n, n_kv = heads[0], max(kv_heads)
+    attended = {
+        "attn_qkv.weight": ((n + 2 * n_kv) * dim, D),
+        "attn_output.weight": (D, n * dim),
+        "attn_q_norm.weight": (n, dim),
+        "attn_k_norm.weight": (n_kv, dim),
+    }
+    after = {"post_attention_norm": (D,), "post_ffw_norm": (D,)}
+    feed = {"ffn_up.weight": (2 * FF, D), "ffn_down.weight": (D, FF)}
+    counts = {"attention.head_count": heads, "attention.head_count_kv": kv_heads}
+    lengths = dict.fromkeys(("attention.key_length", "attention.value_length"), dim)
+    blocks = [NORMS | after | feed | (attended if n else mixer[1]) for n in kv_heads]
+    return FED | mixer[0] | counts | lengths | keys, blocks
+
+
 def one_thing_each(mixer, **keys):
     """An MLP, then Mamba-2, then attention."""
     up_down = {"ffn_up.weight": (FF, D), "ffn_down.weight": (D, FF)}
@@ -163,6 +198,12 @@ CASES = {
     "lfm2": lfm2(short_conv()),
     "lfm2: window": lfm2(short_conv(4), **{"attention.sliding_window": 20}),
     "nemotron_h": one_thing_each(mamba2()),
+    "plamo2": plamo2(plamo_mamba(), [4, 4, 0], [0, 2, 0]),
+    "plamo2: shapes": plamo2(plamo_mamba(96, 24, 3, 3), [6, 6, 6], [0, 2, 2], 24),
+    "plamo2: first is attention": plamo2(plamo_mamba(64, 8, 8), [4, 0, 0], [4, 0, 0]),
+    "plamo2: rotated": plamo2(
+        plamo_mamba(64, 8, 8), [4, 4, 4], [0, 0, 1], 32, **{"rope.freq_base": 500.0, "rope.dimension_count": 16}
+    ),
     "qwen3next": qwen(delta_net(), experts(40, 48, gated=True), **QWEN_EXPERTS),
     "qwen3next: legacy": qwen(delta_net(form="legacy"), experts(40, 48, gated=True), **QWEN_EXPERTS),
     "qwen3next: one key head": qwen(delta_net(1, 4, 16), experts(40, 48, gated=True, merged=True), **QWEN_EXPERTS),
@@ -173,7 +214,7 @@ CASES = {
         delta_net(form="qwen35"), experts(40, 48, gated=True, merged=True), **QWEN_EXPERTS, **SECTIONS
     ),
 }  # fmt: skip
-QUICK = ["falcon-h1: without norm", "qwen3next: legacy", "qwen35: tiled"]
+QUICK = ["falcon-h1: without norm", "plamo2: shapes", "qwen3next: legacy", "qwen35: tiled"]
 
 
 def numbers(rng, name, shape):
@@ -233,6 +274,17 @@ def our_logits(path, exact):
         found.append(np.asarray(logits))
         at += n
     return np.concatenate(found)
+
+
+def test_plamo2_without_heads_on_the_first_block(data, tmp_path):
+    """llama.cpp would not return from such a file, which is what the converter writes."""
+    models = []
+    for heads in ([4, 4, 0], [0, 4, 0]):
+        keys, blocks = plamo2(plamo_mamba(), [4, 4, 0], [0, 2, 0])
+        write(tmp_path / "a.gguf", "plamo2", keys | {"attention.head_count": heads}, blocks, data / "archs/llama.gguf")
+        models.append(oxjax.load(tmp_path / "a.gguf"))
+    assert models[0].config == models[1].config
+    assert models[0].config.ropes[0].dim == 16
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])

@@ -1,0 +1,36 @@
+"""plamo2: PLaMo 2's Mamba with attention between, and norms before and after every branch.
+
+Its converter says 0 heads where a block has no attention. llama.cpp takes the width of the rotation from the first
+block; where that one has no heads it rotates nothing, and later versions never return from that. We rotate what the
+model was trained with, as llama.cpp does where the first block has heads.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from oxjax.config import LayerSpec, MLPSpec, ModelConfig
+from oxjax.models.base import Frequencies
+from oxjax.models.hybrid import attention_or, hybrid_config, hybrid_layer, plamo_mamba_spec
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.hybrid import HybridLayer
+from oxjax.models.layers.hybrid import hybrid_block as block
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config; only attention layers have heads."""
+    mixers = attention_or(hp, plamo_mamba_spec(hp), scale=hp.value_dim**-0.5)
+    feed = MLPSpec(hp.uniform("feed_forward_length"), "silu")
+    return hybrid_config(hp, tensors, (LayerSpec((m,), feed) for m in mixers), pairing="neox")
+
+
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:
+    """Block `i`; the norms after its branches are named without `.weight`."""
+    found = hybrid_layer(tensors, i, spec, config, attention=partial(ParamLoader.attention, qk_norm="heads"))
+    return found.replace(
+        post_norm=tensors.bare_norm(f"blk.{i}.post_attention_norm", config.d_model),
+        post_mlp_norm=tensors.bare_norm(f"blk.{i}.post_ffw_norm", config.d_model),
+    )
