@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from oxjax.config import MLPSpec, MoESpec
+from oxjax.gguf import GGUFFile
 from oxjax.models.layers.linear import Linear
 from oxjax.models.layers.mlp import MLP
 from oxjax.models.layers.moe import Experts, MoE, moe, route
+from oxjax.models.load import load_params
+from oxjax.models.loader import ParamLoader
 
 E, D, FF, ROWS = 12, 64, 48, 83
 PLAIN = MoESpec(E, 3, FF)
@@ -150,3 +153,47 @@ def test_weights_of_vanishing_scores_stay_finite(x):
     p = p.replace(router=Linear(p.router.weight, p.router.bias - 200.0))
     weights = route(p, x, dataclasses.replace(PLAIN, gating="sigmoid"), exact=True)[1]
     np.testing.assert_array_equal(weights, 0.0)
+
+
+def test_old_files_with_a_tensor_for_each_expert(data, tmp_path):
+    """The first Mixtral files kept experts apart; the same numbers give the same parameters."""
+    import gguf
+
+    source = gguf.GGUFReader(data / "archs" / "mixtral.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "old.gguf", "llama")
+    for key, field in source.fields.items():
+        if key.startswith("llama."):
+            writer.add_key_value(key, field.contents(), field.types[0])
+    for tensor in source.tensors:
+        if "_exps" not in tensor.name:
+            writer.add_tensor(tensor.name, tensor.data)
+            continue
+        for e, matrix in enumerate(tensor.data):
+            writer.add_tensor(tensor.name.replace("_exps", f".{e}"), matrix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with GGUFFile.open(tmp_path / "old.gguf") as old, GGUFFile.open(data / "archs" / "mixtral.gguf") as new:
+        (_, ours), (_, theirs) = load_params(old), load_params(new)
+    for got, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_experts_with_a_scale_each(tmp_path):
+    """`.scale` of a stack has one number per expert (NVFP4 files)."""
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    numbers = np.random.default_rng(0).standard_normal((3, 8, 5), np.float32)
+    writer.add_tensor("a_exps.weight", numbers)
+    writer.add_tensor("a_exps.scale", np.array([1.0, 0.5, -2.0], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with GGUFFile.open(tmp_path / "m.gguf") as file:
+        first, second = ParamLoader(file, "float32").experts("a", 3, 5, (6, 2))
+    scaled = (numbers * np.array([1.0, 0.5, -2.0], np.float32)[:, None, None]).swapaxes(1, 2)
+    np.testing.assert_array_equal(first.weight, scaled[..., :6])
+    np.testing.assert_array_equal(second.weight, scaled[..., 6:])
