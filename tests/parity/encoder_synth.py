@@ -26,6 +26,7 @@ class EncoderRecipe(Recipe):
     bare_first: bool = False  # no attn_norm in the first block
     buckets: int = 0
     bias_everywhere: bool = False  # T5: each block has biases of its own
+    decoder: bool = False  # T5: a tensor of a decoder
     activation: str = "gelu"
 
     def tensors(self, vocab: int, context: int) -> dict[str, tuple[int, ...]]:
@@ -49,6 +50,8 @@ class EncoderRecipe(Recipe):
         }
         for i in range(self.layers if self.bias_everywhere else 1):
             renamed[f"enc.blk.{i}.attn_rel_b.weight"] = (self.buckets, self.heads)
+        if self.decoder:
+            renamed["dec.output_norm.weight"] = (self.d_model,)
         return renamed
 
 

@@ -109,3 +109,11 @@ def test_bits_do_not_depend_on_company(data, tmp_path, monkeypatch, name):
             found = llm.embed([texts[i] for i in order], "none")
             for i, tokens in zip(order, found, strict=True):
                 np.testing.assert_array_equal(tokens, alone[i])
+
+
+def test_a_t5_with_a_decoder_embeds_as_its_encoder(data, tmp_path):
+    recipe, tokenizer = ENCODERS["t5encoder"][0], data / "archs" / "bert.gguf"
+    with LLM(write(tmp_path / "whole.gguf", recipe.but(arch="t5", decoder=True), tokenizer)) as llm:
+        whole = llm.embed([IDS[:20]])
+    with LLM(write(tmp_path / "encoder.gguf", recipe, tokenizer)) as llm:
+        np.testing.assert_array_equal(llm.embed([IDS[:20]]), whole)
