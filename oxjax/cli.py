@@ -103,6 +103,31 @@ def _stream(llm: Any, text: str, params: Any) -> None:
 
 
 @app.command()
+def embed(
+    text: PromptArgument = None,
+    model: ModelOption = None,
+    pooling: Annotated[str | None, typer.Option(help="mean, max, cls, last or none. Default: the file's.")] = None,
+    normalize: Annotated[bool, typer.Option(help="Divide every vector by its length.")] = True,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text.")] = False,
+) -> None:
+    """Print the embedding of a text, or of each line of standard input ('-')."""
+    texts = _text(text).splitlines() if text == "-" else [_text(text)]
+    from oxjax.llm import LLM
+
+    with _progress("loading") as progress:
+        llm = LLM(model, exact=not fast, dtype=dtype, progress=progress)
+    with llm:
+        for line, vectors in zip(texts, llm.embed(texts, pooling, normalize), strict=True):
+            if as_json:
+                print(json.dumps({"text": line, "embedding": vectors.tolist()}, ensure_ascii=False))
+            else:
+                for vector in vectors.reshape(-1, vectors.shape[-1]):
+                    print(" ".join(f"{x:.8g}" for x in vector))
+
+
+@app.command()
 def info(
     file: Annotated[str | None, typer.Argument(help="As for --model.", show_default=False)] = None,
     as_json: JsonOption = False,

@@ -128,3 +128,15 @@ Tokenizer.from_gguf(sys.argv[1]).encode("Once upon a time")
 assert "jax" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code, str(embedded_model())], check=True)
+
+
+def test_embed_prints_a_vector_per_line_of_input(data):
+    model = data / "models" / "all-MiniLM-L6-v2"
+    cases = json.loads((model / "reference.json").read_text())[:2]
+    lines = "\n".join(c["text"] for c in cases)
+    found = [json.loads(x) for x in oxjax("embed", "-m", model, "-", "--json", input=lines).stdout.splitlines()]
+    assert [f["text"] for f in found] == [c["text"] for c in cases]
+    # See tests/test_embed.py.
+    np.testing.assert_allclose([f["embedding"] for f in found], [c["embedding"] for c in cases], rtol=0, atol=1.5e-4)
+    bare = oxjax("embed", "-m", model, cases[0]["text"]).stdout
+    np.testing.assert_allclose([float(x) for x in bare.split()], found[0]["embedding"], rtol=1e-6)

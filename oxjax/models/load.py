@@ -110,6 +110,7 @@ def _decoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequ
 
 def _encoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequencies: Frequencies) -> EncoderParams:
     d, types, final = config.d_model, "token_types.weight", architecture.FINAL_NORM
+    tensors.skip("cls.")  # heads that judge pairs of texts, which have no part in an embedding
     token_type = None
     if tensors.has(types):
         token_type = tensors.embedding(types, tensors.file.tensors[types].shape[0], d)[0]

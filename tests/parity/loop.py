@@ -64,3 +64,9 @@ class Loop:
 
 def worst(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(got - expected).max() / expected.std())
+
+
+def gelu_by_table(x):
+    """GELU as ggml reads it: 16-bit in, 16-bit out."""
+    half = jax.nn.gelu(x.astype(jnp.float16).astype(jnp.float32), approximate=True).astype(jnp.float16)
+    return half.astype(jnp.float32)

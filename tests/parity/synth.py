@@ -81,6 +81,10 @@ class Recipe:
         """The same with other fields, and with `keys` added."""
         return dataclasses.replace(self, **changes, keys={**self.keys, **(keys or {})})
 
+    def tensors(self, vocab: int, context: int) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the file."""
+        return shapes(self, vocab, context)
+
 
 def shapes(r: Recipe, vocab: int, context: int) -> dict[str, tuple[int, ...]]:
     """Every tensor of the file, `[d_out, d_in]` for matrices."""
@@ -198,6 +202,7 @@ def numbers(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
     if "embd" in name:
         return noise
     gain = 2.0 if any(part in name for part in ("attn_q", "attn_k")) else 1.0  # scores that tell keys apart
+    gain = 8.0 if "attn_rel_b" in name else gain  # beside scores without a scale
     return gain * noise / np.float32(np.sqrt(shape[-1]))
 
 
@@ -245,7 +250,7 @@ def write(path, recipe: Recipe, tokenizer_of, *, seed: int = 0):
             else:
                 writer.add_key_value(name, stored.contents(), stored.types[0])
     vocab = len(reader.fields["tokenizer.ggml.tokens"].contents())
-    for name, shape in shapes(recipe, vocab, keys["context_length"]).items():
+    for name, shape in recipe.tensors(vocab, keys["context_length"]).items():
         rng = np.random.default_rng([seed, *name.encode()])
         writer.add_tensor(name, numbers(rng, name, shape))
     writer.write_header_to_file()

@@ -1,10 +1,9 @@
 """Logits against llama.cpp's, computed by it from the same weights in float32 (see the data's README)."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from loop import Loop, worst
+from loop import Loop, gelu_by_table, worst
 
 import oxjax
 from oxjax.models.layers import mlp
@@ -84,12 +83,6 @@ def test_llm_logits_are_the_same(data, reference):
     np.testing.assert_array_equal(short, whole[:37])
 
 
-def _gelu_by_table(x):
-    """GELU as ggml reads it: 16-bit in, 16-bit out."""
-    half = jax.nn.gelu(x.astype(jnp.float16).astype(jnp.float32), approximate=True).astype(jnp.float16)
-    return half.astype(jnp.float32)
-
-
 @pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3"])
 def test_gelu_table_is_the_difference(data, reference, report, monkeypatch, name):
     """With ggml's 16-bit GELU in place of ours the disagreement shrinks to where a table entry tips over.
@@ -101,7 +94,7 @@ def test_gelu_table_is_the_difference(data, reference, report, monkeypatch, name
     ids, expected = reference[f"{name}__ids"], reference[name]
     model = oxjax.load(data / "archs" / f"{name}.gguf")
     ours = np.abs(Loop(model).logits(ids, [N]) - expected).max(axis=1) / expected.std()
-    monkeypatch.setitem(mlp.ACTIVATIONS, "gelu", _gelu_by_table)
+    monkeypatch.setitem(mlp.ACTIVATIONS, "gelu", gelu_by_table)
     jax.clear_caches()
     tabled = np.abs(Loop(model).logits(ids, [N]) - expected).max(axis=1) / expected.std()
     jax.clear_caches()
