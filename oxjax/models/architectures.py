@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models import (
     arcee,
+    arwkv7,
     baichuan,
     bloom,
     codeshell,
@@ -47,6 +48,9 @@ from oxjax.models import (
     qwen3next,
     qwen35,
     qwen35moe,
+    rwkv6,
+    rwkv6qwen2,
+    rwkv7,
     seed_oss,
     smollm3,
     stablelm,
@@ -73,6 +77,7 @@ class Architecture(Protocol):
 
 ARCHITECTURES: dict[str, Any] = {
     "arcee": arcee,
+    "arwkv7": arwkv7,
     "baichuan": baichuan,
     "bloom": bloom,
     "codeshell": codeshell,
@@ -113,6 +118,9 @@ ARCHITECTURES: dict[str, Any] = {
     "qwen35": qwen35,
     "qwen35moe": qwen35moe,
     "qwen3next": qwen3next,
+    "rwkv6": rwkv6,
+    "rwkv6qwen2": rwkv6qwen2,
+    "rwkv7": rwkv7,
     "seed_oss": seed_oss,
     "smollm3": smollm3,
     "stablelm": stablelm,

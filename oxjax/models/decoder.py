@@ -105,7 +105,8 @@ def step(
     for p, spec, old in zip(params.layers, config.layers, state, strict=True):
         x, new = _block(p, x, old, layout, angles, spec=spec, config=config)
         new_state.append(new)
-    x = norm(params.final_norm, x[batch.logits_rows], config)
+    # What blocks pass on beside the residual stream lies in columns past it.
+    x = norm(params.final_norm, x[batch.logits_rows, : config.d_model], config)
     return _logits(params, x, config), tuple(new_state)
 
 
