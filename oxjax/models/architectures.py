@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models import (
     arcee,
+    arwkv7,
     baichuan,
     bailingmoe2,
     bert,
@@ -63,10 +64,13 @@ from oxjax.models import (
     qwen2,
     qwen2moe,
     qwen3,
-    qwen35,
-    qwen35moe,
     qwen3moe,
     qwen3next,
+    qwen35,
+    qwen35moe,
+    rwkv6,
+    rwkv6qwen2,
+    rwkv7,
     seed_oss,
     smollm3,
     stablelm,
@@ -96,6 +100,7 @@ class Architecture(Protocol):
 
 ARCHITECTURES: dict[str, Any] = {
     "arcee": arcee,
+    "arwkv7": arwkv7,
     "baichuan": baichuan,
     "bailingmoe2": bailingmoe2,
     "bert": bert,
@@ -156,6 +161,9 @@ ARCHITECTURES: dict[str, Any] = {
     "qwen35moe": qwen35moe,
     "qwen3moe": qwen3moe,
     "qwen3next": qwen3next,
+    "rwkv6": rwkv6,
+    "rwkv6qwen2": rwkv6qwen2,
+    "rwkv7": rwkv7,
     "seed_oss": seed_oss,
     "smollm3": smollm3,
     "stablelm": stablelm,

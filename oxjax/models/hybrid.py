@@ -32,6 +32,7 @@ def hybrid_config(
     layers: Iterable[LayerSpec],
     *,
     pairing: str | None = None,
+    norm: str = "rms",
     **more: Any,
 ) -> tuple[ModelConfig, Frequencies]:
     """The config of given layers, with one rotation or none; `more` are fields that differ from their defaults."""
@@ -41,7 +42,8 @@ def hybrid_config(
         vocab_size=vocab_size(hp, tensors),
         d_model=hp.d_model,
         context_length=hp.context_length,
-        norm_eps=hp.rms_eps,
+        norm_eps=hp.rms_eps if norm == "rms" else hp.layer_eps,
+        norm=norm,
         layers=tuple(layers),
         ropes=tuple(spec for spec, _ in ropes),
         **more,

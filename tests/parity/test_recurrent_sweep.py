@@ -99,8 +99,8 @@ def attention(heads=4, kv_heads=2, dim=16, gated=False):
     return found | ({"attn_q_norm.weight": (dim,), "attn_k_norm.weight": (dim,)} if gated else {})
 
 
-def mlp(d_ff=FF, suffix=""):
-    return {f"ffn_{n}{suffix}.weight": (d_ff, D) for n in ("gate", "up")} | {f"ffn_down{suffix}.weight": (D, d_ff)}
+def mlp(d_ff=FF, suffix="", d=D):
+    return {f"ffn_{n}{suffix}.weight": (d_ff, d) for n in ("gate", "up")} | {f"ffn_down{suffix}.weight": (d, d_ff)}
 
 
 def experts(d_ff, shared=0, gated=False, merged=False, n=6):
@@ -116,8 +116,78 @@ def short_conv(kernel=3):
     return {"shortconv.l_cache": kernel}, {f"shortconv.{n}.weight": shape for n, shape in found.items()}
 
 
+def layer_norms(d):
+    return {f"{norm}.{part}": (d,) for norm in ("attn_norm", "attn_norm_2") for part in ("weight", "bias")}
+
+
+def channel_mix(d):
+    found = {"lerp_k": (d,), "key": (FF, d), "value": (d, FF)}
+    return {f"channel_mix_{n}.weight": shape for n, shape in found.items()}
+
+
+def rwkv6(head_dim=16, mix=8, decay=12, fused=True, **keys):
+    mix_keys = {"time_mix_extra_dim": mix, "time_decay_extra_dim": decay, "wkv.head_size": head_dim}
+    block = time_mix6(head_dim, mix, decay, fused) | {
+        "time_mix_first.weight": (D // head_dim, head_dim),
+        "time_mix_ln.weight": (D,),
+        "time_mix_ln.bias": (D,),
+        "channel_mix_lerp_r.weight": (D,),
+        "channel_mix_receptance.weight": (D, D),
+    }
+    return NO_HEADS | mix_keys | keys, [block | channel_mix(D) | layer_norms(D)] * LAYERS
+
+
+def time_mix6(head_dim, mix, decay, fused=True, d_kv=D):
+    shares = {"fused": (5, 1, 1, D)} if fused else dict.fromkeys("wkvrg", (D,))
+    maps = {"key": (d_kv, D), "value": (d_kv, D)} | dict.fromkeys(("receptance", "gate", "output"), (D, D))
+    low = {"w1": (5 * mix, D), "w2": (5, D, mix), "decay": (D,), "decay_w1": (decay, D), "decay_w2": (D, decay)}
+    found = {f"time_mix_lerp_{n}.weight": shape for n, shape in ({"x": (D,)} | shares).items()}
+    return found | {f"time_mix_{n}.weight": shape for n, shape in (maps | low).items()}
+
+
+def rwkv6qwen2(head_dim=16, kv_heads=4, mix=8, decay=12, biases=True):
+    counts = {"attention.head_count": 0, "attention.head_count_kv": kv_heads, "token_shift_count": 1}
+    mix_keys = {"time_mix_extra_dim": mix, "time_decay_extra_dim": decay, "wkv.head_size": head_dim}
+    d_kv = kv_heads * head_dim or D
+    block = NORMS | mlp() | time_mix6(head_dim, mix, decay, d_kv=d_kv)
+    if biases:
+        block |= {"time_mix_key.bias": (d_kv,), "time_mix_value.bias": (d_kv,), "time_mix_receptance.bias": (D,)}
+    return FED | counts | mix_keys, [block] * LAYERS
+
+
+# RWKV-7's scan in llama.cpp writes past heads that are no multiple of 64, and so past its memory.
+def time_mix7(d, decay, rate, mix, gate, i, norm=True):
+    ranks = {"w": decay, "a": rate, "v": mix if i else rate} | ({"g": gate} if gate else {})
+    found = {"lerp_fused": (6 if gate else 5, 1, 1, d)} | dict.fromkeys(
+        ("receptance", "key", "value", "output"), (d, d)
+    )
+    found |= {f"{n}1": (rank, d) for n, rank in ranks.items()} | {f"{n}2": (d, rank) for n, rank in ranks.items()}
+    found |= dict.fromkeys(("w0", "a0", "v0", "k_k", "k_a", "r_k"), (d,)) | ({"ln": (d,)} if norm else {})
+    found = {f"time_mix_{n}.weight": shape for n, shape in found.items()}
+    return found | ({"time_mix_ln.bias": (d,)} if norm else {})
+
+
+def rwkv7_keys(d, head_dim, decay, rate, mix, gate):
+    ranks = {"decay": decay, "iclr": rate, "value_residual_mix": mix, "gate": gate}
+    keys = {"wkv.head_size": head_dim, "embedding_length": d, "attention.head_count": 0}
+    return keys | {f"attention.{n}_lora_rank": rank for n, rank in ranks.items()}
+
+
+def rwkv7(d=2 * D, head_dim=64, decay=8, rate=12, mix=4, gate=16):
+    common = channel_mix(d) | layer_norms(d)
+    blocks = [time_mix7(d, decay, rate, mix, gate, i) | common for i in range(LAYERS)]
+    return NO_HEADS | rwkv7_keys(d, head_dim, decay, rate, mix, gate), blocks
+
+
+def arwkv7(d=2 * D, head_dim=64, decay=8, rate=12, mix=4, gate=16, norm=True):
+    common = {"attn_norm.weight": (d,), "ffn_norm.weight": (d,)} | mlp(d=d)
+    blocks = [time_mix7(d, decay, rate, mix, gate, i, norm) | common for i in range(LAYERS)]
+    return FED | {"token_shift_count": 1} | rwkv7_keys(d, head_dim, decay, rate, mix, gate), blocks
+
+
 NO_ATTENTION = {"attention.head_count": 0, "feed_forward_length": 0}
 FED = {"feed_forward_length": FF}
+NO_HEADS = FED | {"attention.head_count": 0, "attention.layer_norm_epsilon": 1e-5}
 NORMS = {"attn_norm.weight": (D,), "ffn_norm.weight": (D,)}
 QWEN_NORMS = {"attn_norm.weight": (D,), "post_attention_norm.weight": (D,)}
 QWEN_KEYS = ATTENTION | FED | {"attention.key_length": 16, "attention.value_length": 16, "rope.dimension_count": 4}
@@ -213,18 +283,34 @@ CASES = {
     "qwen35moe": qwen(
         delta_net(form="qwen35"), experts(40, 48, gated=True, merged=True), **QWEN_EXPERTS, **SECTIONS
     ),
+    "rwkv6": rwkv6(),
+    "rwkv6: shapes": rwkv6(head_dim=32, mix=5, decay=7, fused=False),
+    "rwkv6: halved": rwkv6(head_dim=8, rescale_every_n_layers=2),
+    "rwkv6qwen2": rwkv6qwen2(),
+    "rwkv6qwen2: grouped": rwkv6qwen2(head_dim=8, kv_heads=2, mix=6),
+    "rwkv6qwen2: no count": rwkv6qwen2(head_dim=32, kv_heads=0, decay=5, biases=False),
+    "rwkv7": rwkv7(),
+    "rwkv7: shapes": rwkv7(192, decay=5, rate=7, mix=9, gate=3),
+    "rwkv7: one head": rwkv7(head_dim=128),
+    "arwkv7": arwkv7(),
+    "arwkv7: no gate": arwkv7(gate=0),
+    "arwkv7: no norm": arwkv7(64, rate=6, norm=False),
 }  # fmt: skip
 QUICK = ["falcon-h1: without norm", "plamo2: shapes", "qwen3next: legacy", "qwen35: tiled"]
+QUICK += ["rwkv6: shapes", "rwkv6qwen2: grouped", "rwkv7: shapes", "arwkv7: no gate"]
 
 
 def numbers(rng, name, shape):
     noise = rng.standard_normal(shape, np.float32)
     if name.endswith("ssm_a"):
         return -np.exp(noise)
-    if "norm" in name:
+    if "lerp" in name:
+        return 0.5 + 0.3 * noise
+    if ("norm" in name or "_ln." in name) and not name.endswith("bias"):
         return 1 + 0.3 * noise
-    if "embd" in name or name.endswith("ssm_d"):
-        return noise
+    plain = ("ssm_d", "_first.weight", "decay.weight", "0.weight", "_k.weight", "k_a.weight")
+    if "embd" in name or name.endswith(plain):
+        return noise - 2 * name.endswith("decay.weight")  # some channels remember for long
     if name.endswith("bias") or "conv1d" in name or "shortconv.conv" in name:
         return 0.5 * noise
     return noise / np.float32(np.sqrt(shape[-1]))
@@ -243,7 +329,12 @@ def write(path, arch, keys, blocks, tokenizer_of):
             writer.add_key_value(field.name, field.contents(), kind, sub_type=sub)
     rng = np.random.default_rng(0)
     final_norm = "token_embd_norm" if arch == "lfm2" else "output_norm"
-    shapes = {"token_embd.weight": (VOCAB, D), f"{final_norm}.weight": (D,)}
+    d = keys.get("embedding_length", D)
+    shapes = {"token_embd.weight": (VOCAB, d), f"{final_norm}.weight": (d,)}
+    if arch.startswith(("rwkv", "arwkv")):
+        shapes["output.weight"] = (VOCAB, d)
+    if arch in ("rwkv6", "rwkv7"):
+        shapes |= dict.fromkeys(("token_embd_norm.weight", "token_embd_norm.bias", "output_norm.bias"), (d,))
     for i, block in enumerate(blocks):
         shapes |= {f"blk.{i}.{name}": shape for name, shape in block.items()}
     for name, shape in shapes.items():

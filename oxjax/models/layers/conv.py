@@ -44,3 +44,19 @@ def causal_conv(
     rows = jnp.clip(layout.starts[:, None] + entry - before, 0, x.shape[0] - 1)
     kept = jnp.take_along_axis(window, jnp.minimum(entry, max(before - 1, 0))[..., None], axis=1) if before else window
     return y, jnp.where((entry < before)[..., None], kept, x[rows])
+
+
+def previous_rows(
+    x: Float[Array, "T channels"], window: Float[Array, "S 1 channels"], layout: RowLayout
+) -> tuple[Float[Array, "T channels"], Float[Array, "S 1 channels"]]:
+    """The row before each row in its sequence, and the window after: a convolution that sees the past alone.
+
+    Args:
+        x: float32 rows.
+        window: the row before each sequence's rows; zeros where it begins.
+        layout: which rows belong to which sequence.
+    """
+    first = jnp.arange(x.shape[0], dtype=jnp.int32) == layout.starts[layout.row_seq]
+    before = jnp.where(first[:, None], window[layout.row_seq, 0], jnp.roll(x, 1, axis=0))
+    last = x[jnp.maximum(layout.ends - 1, 0)]
+    return before, jnp.where((layout.starts == layout.ends)[:, None], window[:, 0], last)[:, None]

@@ -1,0 +1,18 @@
+"""arwkv7 (ARWKV): Qwen 2 with RWKV-7's time mixing in place of attention; gates and norms of heads may be missing."""
+
+from __future__ import annotations
+
+from oxjax.config import MLPSpec, ModelConfig
+from oxjax.models.base import Frequencies
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.rwkv import rwkv_block as block
+from oxjax.models.loader import ParamLoader
+from oxjax.models.rwkv import rwkv7_config
+from oxjax.models.rwkv import rwkv_layer as layer
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    return rwkv7_config(hp, tensors, 1, MLPSpec(hp.uniform("feed_forward_length"), "silu"))

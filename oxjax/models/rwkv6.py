@@ -1,0 +1,25 @@
+"""rwkv6 (RWKV-6 "Finch"): time mixing with a decay per channel and row, and channel mixing; no attention."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from oxjax.config import LayerSpec, MLPSpec, ModelConfig
+from oxjax.models.base import Frequencies
+from oxjax.models.hybrid import hybrid_config
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.rwkv import rwkv_block as block
+from oxjax.models.loader import ParamLoader
+from oxjax.models.rwkv import rwkv6_spec
+from oxjax.models.rwkv import rwkv_layer as layer
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config; the weights expect that every so many blocks the residual rows are halved."""
+    mixer, feed = rwkv6_spec(hp, shifts=2), MLPSpec(hp.uniform("feed_forward_length"), "relu2", gated=False)
+    period = hp.get("rescale_every_n_layers", int, 0)
+    scales = (0.5 if period and (i + 1) % period == 0 else 1.0 for i in range(hp.n_layers))
+    layers = (LayerSpec((dataclasses.replace(mixer, scale=scale),), feed) for scale in scales)
+    return hybrid_config(hp, tensors, layers, norm="layer", embedding_norm=True)
