@@ -119,13 +119,9 @@ def hidden_states(
     for p, spec, old in zip(params.layers, config.layers, state, strict=True):
         x, new = _block(p, x, old, layout, angles, spec=spec, config=config)
         new_state.append(new)
-<<<<<<< HEAD
-    return norm(params.final_norm, x[batch.logits_rows], config), tuple(new_state)
-=======
     # What blocks pass on beside the residual stream lies in columns past it.
     x = norm(params.final_norm, x[batch.logits_rows, : config.d_model], config)
-    return _logits(params, x, config), tuple(new_state)
->>>>>>> 719aba9b550a62c0a32ad33472f7731afb6b7368
+    return x, tuple(new_state)
 
 
 def _embed(params: Params, batch: Batch, config: ModelConfig) -> Array:
