@@ -22,6 +22,7 @@ OTHERS = ["archs/gemma3", "toy recurrent"]
 OTHERS += [
     f"archs/{n}" for n in ("llama_yarn", "qwen3", "gemma2", "phi3", "cohere2", "falcon", "gpt2", "granite", "olmo2")
 ]
+OTHERS += [f"archs/{n}" for n in ("mixtral", "qwen2moe", "gptoss", "deepseek2_mla")]
 for_all = pytest.mark.parametrize(
     "harness", QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS], indirect=True
 )
