@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cuts import same_bits_however_cut
 
 import oxjax
 from oxjax.batch import row_layout
-from oxjax.models.layers.conv import Conv, causal_conv
+from oxjax.models.layers.conv import Conv, causal_conv, previous_rows
 from oxjax.models.layers.delta_net import delta_scan
 from oxjax.models.layers.mamba import selective_scan
 from oxjax.models.layers.mamba2 import decaying_scan
 from oxjax.models.layers.recurrence import CHUNK, MIN_CHUNK
+from oxjax.models.layers.rwkv6 import wkv6
+from oxjax.models.layers.rwkv7 import wkv7
 
 LENGTHS = [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]
 HEADS, GROUPS, KEY, VALUE = 4, 2, 6, 5
@@ -106,7 +109,66 @@ class DeltaNet:
     ours = staticmethod(delta_scan)
 
 
-KINDS = [Mamba, Mamba2, DeltaNet]
+class Rwkv6:
+    bonus = np.random.default_rng(7).normal(size=(HEADS, KEY))
+    state = (HEADS, KEY, VALUE)
+
+    @staticmethod
+    def rows(rng, n):
+        receptance, key, decay = rng.normal(size=(3, n, HEADS, KEY))
+        return receptance, np.exp(-np.exp(decay)), key, rng.normal(size=(n, HEADS, VALUE))
+
+    @classmethod
+    def step(cls, h, receptance, decay, key, value):
+        new, y = np.empty(h.shape), np.empty((HEADS, VALUE))
+        for i in range(HEADS):
+            stored = np.outer(key[i], value[i])
+            y[i] = receptance[i] @ (h[i] + np.diag(cls.bonus[i]) @ stored)
+            new[i] = np.diag(decay[i]) @ h[i] + stored
+        return new, y
+
+    @classmethod
+    def ours(cls, *args, exact):
+        return wkv6(jnp.asarray(cls.bonus, jnp.float32), *args)
+
+
+class GatedLinearAttention(Rwkv6):
+    @classmethod
+    def step(cls, h, receptance, decay, key, value):
+        new = np.stack([np.diag(w) @ s + np.outer(k, v) for w, s, k, v in zip(decay, h, key, value, strict=True)])
+        return new, np.einsum("hk,hkv->hv", receptance, new)
+
+    @classmethod
+    def ours(cls, *args, exact):
+        return wkv6(None, *args)
+
+
+class Rwkv7:
+    state = (HEADS, KEY, VALUE)
+
+    @staticmethod
+    def rows(rng, n):
+        receptance, key, decay, replaced, rate = rng.normal(size=(5, n, HEADS, KEY))
+        replaced = replaced / np.linalg.norm(replaced, axis=-1, keepdims=True)
+        value = rng.normal(size=(n, HEADS, VALUE))
+        return receptance, np.exp(-0.6 * sigmoid(decay)), key, value, replaced, sigmoid(rate)
+
+    @classmethod
+    def step(cls, h, receptance, decay, key, value, replaced, rate):
+        new, y = np.empty(h.shape), np.empty((HEADS, VALUE))
+        for i in range(HEADS):
+            rewrite = np.diag(decay[i]) - np.outer(rate[i] * replaced[i], replaced[i])
+            new[i] = rewrite @ h[i] + np.outer(key[i], value[i])
+            y[i] = receptance[i] @ new[i]
+        return new, y
+
+    @classmethod
+    def ours(cls, *args, exact):
+        return wkv7(*args)
+
+
+CHUNKED = [Mamba, Mamba2, DeltaNet]
+KINDS = [*CHUNKED, Rwkv6, GatedLinearAttention, Rwkv7]
 
 
 @partial(jax.jit, static_argnames=("kind", "exact"))
@@ -142,7 +204,7 @@ def test_scan_is_the_recurrence(kind, length, exact):
         np.testing.assert_allclose(states[s], h, rtol=0, atol=3e-5 if exact else 1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHUNKED)
 @pytest.mark.parametrize("rows_per_sequence", [1, MIN_CHUNK - 1, MIN_CHUNK, MIN_CHUNK + 9])
 def test_small_chunks(kind, rows_per_sequence):
     rng = np.random.default_rng(1)
@@ -153,7 +215,7 @@ def test_small_chunks(kind, rows_per_sequence):
         np.testing.assert_allclose(fast, exact, rtol=0, atol=3e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHUNKED)
 def test_decay_to_nothing_stays_finite(kind):
     """Chunks divide no decay by another: what has faded below float32 is zero, not NaN."""
     rng = np.random.default_rng(2)
@@ -223,49 +285,26 @@ def test_causal_conv(kernel, bias):
         np.testing.assert_array_equal(after[s], f32(seen[n:]))
 
 
+def test_previous_rows():
+    rng = np.random.default_rng(8)
+    lengths, channels = [1, 2, 0, 3, 9], 7
+    x, window = rng.normal(size=(20, channels)), rng.normal(size=(len(lengths), 1, channels))
+    x[sum(lengths) :] = np.nan
+    f32 = lambda y: jnp.asarray(y, jnp.float32)  # noqa: E731
+    before, after = jax.jit(previous_rows)(f32(x), f32(window), layout_of(lengths, 20))
+    for s, (end, n) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
+        seen = np.concatenate([window[s], x[end - n : end]])
+        np.testing.assert_array_equal(before[end - n : end], f32(seen[:n]))
+        np.testing.assert_array_equal(after[s], f32(seen[n:]))
+
+
 # One file of each kind of state: convolution and scan, both beside pages, and a block with two of them.
 BITS = ["mamba", "mamba2", "jamba", "falconh1", "qwen35", "qwen3next"]
 
 
 @pytest.mark.parametrize("name", BITS)
 def test_exact_logits_do_not_depend_on_the_cut(data, name):
-    """Whole, one by one, and in chunks with neighbours and padding; freed slots and pages hold NaN at first."""
-    model = oxjax.load(data / "archs" / f"{name}.gguf")
-    step = jax.jit(oxjax.step, static_argnames="config")
-    ids = np.random.default_rng(0).integers(3, 500, (3, 40))
-
-    def logits(cuts, n_rows, n_seqs):
-        """Of sequence 0; `cuts` has one chunk length per sequence for every step."""
-        state = oxjax.init_state(model.config, n_pages=16, page_size=16, n_slots=9)
-        state = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), state)
-        at, out = np.zeros(n_seqs, int), []
-        for turn, lengths in enumerate(cuts):
-            cut = np.pad(lengths, (0, n_seqs - len(lengths)))
-            rows = [np.arange(a, a + n) for a, n in zip(at, cut, strict=True)]
-            pad = (0, n_rows - sum(cut))
-            batch = oxjax.Batch(
-                tokens=jnp.asarray(
-                    np.pad(np.concatenate([ids[min(s, 2)][r] for s, r in enumerate(rows)]), pad), jnp.int32
-                ),
-                positions=jnp.asarray(np.pad(np.concatenate(rows), pad), jnp.int32),
-                cu_q_lens=jnp.asarray([0, *np.cumsum(cut)], jnp.int32),
-                kv_lens=jnp.asarray(at + cut, jnp.int32),
-                block_tables=jnp.asarray(1 + np.arange(3 * n_seqs).reshape(n_seqs, 3) % 15, jnp.int32),
-                read_slots=jnp.asarray([1 + 2 * min(s, 3) + turn % 2 for s in range(n_seqs)], jnp.int32),
-                write_slots=jnp.asarray(
-                    [2 + 2 * min(s, 3) - turn % 2 if cut[s] else 0 for s in range(n_seqs)], jnp.int32
-                ),
-                logits_rows=jnp.arange(n_rows, dtype=jnp.int32),
-            )
-            got, state = step(model.params, state, batch, config=model.config)
-            out.append(np.asarray(got)[: cut[0]])
-            at += cut
-        return np.concatenate(out)
-
-    whole = logits([[40]], 40, 1)
-    assert np.isfinite(whole).all()
-    np.testing.assert_array_equal(logits([[1]] * 40, 1, 1), whole)
-    np.testing.assert_array_equal(logits([[7, 20, 3], [20, 5, 1], [13, 15, 36]], 64, 4), whole)
+    same_bits_however_cut(oxjax.load(data / "archs" / f"{name}.gguf"))
 
 
 def test_state_takes_the_bytes_it_says(data):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cuts import same_bits_however_cut
 from oracle import LlamaCpp
 
 import oxjax
@@ -388,3 +389,18 @@ def test_random_files_match_llama_cpp(data, tmp_path, report, name):
     shown = f"exact {errors[0]:.1e}, fast {errors[1]:.1e}"
     report(f"parity {name.split(':')[0]} (random, {name}): {shown} of the logits' std, allowed 1e-4")
     assert max(errors) <= 1e-4
+
+
+CUT = [
+    "plamo2",
+    "rwkv7",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("rwkv6", "rwkv6qwen2: grouped", "arwkv7")),
+]
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_exact_bits_do_not_depend_on_the_cut(data, tmp_path, name):
+    """What `test_recurrence` has no files of."""
+    path = tmp_path / "model.gguf"
+    write(path, name.split(":")[0], *CASES[name], data / "archs" / "llama.gguf")
+    same_bits_however_cut(oxjax.load(path))

@@ -126,14 +126,14 @@ def normed_heads(
 
 
 def wkv6(
-    bonus: Float[Array, "n_heads head_dim"] | None,
-    receptance: Float[Array, "T n_heads head_dim"],
-    decay: Float[Array, "T n_heads head_dim"],
-    key: Float[Array, "T n_heads head_dim"],
-    value: Float[Array, "T n_heads head_dim"],
-    initial: Float[Array, "S n_heads head_dim head_dim"],
+    bonus: Float[Array, "n_heads key_dim"] | None,
+    receptance: Float[Array, "T n_heads key_dim"],
+    decay: Float[Array, "T n_heads key_dim"],
+    key: Float[Array, "T n_heads key_dim"],
+    value: Float[Array, "T n_heads value_dim"],
+    initial: Float[Array, "S n_heads key_dim value_dim"],
     layout: RowLayout,
-) -> tuple[Float[Array, "T n_heads head_dim"], Float[Array, "S n_heads head_dim head_dim"]]:
+) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
     """y = (h + (bonus k) ⊗ v)ᵀ r, then h ← decay h + k ⊗ v, for each head; without a bonus y = hᵀ r comes after."""
 
     def step(h: Array, receptance: Array, decay: Array, key: Array, value: Array) -> tuple[Array, Array]:

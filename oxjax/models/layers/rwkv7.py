@@ -131,15 +131,15 @@ def time_mix7(
 
 
 def wkv7(
-    receptance: Float[Array, "T n_heads head_dim"],
-    decay: Float[Array, "T n_heads head_dim"],
-    key: Float[Array, "T n_heads head_dim"],
-    value: Float[Array, "T n_heads head_dim"],
-    replaced: Float[Array, "T n_heads head_dim"],
-    rate: Float[Array, "T n_heads head_dim"],
-    initial: Float[Array, "S n_heads head_dim head_dim"],
+    receptance: Float[Array, "T n_heads key_dim"],
+    decay: Float[Array, "T n_heads key_dim"],
+    key: Float[Array, "T n_heads key_dim"],
+    value: Float[Array, "T n_heads value_dim"],
+    replaced: Float[Array, "T n_heads key_dim"],
+    rate: Float[Array, "T n_heads key_dim"],
+    initial: Float[Array, "S n_heads key_dim value_dim"],
     layout: RowLayout,
-) -> tuple[Float[Array, "T n_heads head_dim"], Float[Array, "S n_heads head_dim head_dim"]]:
+) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
     """h ← decay h - (rate replaced) ⊗ hᵀ replaced + k ⊗ v; y = hᵀ r, for each head."""
 
     def step(
