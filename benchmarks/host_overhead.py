@@ -72,7 +72,7 @@ def main() -> None:
         return call
 
     columns = {name: getattr(chosen, name) for name in chosen.__dataclass_fields__}
-    engine.runner.run, engine.runner.sample = lambda work: logits, lambda *_: columns
+    engine.runner.run, engine.runner.sample = lambda work: (logits, None), lambda *_: columns
     engine.scheduler.schedule, engine.scheduler.commit = map(
         timed, (engine.scheduler.schedule, engine.scheduler.commit)
     )
