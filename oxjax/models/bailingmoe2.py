@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.experts import expert_layers, gating, silu, with_experts
+from oxjax.models.experts import expert_spec, gating, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.transformer import transformer_block as block
 from oxjax.models.loader import ParamLoader
@@ -18,7 +18,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     base, frequencies = dense_config(hp, tensors, pairing="neox")
     d_ff = hp.uniform("expert_feed_forward_length")
     shared = hp.get("expert_shared_feed_forward_length", int, 0) or d_ff
-    experts = expert_layers(
+    experts = expert_spec(
         hp,
         d_ff,
         gating=gating(hp, "softmax"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.base import Frequencies, dense_config, dense_layer
-from oxjax.models.experts import expert_layers, with_experts
+from oxjax.models.experts import expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.layers.transformer import transformer_block as block
@@ -19,7 +19,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     base, frequencies = dense_config(
         hp, tensors, pairing="neox", norm="layer", attention={"clamp": clamp if clamp > 0.0 else None}
     )
-    return with_experts(base, expert_layers(hp, hp.uniform("feed_forward_length"))), frequencies
+    return with_experts(base, expert_spec(hp, hp.uniform("feed_forward_length"))), frequencies
 
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:

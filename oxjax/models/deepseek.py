@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.experts import expert_layers, silu, with_experts
+from oxjax.models.experts import expert_spec, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.llama import block, layer
 from oxjax.models.loader import ParamLoader
@@ -16,7 +16,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config."""
     base, frequencies = dense_config(hp, tensors, pairing="norm")
     d_ff = hp.uniform("expert_feed_forward_length")
-    experts = expert_layers(
+    experts = expert_spec(
         hp,
         d_ff,
         renormalise=False,

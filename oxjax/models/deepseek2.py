@@ -10,7 +10,7 @@ import math
 
 from oxjax.config import ModelConfig, TemperatureSpec
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.experts import expert_layers, gating, silu, with_experts
+from oxjax.models.experts import expert_spec, gating, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.latent import with_latent
 from oxjax.models.llama import block, layer
@@ -44,7 +44,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     layers, vocabulary = _GLM_FLASH
     is_flash = hp.n_layers in layers and base.vocab_size == vocabulary
     d_ff = hp.uniform("expert_feed_forward_length")
-    experts = expert_layers(
+    experts = expert_spec(
         hp,
         d_ff,
         gating=gating(hp, "sigmoid" if is_flash else "softmax"),

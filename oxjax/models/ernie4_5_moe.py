@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.experts import expert_layers, silu, with_experts
+from oxjax.models.experts import expert_spec, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.llama import block, layer
 from oxjax.models.loader import ParamLoader
@@ -17,6 +17,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     hp.key("rope.dimension_sections")
     base, frequencies = dense_config(hp, tensors, pairing="norm")
     shared = silu(hp.get("expert_shared_feed_forward_length", int, 0))
-    experts = expert_layers(hp, hp.uniform("expert_feed_forward_length"), shared=shared)
+    experts = expert_spec(hp, hp.uniform("expert_feed_forward_length"), shared=shared)
     n_dense, every = hp.get("leading_dense_block_count", int, 0), hp.uniform("interleave_moe_layer_step")
     return with_experts(base, experts, lambda i: i >= n_dense and (i + 1) % every == 0), frequencies

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from oxjax.config import MLPSpec, ModelConfig, MoESpec
@@ -30,28 +30,23 @@ def silu(d_ff: int) -> MLPSpec | None:
     return MLPSpec(d_ff, "silu") if d_ff else None
 
 
-def expert_layers(hp: Hyperparameters, d_ff: int, **more: Any) -> tuple[MoESpec, ...]:
-    """The mixture of each layer: counts and groups from the metadata, the rest given."""
+def expert_spec(hp: Hyperparameters, d_ff: int, **more: Any) -> MoESpec:
+    """The mixture of a layer: counts and groups from the metadata, the rest given."""
     n_experts = hp.get("expert_count", int)
-    used = hp.per_layer("expert_used_count")
-    if n_experts < 1 or not all(0 < n <= n_experts for n in used):
-        raise hp.error("expert_used_count", f"found {sorted(set(used))} of expert_count {n_experts}")
+    used = hp.uniform("expert_used_count")
+    if used > n_experts:
+        raise hp.error("expert_used_count", f"found {used} of expert_count {n_experts}")
     n_groups = max(hp.get("expert_group_count", int, 1), 1)
     n_groups_used = hp.get("expert_group_used_count", int, 0) or n_groups
     if n_experts % n_groups:
         raise hp.error("expert_group_count", f"{n_groups} does not divide expert_count {n_experts}")
-    if not n_groups_used <= n_groups or max(used) > n_experts // n_groups * n_groups_used:
+    if not n_groups_used <= n_groups or used > n_experts // n_groups * n_groups_used:
         raise hp.error("expert_group_used_count", f"{n_groups_used} of {n_groups} groups are too many or too few")
     groups = {} if n_groups == 1 else {"n_groups": n_groups, "n_groups_used": n_groups_used}
-    return tuple(MoESpec(n_experts, n, d_ff, **groups, **more) for n in used)
+    return MoESpec(n_experts, used, d_ff, **groups, **more)
 
 
-def with_experts(
-    config: ModelConfig, experts: Iterable[MoESpec], where: Callable[[int], bool] = lambda i: True
-) -> ModelConfig:
+def with_experts(config: ModelConfig, experts: MoESpec, where: Callable[[int], bool] = lambda i: True) -> ModelConfig:
     """The config with experts in place of the feed-forward network, on all layers or those of some numbers."""
-    layers = (
-        dataclasses.replace(layer, mlp=spec) if where(i) else layer
-        for i, (layer, spec) in enumerate(zip(config.layers, experts, strict=True))
-    )
+    layers = (dataclasses.replace(layer, mlp=experts) if where(i) else layer for i, layer in enumerate(config.layers))
     return dataclasses.replace(config, layers=tuple(layers))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.base import Frequencies, dense_config, dense_layer
-from oxjax.models.experts import expert_layers, gating, silu, with_experts
+from oxjax.models.experts import expert_spec, gating, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.layers.transformer import transformer_block as block
@@ -20,7 +20,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     hp.key("rope.dimension_sections")
     base, frequencies = dense_config(hp, tensors, pairing="neox")
     d_ff = hp.uniform("expert_feed_forward_length")
-    experts = expert_layers(
+    experts = expert_spec(
         hp,
         d_ff,
         gating=gating(hp, "sigmoid"),

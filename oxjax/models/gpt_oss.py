@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.base import Frequencies, dense_config, dense_layer, slide
-from oxjax.models.experts import expert_d_ff, expert_layers, with_experts
+from oxjax.models.experts import expert_d_ff, expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.layers.transformer import transformer_block as block
@@ -25,7 +25,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         hp.window_layers(default_period=2),
         window=hp.uniform("attention.sliding_window"),
     )
-    experts = expert_layers(hp, expert_d_ff(hp, 0), activation="swiglu_oai", gating="chosen", renormalise=False)
+    experts = expert_spec(hp, expert_d_ff(hp, 0), activation="swiglu_oai", gating="chosen", renormalise=False)
     return with_experts(base, experts), frequencies
 
 

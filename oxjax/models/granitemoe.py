@@ -5,7 +5,7 @@ from __future__ import annotations
 from oxjax.config import ModelConfig
 from oxjax.models import granite
 from oxjax.models.base import Frequencies
-from oxjax.models.experts import expert_layers, silu, with_experts
+from oxjax.models.experts import expert_spec, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.llama import block, layer
 from oxjax.models.loader import ParamLoader
@@ -17,4 +17,4 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config."""
     base, frequencies = granite.config(hp, tensors)
     shared = silu(hp.get("expert_shared_feed_forward_length", int, 0))
-    return with_experts(base, expert_layers(hp, hp.uniform("feed_forward_length"), shared=shared)), frequencies
+    return with_experts(base, expert_spec(hp, hp.uniform("feed_forward_length"), shared=shared)), frequencies

@@ -9,7 +9,7 @@ import math
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import PRE_NORMS, Frequencies, dense_config, dense_layer
-from oxjax.models.experts import expert_d_ff, expert_layers, with_experts
+from oxjax.models.experts import expert_d_ff, expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.layers.transformer import transformer_block as block
@@ -49,7 +49,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     dense = {}
     if tensors.has("blk.0.ffn_up.weight"):
         dense = {"shared": MLPSpec(d_ff, "gelu"), "output_scale": math.sqrt(0.5)}
-    return with_experts(base, expert_layers(hp, expert_d_ff(hp, d_ff), activation="gelu", **dense)), frequencies
+    return with_experts(base, expert_spec(hp, expert_d_ff(hp, d_ff), activation="gelu", **dense)), frequencies
 
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:

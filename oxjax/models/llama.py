@@ -9,7 +9,7 @@ from __future__ import annotations
 from oxjax.config import ModelConfig
 from oxjax.models.base import Frequencies, dense_config
 from oxjax.models.base import dense_layer as layer
-from oxjax.models.experts import expert_layers, with_experts
+from oxjax.models.experts import expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.transformer import transformer_block as block
 from oxjax.models.loader import ParamLoader
@@ -21,6 +21,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config; with an `expert_count` every layer is a mixture (Mixtral)."""
     config, frequencies = dense_config(hp, tensors, pairing="norm")
     if hp.get("expert_count", int, 0):
-        experts = expert_layers(hp, hp.uniform("feed_forward_length"))
+        experts = expert_spec(hp, hp.uniform("feed_forward_length"))
         config = with_experts(config, experts)
     return config, frequencies

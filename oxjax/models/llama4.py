@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig, TemperatureSpec
 from oxjax.models.base import Frequencies, dense_config, slide, vary_attention
-from oxjax.models.experts import expert_layers, silu, with_experts
+from oxjax.models.experts import expert_spec, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.llama import block, layer
 from oxjax.models.loader import ParamLoader
@@ -32,8 +32,8 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         chunk=_CHUNK,
     )
     d_ff = hp.uniform("expert_feed_forward_length")
-    experts = expert_layers(hp, d_ff, gating="sigmoid", renormalise=False, weigh_inputs=True, shared=silu(d_ff))
-    rotated = {"norm_rotated": experts[0].n_experts != _UNNORMALISED}
+    experts = expert_spec(hp, d_ff, gating="sigmoid", renormalise=False, weigh_inputs=True, shared=silu(d_ff))
+    rotated = {"norm_rotated": experts.n_experts != _UNNORMALISED}
     still = {"rope": None, "temperature": _GROWTH}
     changes = (still if (i + 1) % _NO_POSITIONS_EVERY == 0 else rotated for i in range(hp.n_layers))
     every = hp.uniform("interleave_moe_layer_step")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.experts import expert_layers, gating, with_experts
+from oxjax.models.experts import expert_spec, gating, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 from oxjax.models.olmoe import block, layer
@@ -16,5 +16,5 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config; the experts are as wide as `feed_forward_length`."""
     hp.key("expert_feed_forward_length")
     base, frequencies = dense_config(hp, tensors, pairing="neox")
-    experts = expert_layers(hp, hp.uniform("feed_forward_length"), gating=gating(hp, "sigmoid"))
+    experts = expert_spec(hp, hp.uniform("feed_forward_length"), gating=gating(hp, "sigmoid"))
     return with_experts(base, experts), frequencies

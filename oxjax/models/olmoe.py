@@ -5,7 +5,7 @@ from __future__ import annotations
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models import qwen2
 from oxjax.models.base import Frequencies, dense_layer
-from oxjax.models.experts import expert_layers, with_experts
+from oxjax.models.experts import expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.layers.transformer import transformer_block as block
@@ -17,7 +17,7 @@ __all__ = ["block", "config", "layer"]
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
     base, frequencies = qwen2.config(hp, tensors)
-    experts = expert_layers(hp, hp.uniform("feed_forward_length"), renormalise=False)
+    experts = expert_spec(hp, hp.uniform("feed_forward_length"), renormalise=False)
     return with_experts(base, experts), frequencies
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from oxjax.config import ModelConfig
 from oxjax.models import qwen2
 from oxjax.models.base import Frequencies
-from oxjax.models.experts import expert_layers, with_experts
+from oxjax.models.experts import expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.llama import block, layer
 from oxjax.models.loader import ParamLoader
@@ -16,4 +16,4 @@ __all__ = ["block", "config", "layer"]
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
     base, frequencies = qwen2.config(hp, tensors)
-    return with_experts(base, expert_layers(hp, hp.uniform("feed_forward_length"))), frequencies
+    return with_experts(base, expert_spec(hp, hp.uniform("feed_forward_length"))), frequencies

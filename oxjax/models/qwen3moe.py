@@ -5,7 +5,7 @@ from __future__ import annotations
 from oxjax.config import ModelConfig
 from oxjax.models import qwen3
 from oxjax.models.base import Frequencies
-from oxjax.models.experts import expert_d_ff, expert_layers, with_experts
+from oxjax.models.experts import expert_d_ff, expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 from oxjax.models.qwen2moe import base_width
@@ -17,4 +17,4 @@ __all__ = ["block", "config", "layer"]
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
     base, frequencies = qwen3.config(hp, tensors)
-    return with_experts(base, expert_layers(hp, expert_d_ff(hp, base_width(hp)))), frequencies
+    return with_experts(base, expert_spec(hp, expert_d_ff(hp, base_width(hp)))), frequencies

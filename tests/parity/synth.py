@@ -165,7 +165,7 @@ def _latent(r: Recipe, a: Latent) -> dict[str, tuple[int, ...]]:
 def latent_keys(a: Latent) -> dict[str, int]:
     """What describes it; split files give the head dimensions that the cache sees in the common keys."""
     widths = {"key_length": a.nope + a.rope, "value_length": a.value}
-    keys = {"kv_lora_rank": a.kv_rank, **({"q_lora_rank": a.q_rank} if a.q_rank else {})}
+    keys = {"kv_lora_rank": a.kv_rank, "q_lora_rank": a.q_rank}
     if a.split:
         keys |= {f"{name}_mla": width for name, width in widths.items()}
         widths = {"key_length": a.kv_rank + a.rope, "value_length": a.kv_rank}

@@ -60,7 +60,7 @@ QUICK = [
     "granite: no rotation",
     "deepseek2: old, full rank, yarn",
     "deepseek2: groups",
-    "qwen3moe: used by layer",
+    "qwen3moe: five used",
     "grok: Grok 2",
 ]
 SWEEP = sweep()
