@@ -2,9 +2,9 @@
 
 python tools/parity_table.py [--write]
 
-Runs the parity tests, those marked slow included where an architecture has no file in the test data, and collects
-what they measured: the worst difference of any logit, over all ways of feeding the tokens, as a share of the logits'
-standard deviation.
+Runs the parity tests that stand for an architecture, those marked slow included, and collects what they measured:
+the worst difference of any logit (of any hidden state, for encoders) over all ways of feeding the tokens, as a share
+of the standard deviation. `-` is for what only other tests hold to the truth.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from oxjax.models.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- parity table -->"
-TESTS = "test_logits_match or test_architecture or test_random_files"
-LINE = re.compile(r"parity (\S+) \((.*)\): (.*) of the logits' std")
+TESTS = "test_logits_match or test_architecture or test_random_files or test_reference_files or test_random_encoders"
+LINE = re.compile(r"parity (\S+) \((.*)\): (.*) of the (?:logits|hidden states)' std")
 COLUMNS = 4
 
 
@@ -34,7 +34,7 @@ def measured() -> dict[str, float]:
 
 def table(errors: dict[str, float]) -> str:
     """Markdown, architectures down the columns."""
-    cells = [f"{name} | {errors[name]:.1e}" if name in errors else f"{name} | ?" for name in sorted(ARCHITECTURES)]
+    cells = [f"{name} | {errors[name]:.1e}" if name in errors else f"{name} | -" for name in sorted(ARCHITECTURES)]
     cells += [" | "] * (-len(cells) % COLUMNS)
     height = len(cells) // COLUMNS
     rows = [" | ".join(cells[i::height]) for i in range(height)]

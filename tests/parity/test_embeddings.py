@@ -19,14 +19,15 @@ IDS = np.random.default_rng(1).integers(1000, 30000, 180).tolist()  # past one b
 POOLINGS = ["none", "mean", "cls", "last"]
 
 
-@pytest.mark.parametrize(("name", "allowed"), [("bert", 2e-3), ("nomicbert", 1e-4)])
-def test_reference_files(data, report, name, allowed):
+@pytest.mark.parametrize(("name", "arch", "allowed"), [("bert", "bert", 2e-3), ("nomicbert", "nomic-bert", 1e-4)])
+def test_reference_files(data, report, name, arch, allowed):
     reference = np.load(data / "archs" / "reference.npz")
     ids = reference[f"{name}__ids"].tolist()
     with LLM(data / "archs" / f"{name}.gguf") as llm:
         (tokens,), (pooled,) = (llm.embed([ids], p, normalize=False) for p in ("none", None))
     errors = worst(tokens, reference[f"{name}__tok"]), worst(pooled, reference[name])
-    report(f"encoder {name}: {errors[0]:.1e} by token, {errors[1]:.1e} pooled, of their std, allowed {allowed:.0e}")
+    shown = f"{errors[0]:.1e} by token, {errors[1]:.1e} pooled"
+    report(f"parity {arch} ({name}.gguf): {shown} of the hidden states' std, allowed {allowed:.0e}")
     assert max(errors) <= allowed
 
 
@@ -61,7 +62,7 @@ def test_random_encoders(theirs, report, monkeypatch, name):
     allowed = GELU if gelu else CLOSE
     rows = differences(path, expected)
     error = rows.max()
-    report(f"random {name}: {error:.1e} of the hidden states' std, allowed {allowed:.0e}")
+    report(f"parity {recipe.arch} (random, {name}): {error:.1e} of the hidden states' std, allowed {allowed:.0e}")
     assert error <= allowed
     if gelu:
         monkeypatch.setitem(mlp.ACTIVATIONS, "gelu", gelu_by_table)
