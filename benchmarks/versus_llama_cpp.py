@@ -1,6 +1,7 @@
 """Prefill and decode speed of oxjax beside llama.cpp's, on one file, in one run.
 
 python benchmarks/versus_llama_cpp.py MODEL.gguf [--prompt 512] [--new 64] [--batch 1 8] [--fast] [--rounds 5]
+    [--weights quantized]
 
 Rounds alternate between the two, so that a machine that slows down slows both; the medians of the rounds and
 the ratio of the medians are printed. llama.cpp runs with as many threads as this process may use.
@@ -21,7 +22,13 @@ from oxjax import LLM, SamplingParams
 class Oxjax:
     def __init__(self, path: str, options: argparse.Namespace):
         context = options.prompt + options.new
-        self.llm = LLM(path, exact=not options.fast, max_batch=max(options.batch), max_context=context)
+        self.llm = LLM(
+            path,
+            exact=not options.fast,
+            weights=options.weights,
+            max_batch=max(options.batch),
+            max_context=context,
+        )
         self.llm.warm_up()
 
     def measure(self, prompts: list[list[int]], n_new: int) -> tuple[float, float]:
@@ -92,12 +99,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--fast", action="store_true", help="measure oxjax in fast mode instead of exact")
+    parser.add_argument("--weights", default="auto", help="of oxjax: auto, quantized or float32")
     options = parser.parse_args()
     engines = {"oxjax": Oxjax(options.model, options), "llama.cpp": LlamaCpp(options.model, options)}
     vocab = engines["llama.cpp"].vocab
     rng = np.random.default_rng(0)
     mode, cores = "fast" if options.fast else "exact", len(os.sched_getaffinity(0))
-    print(f"{options.model}, {mode}, {cores} cores, jax {jax.__version__}")
+    print(f"{options.model}, {mode}, {options.weights} weights, {cores} cores, jax {jax.__version__}")
     for n in options.batch:
         seconds = {name: [] for name in engines}
         for turn in range(options.rounds + 1):

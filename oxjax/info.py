@@ -29,12 +29,19 @@ def describe(path: str | Path) -> dict[str, Any]:
             "context": file.get(f"{arch}.context_length", int, None),
             "parameters": sum(t.n_elements for t in file.tensors.values()),
             "file_bytes": file.file_size,
+            "kernels": _kernels(),
             "tensors": _quantisation(file),
             "model": _or_error(lambda: _model(file)),
             "memory": _or_error(lambda: _memory(file)),
             "tokenizer": _or_error(lambda: _tokenizer(file)),
             "chat_template": _templates(file),
         }
+
+
+def _kernels() -> str:
+    from oxjax.kernels import native
+
+    return native.describe()
 
 
 def _or_error(part: Any) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from oxjax.cache.pages import KVPages, LatentPages
 from oxjax.cache.slots import RecurrentState
 from oxjax.cache.transfer import page_arrays
 from oxjax.config import DTYPES, LatentSpec, LayerSpec, MixerSpec, ModelConfig, RecurrentSpec
-from oxjax.kernels.dot import dot
 from oxjax.kernels.paged_attention import q_tile_rows
+from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.models.architectures import ARCHITECTURES
 from oxjax.models.layers.context import Angles, Context
-from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.linear import Linear, linear, lookup, tied_logits
 from oxjax.models.layers.norms import Norm, norm
 from oxjax.models.layers.rope import rope_angles
 
@@ -32,7 +32,7 @@ class Params:
     """All numbers of a model.
 
     Attributes:
-        embedding: `[vocab, d_model]`.
+        embedding: `[vocab, d_model]`, or quantised as `[d_model, vocab]`.
         layers: one per block.
         final_norm: before the logits.
         output: `[d_model, vocab]`; None where the embedding serves as the output matrix.
@@ -41,7 +41,7 @@ class Params:
         embedding_norm: of token embeddings, where the architecture has it.
     """
 
-    embedding: Float[Array, "vocab d_model"]
+    embedding: Float[Array, "vocab d_model"] | QuantizedTensor
     layers: tuple[Any, ...]
     final_norm: Norm
     output: Linear | None
@@ -125,7 +125,7 @@ def hidden_states(
 
 
 def _embed(params: Params, batch: Batch, config: ModelConfig) -> Array:
-    x = params.embedding[batch.tokens]
+    x = lookup(params.embedding, batch.tokens, DTYPES[config.dtype])
     if config.embedding_scale != 1.0:
         x = x * jnp.asarray(config.embedding_scale, x.dtype)
     if params.positions is not None:
@@ -136,7 +136,7 @@ def _embed(params: Params, batch: Batch, config: ModelConfig) -> Array:
 def logits_of(params: Params, x: Float[Array, "N d_model"], config: ModelConfig) -> Float[Array, "N vocab"]:
     """Float32 logits of hidden states."""
     if params.output is None:
-        logits = dot(x, params.embedding, exact=config.exact, contract=1)[0]
+        logits = tied_logits(params.embedding, x, exact=config.exact)
     else:
         logits = linear(params.output, x=x, exact=config.exact, dtype=jnp.float32)[0]
     if config.logit_scale != 1.0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies
-from oxjax.models.experts import expert_layers, silu
+from oxjax.models.experts import expert_spec, silu
 from oxjax.models.hybrid import attention_or, hybrid_config, mamba2_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
@@ -19,13 +19,13 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     scale = hp.get("attention.scale", float, 0.0) or None
     mixers = attention_or(hp, mamba2_spec(hp), scale=scale, rope=0 if rotates else None)
     d_ff = hp.uniform("feed_forward_length")
-    feeds = (MLPSpec(d_ff, "silu"),) * hp.n_layers
+    feed = MLPSpec(d_ff, "silu")
     if hp.get("expert_count", int, 0):
-        feeds = expert_layers(hp, d_ff, shared=silu(hp.get("expert_shared_feed_forward_length", int, 0)))
+        feed = expert_spec(hp, d_ff, shared=silu(hp.get("expert_shared_feed_forward_length", int, 0)))
     return hybrid_config(
         hp,
         tensors,
-        (LayerSpec((m,), f) for m, f in zip(mixers, feeds, strict=True)),
+        (LayerSpec((mixer,), feed) for mixer in mixers),
         pairing="norm" if rotates else None,
         embedding_scale=hp.get("embedding_scale", float, 0.0) or 1.0,
         residual_scale=hp.get("residual_scale", float, 0.0) or 1.0,

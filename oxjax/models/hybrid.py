@@ -252,14 +252,14 @@ def _delta_net(tensors: ParamLoader, prefix: str, spec: DeltaNetSpec, d_model: i
     n_heads, key_dim, value_dim = spec.ssm
     n_key, repeats, d_inner = spec.n_key_heads, n_heads // spec.n_key_heads, n_heads * value_dim
     if tensors.has(f"{prefix}.ssm_in.weight"):  # early qwen3next files: q, k, v and z of one key head after another
-        fused = tensors.linear(f"{prefix}.ssm_in", d_model, spec.conv[1] + d_inner)
+        fused = tensors.linear(f"{prefix}.ssm_in", d_model, spec.conv[1] + d_inner, quantized=False)
         *qkv, z = take_apart(fused, n_key, (key_dim, key_dim, repeats * value_dim, repeats * value_dim))
         qkv = Linear(jnp.concatenate([p.weight for p in qkv], axis=1))
     else:
         qkv = tensors.linear(f"{prefix}.attn_qkv", d_model, spec.conv[1])
         z = tensors.linear(f"{prefix}.attn_gate", d_model, d_inner)
     if tensors.has(f"{prefix}.ssm_ba.weight"):
-        fused = tensors.linear(f"{prefix}.ssm_ba", d_model, 2 * n_heads)
+        fused = tensors.linear(f"{prefix}.ssm_ba", d_model, 2 * n_heads, quantized=False)
         beta, alpha = take_apart(fused, n_key, (repeats, repeats))
     else:
         beta, alpha = (tensors.linear(f"{prefix}.ssm_{name}", d_model, n_heads) for name in ("beta", "alpha"))
@@ -297,7 +297,7 @@ _LOADERS = {
 
 def gated_attention(tensors: ParamLoader, prefix: str, spec: AttentionSpec, d_model: int) -> Attention:
     """Attention whose `attn_q` gives each head's query and then its gate, with norms of queries and keys."""
-    fused = tensors.linear(f"{prefix}.attn_q", d_model, 2 * spec.n_heads * spec.key_dim)
+    fused = tensors.linear(f"{prefix}.attn_q", d_model, 2 * spec.n_heads * spec.key_dim, quantized=False)
     q, gate = take_apart(fused, spec.n_heads, (spec.key_dim, spec.key_dim))
     return Attention(
         q=q,

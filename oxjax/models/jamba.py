@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies
-from oxjax.models.experts import expert_layers
+from oxjax.models.experts import expert_spec
 from oxjax.models.hybrid import attention_or, hybrid_config, mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
@@ -20,6 +20,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     mixers = attention_or(hp, mamba_spec(hp, low_norm="learned"), rope=None)
     feeds = [dense] * hp.n_layers
     if hp.get("expert_count", int, 0):
-        experts = expert_layers(hp, d_ff, renormalise=False)
-        feeds = [e if tensors.has(f"blk.{i}.ffn_gate_inp.weight") else dense for i, e in enumerate(experts)]
+        experts = expert_spec(hp, d_ff, renormalise=False)
+        feeds = [experts if tensors.has(f"blk.{i}.ffn_gate_inp.weight") else dense for i in range(hp.n_layers)]
     return hybrid_config(hp, tensors, (LayerSpec((m,), f) for m, f in zip(mixers, feeds, strict=True)))

@@ -42,6 +42,7 @@ def load(
     path: str | Path,
     *,
     dtype: str = "float32",
+    weights: str = "auto",
     exact: bool = True,
     max_context: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -50,7 +51,10 @@ def load(
 
     Args:
         path: a GGUF file, any shard of a split one, or a directory that holds one model.
-        dtype: "float32" or "bfloat16", of weights, activations and pages.
+        dtype: "float32" or "bfloat16", of activations and pages, and of weights that are not quantised.
+        weights: "quantized" keeps matrices as the integers of the file, where the format allows it: the memory of
+            the file, and on CPUs native kernels that round activations to 8 bits, as llama.cpp's do. "auto" is the
+            dtype, which may also be named: "float32" or "bfloat16".
         exact: see `ModelConfig.exact`.
         max_context: tokens per sequence to prepare for; only LongRoPE models depend on it.
         progress: called with (bytes read, bytes in all) while tensors are read.
@@ -65,7 +69,9 @@ def load(
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     with GGUFFile.open(path) as file:
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(file.path))
-        config, params = load_params(file, dtype=dtype, exact=exact, max_context=max_context, progress=progress)
+        config, params = load_params(
+            file, dtype=dtype, weights=weights, exact=exact, max_context=max_context, progress=progress
+        )
     return Model(config=config, params=params, tokenizer=tokenizer)
 
 
@@ -73,13 +79,21 @@ def load_params(
     file: GGUFFile,
     *,
     dtype: str = "float32",
+    weights: str = "auto",
     exact: bool = True,
     max_context: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ModelConfig, Params | EncoderParams]:
     """The config and parameters of an open file, without its tokenizer; see `load`."""
+    if weights not in ("auto", "quantized", dtype):
+        raise ModelError(f"weights {weights!r} is not one of auto, quantized or the dtype, which is {dtype}")
     total = sum(info.n_bytes for info in file.tensors.values())
-    tensors = ParamLoader(file, dtype, None if progress is None else lambda done: progress(done, total))
+    tensors = ParamLoader(
+        file,
+        dtype,
+        None if progress is None else lambda done: progress(done, total),
+        quantized=weights == "quantized",
+    )
     architecture, config, frequencies = _configure(file, tensors, max_context)
     config = dataclasses.replace(config, dtype=dtype, exact=exact)
     params = (_decoder if config.causal else _encoder)(tensors, architecture, config, frequencies)
@@ -101,7 +115,7 @@ def _decoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequ
         final_norm=tensors.norm(final_norm, config.d_model) if config.norm_weights else Norm(),
         output=None if tied else tensors.linear("output", config.d_model, config.vocab_size),
         rope_inv_freq=tuple(jax.device_put(f) for f in frequencies),
-        positions=tensors.embedding("position_embd.weight", config.context_length, config.d_model)
+        positions=tensors.embedding("position_embd.weight", config.context_length, config.d_model, quantized=False)
         if config.learned_positions
         else None,
         embedding_norm=tensors.norm("token_embd_norm", config.d_model) if config.embedding_norm else None,

@@ -16,6 +16,8 @@ from jaxtyping import Array
 from oxjax.config import DTYPES, AttentionSpec, MLPSpec, MoESpec
 from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
+from oxjax.gguf.planes import PLANE_FORMATS, planes
+from oxjax.kernels.quantized import PANEL, QuantizedTensor, pack, panel_bytes
 from oxjax.models.layers.attention import Attention
 from oxjax.models.layers.linear import Linear
 from oxjax.models.layers.mlp import MLP
@@ -31,11 +33,19 @@ class ParamLoader:
     Args:
         file: an open GGUF file.
         dtype: of matrices; vectors stay float32.
+        quantized: keep matrices as the integers of the file, where their format allows it.
         progress: called with the bytes of the file read so far, after each tensor.
     """
 
-    def __init__(self, file: GGUFFile, dtype: str, progress: Callable[[int], None] | None = None):
-        self.file, self.dtype = file, np.dtype(DTYPES[dtype])
+    def __init__(
+        self,
+        file: GGUFFile,
+        dtype: str,
+        progress: Callable[[int], None] | None = None,
+        *,
+        quantized: bool = False,
+    ):
+        self.file, self.dtype, self._quantized = file, np.dtype(DTYPES[dtype]), quantized
         self._progress, self._bytes_read, self._lock = progress, 0, threading.Lock()
         self._used: set[str] = set()
 
@@ -65,21 +75,32 @@ class ParamLoader:
         self._read(name)
         return vector
 
-    def embedding(self, name: str, n: int, d: int) -> Array:
-        """A table `[n, d]`, kept as the file has it."""
+    def embedding(self, name: str, n: int, d: int, *, quantized: bool = True) -> Array | QuantizedTensor:
+        """A table `[n, d]`; as a quantised matrix, where that is wanted and allowed, `[d, n]`."""
         self._check(name, (n, d))
+        if quantized and self._keeps(name):
+            packed = self._packed(name, d, 0, n)
+            self._read(name)
+            return packed
         table = _aligned((n, d), self.dtype)
         for start, stop in self._slabs(n, d):
             table[start:stop] = self.file.rows(name, start, stop)
         self._read(name)
         return jax.device_put(table, may_alias=True)
 
-    def linear(self, name: str, d_in: int, d_out: int) -> Linear:
-        """The map `<name>.weight`, with `<name>.bias` if the file has one."""
-        return self.fused(name, d_in, (d_out,))[0]
+    def linear(self, name: str, d_in: int, d_out: int, *, quantized: bool = True) -> Linear:
+        """The map `<name>.weight`, with `<name>.bias` if the file has one; see `fused`."""
+        return self.fused(name, d_in, (d_out,), quantized=quantized)[0]
 
-    def fused(self, name: str, d_in: int, d_outs: tuple[int, ...]) -> tuple[Linear, ...]:
-        """Maps whose outputs lie one after another in `<name>.weight` (and `.bias`), taken apart."""
+    def fused(self, name: str, d_in: int, d_outs: tuple[int, ...], *, quantized: bool = True) -> tuple[Linear, ...]:
+        """Maps whose outputs lie one after another in `<name>.weight` (and `.bias`), taken apart.
+
+        Args:
+            name: of the tensors, without their endings.
+            d_in: what all take.
+            d_outs: what each gives.
+            quantized: allow quantised weights; not where they will be taken apart further.
+        """
         total = sum(d_outs)
         self._check(f"{name}.weight", (total, d_in))
         bias = self.vector(f"{name}.bias", total) if self.has(f"{name}.bias") else None
@@ -89,9 +110,13 @@ class ParamLoader:
         ends = np.cumsum(d_outs)
         maps = []
         for start, stop in zip(ends - d_outs, ends, strict=True):
-            weight = self._transposed(f"{name}.weight", d_in, int(start), int(stop), scale)
             part = None if bias is None else jax.device_put(bias[start:stop].copy())
-            maps.append(Linear(weight=jax.device_put(weight, may_alias=True), bias=part))
+            if quantized and scale is None and self._keeps(f"{name}.weight"):
+                weight = self._packed(f"{name}.weight", d_in, int(start), int(stop))
+            else:
+                matrix = self._transposed(f"{name}.weight", d_in, int(start), int(stop), scale)
+                weight = jax.device_put(matrix, may_alias=True)
+            maps.append(Linear(weight=weight, bias=part))
         self._read(f"{name}.weight")
         return tuple(maps)
 
@@ -102,6 +127,24 @@ class ParamLoader:
             slab = self.file.rows(name, start + a, start + b)
             weight[:, a:b] = (slab if scale is None else slab * scale).T
         return weight
+
+    def _keeps(self, name: str) -> bool:
+        """Whether a matrix stays quantised."""
+        return (
+            self._quantized and self.file.byte_order == "little" and self.file.tensors[name].ggml_type in PLANE_FORMATS
+        )
+
+    def _packed(self, name: str, d_in: int, start: int, stop: int) -> QuantizedTensor:
+        """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns, without dequantising them."""
+        info, raw = self.file.tensors[name], self.file.raw(name)
+        form, row_bytes = PLANE_FORMATS[info.ggml_type], info.n_bytes // info.shape[0]
+        data = _aligned((-(-(stop - start) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
+        step = max(_SLAB_BYTES // (4 * d_in * PANEL), 1)  # panels at a time
+        for panel in range(0, len(data), step):
+            first, last = start + panel * PANEL, min(start + (panel + step) * PANEL, stop)
+            parts = planes(raw[first * row_bytes : last * row_bytes], info.ggml_type, (last - first, d_in))
+            pack(parts, form, data[panel : panel + step])
+        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, stop - start), form)
 
     @staticmethod
     def _slabs(n_rows: int, row: int) -> Iterable[tuple[int, int]]:

@@ -17,5 +17,4 @@ __all__ = ["block", "config", "layer"]
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
     hp.key("rope.dimension_sections")
-    feeds = (MLPSpec(hp.uniform("feed_forward_length"), "silu"),) * hp.n_layers
-    return delta_net_config(hp, tensors, feeds, tiled=True)
+    return delta_net_config(hp, tensors, MLPSpec(hp.uniform("feed_forward_length"), "silu"), tiled=True)

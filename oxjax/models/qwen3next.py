@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
 from oxjax.models.base import Frequencies
-from oxjax.models.experts import expert_layers, silu
+from oxjax.models.experts import expert_spec, silu
 from oxjax.models.hybrid import attention_spec, delta_net_spec, gated_attention, hybrid_config, hybrid_layer
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.hybrid import HybridLayer
@@ -19,22 +19,20 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return delta_net_config(hp, tensors, experts(hp), tiled=False)
 
 
-def experts(hp: Hyperparameters) -> tuple[MoESpec, ...]:
+def experts(hp: Hyperparameters) -> MoESpec:
     """The experts of every layer."""
     dense = hp.get("feed_forward_length", int, 0)  # stands in for what is missing
     d_ff = hp.get("expert_feed_forward_length", int, 0) or dense // hp.uniform("expert_used_count")
     shared = hp.get("expert_shared_feed_forward_length", int, 0) or dense
-    return expert_layers(hp, d_ff, shared=silu(shared))
+    return expert_spec(hp, d_ff, shared=silu(shared))
 
 
 def delta_net_config(
-    hp: Hyperparameters, tensors: ParamLoader, feeds: tuple[MLPSpec | MoESpec, ...], *, tiled: bool
+    hp: Hyperparameters, tensors: ParamLoader, feed: MLPSpec | MoESpec, *, tiled: bool
 ) -> tuple[ModelConfig, Frequencies]:
     """DeltaNet and attention as `attention.recurrent_layers` says, else attention on every n-th layer."""
     attention, recurrent = attention_spec(hp, hp.n_kv_heads), delta_net_spec(hp, tiled=tiled)
-    layers = (
-        LayerSpec((recurrent if r else attention,), feed) for r, feed in zip(_recurrent_layers(hp), feeds, strict=True)
-    )
+    layers = (LayerSpec((recurrent if r else attention,), feed) for r in _recurrent_layers(hp))
     return hybrid_config(hp, tensors, layers, pairing="neox")
 
 

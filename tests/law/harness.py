@@ -14,6 +14,7 @@ from oxjax.machine import enable_compilation_cache
 from oxjax.tokenizer import Tokenizer
 
 EMBEDDED = "embedded"
+QUANTISED = ", quantised"  # after a name: its weights stay integers
 STORIES = "models/stories260K/stories260K"
 TOYS = tuple(f"toy {kind}" for kind in LAYERS)
 PARAMS = SamplingParams(max_tokens=12, temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, seed=11, logprobs=3)
@@ -27,11 +28,13 @@ def prompts(n, length, seed=0):
 def load(name, data, *, exact=True):
     """A model by name: the embedded one, a toy, or a file of the data folder."""
     enable_compilation_cache()
+    weights = "quantized" if name.endswith(QUANTISED) else "auto"
+    name = name.removesuffix(QUANTISED)
     if name == EMBEDDED:
-        return oxjax.load(embedded_model(), exact=exact)
+        return oxjax.load(embedded_model(), exact=exact, weights=weights)
     if name in TOYS:
         return toy_model(name.removeprefix("toy "), Tokenizer.from_gguf(embedded_model()), exact=exact)
-    return oxjax.load(data / f"{name}.gguf", exact=exact)
+    return oxjax.load(data / f"{name}.gguf", exact=exact, weights=weights)
 
 
 def finish(engine, requests):

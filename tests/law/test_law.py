@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import EMBEDDED, PARAMS, STORIES, TOYS, Harness, finish, load, outcome, prompts
+from harness import EMBEDDED, PARAMS, QUANTISED, STORIES, TOYS, Harness, finish, load, outcome, prompts
 
 from oxjax.errors import OxjaxError
 from oxjax.sampling.params import sample_seed
@@ -448,3 +448,10 @@ def test_fast_mode_agrees_up_to_rounding(data, harnesses, report, name):
     report(f"law, fast mode of {name}: largest deviation {worst / exact.std():.1e} of the logits' std, allowed 2e-5")
     # Float32 rounding through three layers, as a share of the logits' spread; measured about 2e-6.
     assert worst / exact.std() < 2e-5
+
+
+@pytest.mark.parametrize("name", [EMBEDDED, "quants/llama-mix-Q4_K_M"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quantised_weights_change_nothing_about_it(harnesses, expected, name, shape):
+    harness = harnesses(name + QUANTISED)
+    assert harness.run(IDS, **SHAPES[shape]) == expected(harness)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from oxjax.kernels.dot import dot
+from oxjax.kernels.quantized import QuantizedTensor, columns, quantized_matmul
 
 
 @struct.dataclass
 class Linear:
-    """`y = x @ weight + bias`. The weight is `[d_in, d_out]`, in the model's dtype; the bias is float32."""
+    """`y = x @ weight + bias`: the weight `[d_in, d_out]`, of the model's dtype or quantised; the bias float32."""
 
-    weight: Float[Array, "d_in d_out"]
+    weight: Float[Array, "d_in d_out"] | QuantizedTensor
     bias: Float[Array, " d_out"] | None = None
 
 
@@ -28,6 +30,31 @@ def linear(
         exact: see `oxjax.kernels.dot`.
         dtype: of the results; x's unless given. Products and biases add up in float32 before.
     """
-    products = dot(x, *(p.weight for p in layers), exact=exact)
+    products = _products(x, [p.weight for p in layers], exact)
     biased = (y if p.bias is None else y + p.bias for p, y in zip(layers, products, strict=True))
     return tuple(y.astype(x.dtype if dtype is None else dtype) for y in biased)
+
+
+def _products(x: Array, weights: list[Array | QuantizedTensor], exact: bool) -> list[Array]:
+    """`x @ w` for each, those of a kind together."""
+    packed = [w for w in weights if isinstance(w, QuantizedTensor)]
+    plain = [w for w in weights if not isinstance(w, QuantizedTensor)]
+    of_packed = iter(quantized_matmul(x.astype(jnp.float32), *packed, exact=exact) if packed else ())
+    of_plain = iter(dot(x, *plain, exact=exact) if plain else ())
+    return [next(of_packed if isinstance(w, QuantizedTensor) else of_plain) for w in weights]
+
+
+def lookup(
+    table: Float[Array, "n d"] | QuantizedTensor, ids: Int[Array, " rows"], dtype: DTypeLike
+) -> Float[Array, "rows d"]:
+    """Rows of an embedding table; a quantised one is `[d, n]` and gives up no more than the rows."""
+    return columns(table, ids).astype(dtype) if isinstance(table, QuantizedTensor) else table[ids]
+
+
+def tied_logits(
+    table: Float[Array, "n d"] | QuantizedTensor, x: Float[Array, "rows d"], *, exact: bool
+) -> Float[Array, "rows n"]:
+    """Products with every row of an embedding table, in float32."""
+    if isinstance(table, QuantizedTensor):
+        return linear(Linear(weight=table), x=x, exact=exact, dtype=jnp.float32)[0]
+    return dot(x, table, exact=exact, contract=1)[0]

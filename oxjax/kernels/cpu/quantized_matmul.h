@@ -1,0 +1,55 @@
+// Products of float32 rows with quantised weights. The layout is that of oxjax/kernels/quantized.py.
+//
+// Activations are quantised in groups of 32 to int8 with a float scale. Integer dot products are exact, and floats
+// add up group by group in one order, without fused multiply-adds: the bits of an output depend on its row and its
+// weights alone, not on the number of rows, on threads, or on which instructions the processor has.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace oxjax {
+
+constexpr size_t kPanel = 16;        // outputs that lie together
+constexpr size_t kChunk = 32;        // inputs that share a scale among activations
+constexpr size_t kSuperBlock = 256;  // inputs that share the first of two levels of scales
+
+// `PlaneFormat` of oxjax/gguf/planes.py. Codes are centred, or groups have minima.
+struct Format {
+  int bits, offset, group;
+  bool two_level, minima;
+
+  bool valid() const;
+  size_t scales(size_t d_in) const { return d_in / (two_level ? kSuperBlock : group); }
+  size_t sub_scales(size_t d_in) const { return two_level ? d_in / group : 0; }
+  size_t panel_bytes(size_t d_in) const;
+};
+
+struct Weights {
+  Format format;
+  const uint8_t* panels;
+  size_t d_out;
+  float* out;  // [rows, d_out]
+};
+
+// 32 inputs of a row in int8, and what the kernels need of them.
+struct Chunk {
+  int8_t codes[kChunk];
+  float scale;
+  int32_t negated_halves[2], negated_sum;  // of the codes
+};
+
+// Runs task(0) ... task(n - 1), in any order, some of them at once; returns when all are done.
+using ParallelFor = std::function<void(size_t n, const std::function<void(size_t)>& task)>;
+
+enum class Isa { kBest, kGeneric, kAvx2, kAvx512Vnni };
+
+bool supported(Isa isa);  // by this processor
+const char* best_isa();   // a name to print
+
+// out = x @ w for each of the weights. `d_in` is a multiple of 32, and of 256 where a format has two levels.
+void quantized_matmul(const float* x, size_t rows, size_t d_in, const Weights* weights, size_t n_weights,
+                      const ParallelFor& parallel_for, Isa isa = Isa::kBest);
+
+}  // namespace oxjax

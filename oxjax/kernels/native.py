@@ -1,0 +1,101 @@
+"""Kernels in C++ (`cpu/`), compiled by the machine that runs them.
+
+They are compiled at their first use, not with the package: a build would need jaxlib's headers in its isolated
+environment, and would tie a wheel to one jaxlib. It takes some seconds, once: the library is kept beside XLA's compiled
+programs, under a name made of all that it depends on. Without a compiler there are no kernels, and XLA does the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+
+import jax
+import jaxlib
+
+log = logging.getLogger("oxjax")
+_SOURCES = Path(__file__).parent / "cpu"
+# Multiplications and additions stay apart, or their bits would depend on the processor.
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-w")
+_COMPILERS = ("c++", "g++", "clang++")
+_TARGETS = ("oxjax_quantized_matmul",)
+_lock = threading.Lock()
+
+
+class _NoKernelsError(Exception):
+    """Why there are none."""
+
+
+def kernels() -> str | None:
+    """The instructions that the kernels use, or None where there are none and XLA must do."""
+    return _state()[0]
+
+
+def describe() -> str:
+    """One line about the kernels, for people."""
+    instructions, reason = _state()
+    return f"native, {instructions}" if instructions else f"XLA ({reason})"
+
+
+def _state() -> tuple[str | None, str]:
+    with _lock:
+        return _load()
+
+
+@cache
+def _load() -> tuple[str | None, str]:
+    """Instructions, or None and a reason."""
+    try:
+        if jax.default_backend() != "cpu":
+            raise _NoKernelsError(f"no kernels for {jax.default_backend()}")
+        library = _open(_cache_folder())
+    except _NoKernelsError as reason:
+        log.warning("no native kernels, quantised weights will be slow: %s", reason)
+        return None, str(reason)
+    for name in _TARGETS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    library.oxjax_instructions.restype = ctypes.c_char_p
+    return library.oxjax_instructions().decode(), ""
+
+
+def _cache_folder() -> Path:
+    return Path.home() / ".cache" / "oxjax" / "kernels"
+
+
+def _open(folder: Path) -> ctypes.CDLL:
+    sources = sorted(_SOURCES.iterdir())
+    key = hashlib.sha256(repr((_FLAGS, jaxlib.__version__, platform.machine(), platform.libc_ver())).encode())
+    for source in sources:
+        key.update(source.read_bytes())
+    path = folder / f"{key.hexdigest()[:24]}.so"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _compile(path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise _NoKernelsError(f"{path} cannot be used: {error}") from error
+
+
+def _compile(path: Path) -> None:
+    """Compile to a file of our own, then give it its name: whoever comes at the same time sees all of it or none."""
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        raise _NoKernelsError(f"no C++ compiler: none of {', '.join(_COMPILERS)} is on the PATH")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        sources = (str(s) for s in sorted(_SOURCES.glob("*.cpp")))
+        command = [*compiler.split(), *_FLAGS, f"-I{jax.ffi.include_dir()}", *sources, "-o", str(made)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise _NoKernelsError(f"{compiler} failed: {run.stderr.strip()[:500]}")
+        made.replace(path)

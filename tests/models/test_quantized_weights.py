@@ -1,0 +1,81 @@
+"""Models whose matrices stay the integers of their file."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import oxjax
+from oxjax.errors import ModelError
+from oxjax.gguf import GGUFFile
+from oxjax.gguf.planes import PLANE_FORMATS
+from oxjax.kernels import native, quantized
+from oxjax.kernels.quantized import QuantizedTensor
+from oxjax.models.layers.linear import lookup, tied_logits
+from oxjax.models.load import load_params
+
+FILES = [
+    f"llama-pure-{n}" for n in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+]
+FILES += ["llama-mix-Q4_K_M", "llama-pure-Q3_K"]
+
+
+def is_quantized(leaf):
+    return isinstance(leaf, QuantizedTensor)
+
+
+def logits(path, **options):
+    with oxjax.LLM(path, max_batch=1, max_context=64, **options) as llm:
+        return llm.logits(list(range(3, 40)))[0]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_model_loads_without_loss(data, name):
+    """Every matrix of the quantised model is the matrix of the dequantised one, to the bit."""
+    with GGUFFile.open(data / "quants" / f"{name}.gguf") as file:
+        _, packed = load_params(file, weights="quantized")
+        _, plain = load_params(file)
+        kept = any(t.ggml_type in PLANE_FORMATS for t in file.tensors.values())
+    leaves = jax.tree.leaves(packed, is_leaf=is_quantized)
+    assert any(map(is_quantized, leaves)) == kept
+    for a, b in zip(leaves, jax.tree.leaves(plain), strict=True):
+        dense = quantized.dequantize(a) if is_quantized(a) else a
+        np.testing.assert_array_equal(dense.T if dense.shape != b.shape else dense, b)
+
+
+@pytest.mark.parametrize("name", ["llama-pure-Q8_0", "llama-mix-Q4_K_M"])
+def test_logits_are_those_of_the_dequantised_model_up_to_the_rounding_of_activations(data, name):
+    path = data / "quants" / f"{name}.gguf"
+    plain, packed = logits(path), logits(path, weights="quantized")
+    error = np.sqrt(np.mean((packed - plain) ** 2) / np.mean((plain - plain.mean(-1, keepdims=True)) ** 2))
+    assert error < 0.05  # activations have 7 bits, through some layers
+    assert (error > 1e-4) == (native.kernels() is not None)
+
+
+def test_without_kernels_logits_are_those_of_the_dequantised_model(data, monkeypatch):
+    path = data / "quants" / "llama-mix-Q4_K_M.gguf"
+    plain = logits(path)
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    jax.clear_caches()
+    np.testing.assert_allclose(logits(path, weights="quantized"), plain, atol=1e-4 * np.abs(plain).max())
+    jax.clear_caches()
+
+
+def test_a_tied_table_is_never_whole_in_float32():
+    """Looking rows up and multiplying by all of them takes less memory than the table in float32."""
+    d, n = 256, 8192
+    form = PLANE_FORMATS[oxjax.gguf.GGMLType.Q8_0]
+    data = jnp.zeros((n // 16, quantized.panel_bytes(d, form)), jnp.uint8)
+
+    def compiled_memory(use):
+        program = jax.jit(lambda data: use(QuantizedTensor(data, (d, n), form))).lower(data).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert compiled_memory(lambda table: lookup(table, jnp.arange(4), "float32")) < n * d // 4
+    if native.kernels() is not None:
+        assert compiled_memory(lambda table: tied_logits(table, jnp.ones((4, d)), exact=True)) < n * d // 4
+
+
+def test_weights_are_one_of_the_known_kinds(data):
+    with pytest.raises(ModelError, match=r"'int3'.*auto, quantized"):
+        oxjax.load(data / "quants" / "llama-pure-Q8_0.gguf", weights="int3")
