@@ -77,11 +77,12 @@ def time_mix6(tensors: ParamLoader, prefix: str, spec: Rwkv6Spec, d_model: int) 
         shares = np.stack([_numbers(tensors, f"{mix}_lerp_{n}", d_model) for n in "wkvrg"])
     has_bonus, has_norm = (tensors.has(f"{mix}_{n}.weight") for n in ("first", "ln"))
     decay = tensors.linear(f"{mix}_decay_w2", spec.decay_rank, d_model)
+    ups = tensors.vector(f"{mix}_w2.weight", 5, d_model, spec.mix_rank)
     return TimeMix6(
         share=_put(_numbers(tensors, f"{mix}_lerp_x", d_model)),
         shares=_put(shares),
         low=tensors.linear(f"{mix}_w1", d_model, 5 * spec.mix_rank),
-        up=tuple(Linear(up) for up in tensors.experts(f"{mix}_w2", 5, spec.mix_rank, (d_model,))[0]),
+        up=tuple(Linear(_put(up.T.astype(tensors.dtype))) for up in ups),
         decay_low=tensors.linear(f"{mix}_decay_w1", d_model, spec.decay_rank),
         decay=decay.replace(bias=_put(_numbers(tensors, f"{mix}_decay", d_model))),
         key=tensors.linear(f"{mix}_key", d_model, d_kv),

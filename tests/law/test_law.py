@@ -35,8 +35,8 @@ def held_for(*names):
     return pytest.mark.parametrize("harness", [*names, *slow], indirect=True)
 
 
-for_all = held_for(*QUICK)
-for_windows_too = held_for("archs/gemma3", *QUICK)
+for_all = held_for(EMBEDDED, "toy hybrid")
+for_windows_too = held_for("archs/gemma3", "toy hybrid")
 for_every_kind = held_for(*QUICK, *KINDS)
 for_recurrent = pytest.mark.parametrize("harness", TOYS, indirect=True)
 
@@ -438,7 +438,7 @@ def test_short_prompts_join_decoding_neighbours(data, exact, max_batch):
         assert not exact or outcome(got) == alone
 
 
-@pytest.mark.parametrize("name", ["archs/qwen3", "toy hybrid"])
+@pytest.mark.parametrize("name", [EMBEDDED, pytest.param("toy hybrid", marks=pytest.mark.slow)])
 def test_fast_mode_agrees_up_to_rounding(data, harnesses, report, name):
     harness = Harness(load(name, data, exact=False))
     exact = np.frombuffer(harnesses(name).alone(IDS)[0], np.float32)
@@ -450,7 +450,7 @@ def test_fast_mode_agrees_up_to_rounding(data, harnesses, report, name):
     assert worst / exact.std() < 2e-5
 
 
-@pytest.mark.parametrize("name", [EMBEDDED, "quants/llama-mix-Q4_K_M"])
+@pytest.mark.parametrize("name", [EMBEDDED, pytest.param("quants/llama-mix-Q4_K_M", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_quantised_weights_change_nothing_about_it(harnesses, expected, name, shape):
     harness = harnesses(name + QUANTISED)

@@ -57,10 +57,16 @@ def reference(data):
     return np.load(data / "archs" / "reference.npz")
 
 
-FAST = [pytest.param(n, False, marks=() if n in ("llama", "gemma3") else pytest.mark.slow) for n in ARCHS]
+# By default one mode each: exact mode, which takes twice as long to compile, for one file of every kind.
+EXACT = ("llama", "gemma3", "cohere2", "phi2", "qwen2moe", "gptoss", "deepseek2_mla", "mamba2", "qwen35")
+MODES = [
+    pytest.param(n, exact, marks=() if exact == (n in EXACT) else pytest.mark.slow)
+    for n in ARCHS
+    for exact in (True, False)
+]
 
 
-@pytest.mark.parametrize("name,exact", [(n, True) for n in ARCHS] + FAST)
+@pytest.mark.parametrize("name,exact", MODES)
 def test_logits_match_llama_cpp(data, reference, report, name, exact):
     ids, expected = reference[f"{name}__ids"], reference[name]
     loop = Loop(oxjax.load(data / "archs" / f"{name}.gguf", exact=exact))
@@ -83,7 +89,7 @@ def test_llm_logits_are_the_same(data, reference):
     np.testing.assert_array_equal(short, whole[:37])
 
 
-@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3"])
+@pytest.mark.parametrize("name", ["gemma2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gemma", "gemma3"))])
 def test_gelu_table_is_the_difference(data, reference, report, monkeypatch, name):
     """With ggml's 16-bit GELU in place of ours the disagreement shrinks to where a table entry tips over.
 
@@ -108,8 +114,11 @@ def test_gelu_table_is_the_difference(data, reference, report, monkeypatch, name
         assert ours.min() > 1e-4
 
 
+MIXTURES = ["qwen2moe", "gptoss", "deepseek2_mla"]
+
+
 # Chunkings and bucket sizes, in exact mode: the same bits. (The law tests hold whole engines to it.)
-@pytest.mark.parametrize("name", ["mixtral", "qwen2moe", "gptoss", "deepseek2_mla"])
+@pytest.mark.parametrize("name", ["mixtral", *(pytest.param(n, marks=pytest.mark.slow) for n in MIXTURES)])
 def test_bits_of_mixtures_do_not_depend_on_chunks(data, reference, name):
     ids = reference[f"{name}__ids"]
     loop = Loop(oxjax.load(data / "archs" / f"{name}.gguf"))
