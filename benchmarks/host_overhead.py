@@ -40,7 +40,7 @@ def main() -> None:
     )
     runner._step = lambda params, state, batch, config: (logits, state)
     runner._sample = lambda logits, rows, n_top, exact: chosen
-    runner._CountCompilations.__enter__ = runner._CountCompilations.__exit__ = lambda self, *_: None
+    runner.CountCompilations.__enter__ = runner.CountCompilations.__exit__ = lambda self, *_: None
     params = SamplingParams(max_tokens=512 - 32, temperature=0.8, ignore_eos=True, stop="never said")
     rng = np.random.default_rng(0)
     for i in range(n):
