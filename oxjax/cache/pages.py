@@ -4,6 +4,9 @@ requests.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import jax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -32,29 +35,14 @@ class LatentPages:
     rope_k: Float[Array, "pages page_size rope_dim"]
 
 
-def write_latent_rows(
-    pages: LatentPages,
-    latent: Float[Array, "T kv_rank"],
-    rope_k: Float[Array, "T rope_dim"],
-    page: Int[Array, " T"],
-    offset: Int[Array, " T"],
-) -> LatentPages:
-    """Store each row's latent and rotated key at `[page, offset]`. In place when the pages were donated."""
-    return LatentPages(
-        latent=pages.latent.at[page, offset].set(latent.astype(pages.latent.dtype)),
-        rope_k=pages.rope_k.at[page, offset].set(rope_k.astype(pages.rope_k.dtype)),
-    )
+Pages = TypeVar("Pages", KVPages, LatentPages)
 
 
-def write_rows(
-    pages: KVPages,
-    k: Float[Array, "T n_kv_heads key_dim"],
-    v: Float[Array, "T n_kv_heads value_dim"],
-    page: Int[Array, " T"],
-    offset: Int[Array, " T"],
-) -> KVPages:
-    """Store each row's key and value at `[page, offset]`. In place when the pages were donated."""
-    return KVPages(
-        k=pages.k.at[page, offset].set(k.astype(pages.k.dtype)),
-        v=pages.v.at[page, offset].set(v.astype(pages.v.dtype)),
-    )
+def write_rows(pages: Pages, *rows: Float[Array, "T ..."], page: Int[Array, " T"], offset: Int[Array, " T"]) -> Pages:
+    """Store each row at `[page, offset]`, one array of rows for each of the pages' in their order.
+
+    In place when the pages were donated.
+    """
+    arrays, tree = jax.tree.flatten(pages)
+    written = (a.at[page, offset].set(r.astype(a.dtype)) for a, r in zip(arrays, rows, strict=True))
+    return jax.tree.unflatten(tree, written)

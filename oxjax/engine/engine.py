@@ -98,7 +98,8 @@ class Engine:
         """What the engine has done since it was made, and how full it is now."""
         scheduler, pages, slots, prefix = self.scheduler, self.pool.pages, self.pool.slots, self.pool.prefix
         return Metrics(
-            **{name: self._counts[name] for name in ("requests", "finished", "failed", "cancelled", "steps")},
+            **{name: self._counts[name] for name in ("requests", "finished", "failed", "cancelled")},
+            steps=scheduler.steps,
             computed_tokens=self._counts["rows"],
             cached_tokens=prefix.saved_tokens if prefix else 0,
             generated_tokens=self._counts["generated"],
@@ -335,7 +336,7 @@ class Engine:
             self._collect_rows(work, scored, ends)
         if choosing:
             self._deliver(choosing, sampled)
-        self._counts.update(steps=1, rows=int(ends[-1]), nanoseconds=time.perf_counter_ns() - start)
+        self._counts.update(rows=int(ends[-1]), nanoseconds=time.perf_counter_ns() - start)
         self._counts["host nanoseconds"] += time.perf_counter_ns() - start - device
 
     @staticmethod

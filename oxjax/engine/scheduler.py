@@ -233,8 +233,7 @@ class Scheduler:
                 self._preempt(self.running[-1])
 
     def _preempt(self, victim: Sequence) -> None:
-        if self.swap:
-            victim.saved = self._save(victim)
+        victim.saved = self._save(victim)
         self.running.remove(victim)
         self._release(victim)
         self._push(victim)

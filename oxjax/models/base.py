@@ -48,6 +48,32 @@ def _rope_factors(hp: Hyperparameters, tensors: ParamLoader) -> np.ndarray | Non
     return factors[hp.max_context > hp.rope_scaling.original_context]
 
 
+def model_config(
+    hp: Hyperparameters,
+    tensors: ParamLoader,
+    layers: Iterable[LayerSpec],
+    *,
+    pairing: str | None = None,
+    scaling: RopeScaling | None = None,
+    norm: str = "rms",
+    **more: Any,
+) -> tuple[ModelConfig, Frequencies]:
+    """The config of given layers, with one rotation or none; arguments as for `dense_config`."""
+    ropes = () if pairing is None else (rope(hp, tensors, pairing, scaling=scaling),)
+    config = ModelConfig(
+        architecture=hp.arch,
+        vocab_size=vocab_size(hp, tensors),
+        d_model=hp.d_model,
+        context_length=hp.context_length,
+        norm_eps=hp.rms_eps if norm == "rms" else hp.layer_eps,
+        layers=tuple(layers),
+        ropes=tuple(spec for spec, _ in ropes),
+        norm=norm,
+        **more,
+    )
+    return config, tuple(inv_freq for _, inv_freq in ropes)
+
+
 def dense_config(
     hp: Hyperparameters,
     tensors: ParamLoader,
@@ -73,21 +99,9 @@ def dense_config(
         parallel: see `LayerSpec.parallel`.
         more: fields of `ModelConfig` that differ from its defaults.
     """
-    ropes = () if pairing is None else (rope(hp, tensors, pairing, scaling=scaling),)
     mixer = attention_spec(hp, **({"rope": None} if pairing is None else {}), **attention)
     layer = LayerSpec((mixer,), mlp or MLPSpec(hp.uniform("feed_forward_length"), "silu"), parallel)
-    config = ModelConfig(
-        architecture=hp.arch,
-        vocab_size=vocab_size(hp, tensors),
-        d_model=hp.d_model,
-        context_length=hp.context_length,
-        norm_eps=hp.rms_eps if norm == "rms" else hp.layer_eps,
-        layers=(layer,) * hp.n_layers,
-        ropes=tuple(spec for spec, _ in ropes),
-        norm=norm,
-        **more,
-    )
-    return config, tuple(inv_freq for _, inv_freq in ropes)
+    return model_config(hp, tensors, (layer,) * hp.n_layers, pairing=pairing, scaling=scaling, norm=norm, **more)
 
 
 def plain_mlp(hp: Hyperparameters, activation: str = "gelu") -> MLPSpec:
@@ -124,11 +138,13 @@ def slide(
     return vary_attention(config, (sliding if s else {} for s in slides)), frequencies
 
 
-def attention_spec(hp: Hyperparameters, *, scale: float | None = None, **more: Any) -> AttentionSpec:
-    """One layer's attention, with what the heads are from the metadata and the rest given."""
+def attention_spec(
+    hp: Hyperparameters, *, n_kv_heads: int | None = None, scale: float | None = None, **more: Any
+) -> AttentionSpec:
+    """One layer's attention, with what the heads are from the metadata unless given, and the rest given."""
     return AttentionSpec(
         n_heads=hp.n_heads,
-        n_kv_heads=hp.n_kv_heads,
+        n_kv_heads=hp.n_kv_heads if n_kv_heads is None else n_kv_heads,
         key_dim=hp.key_dim,
         value_dim=hp.value_dim,
         scale=1.0 / math.sqrt(hp.key_dim) if scale is None else scale,

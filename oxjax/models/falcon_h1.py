@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import attention_spec, hybrid_config, hybrid_layer, mamba2_spec
+from oxjax.models.base import Frequencies, attention_spec, model_config
+from oxjax.models.hybrid import hybrid_layer, mamba2_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.hybrid import HybridLayer
 from oxjax.models.layers.hybrid import hybrid_block as block
@@ -15,9 +15,9 @@ __all__ = ["block", "config", "layer"]
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
-    mixers = (attention_spec(hp, hp.n_kv_heads), mamba2_spec(hp))
+    mixers = (attention_spec(hp), mamba2_spec(hp))
     layer = LayerSpec(mixers, MLPSpec(hp.uniform("feed_forward_length"), "silu"))
-    return hybrid_config(hp, tensors, (layer,) * hp.n_layers, pairing="neox")
+    return model_config(hp, tensors, (layer,) * hp.n_layers, pairing="neox")
 
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies
+from oxjax.models.base import Frequencies, model_config
 from oxjax.models.experts import expert_spec, silu
-from oxjax.models.hybrid import attention_or, hybrid_config, mamba2_spec
+from oxjax.models.hybrid import attention_or, mamba2_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 from oxjax.models.mamba import block, layer
@@ -22,7 +22,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     feed = MLPSpec(d_ff, "silu")
     if hp.get("expert_count", int, 0):
         feed = expert_spec(hp, d_ff, shared=silu(hp.get("expert_shared_feed_forward_length", int, 0)))
-    return hybrid_config(
+    return model_config(
         hp,
         tensors,
         (LayerSpec((mixer,), feed) for mixer in mixers),

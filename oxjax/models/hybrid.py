@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from oxjax.config import AttentionSpec, LayerSpec, MixerSpec, ModelConfig
-from oxjax.models.base import Frequencies, rope, vocab_size
+from oxjax.models.base import attention_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.attention import Attention
 from oxjax.models.layers.conv import Conv
@@ -26,52 +25,14 @@ from oxjax.models.layers.short_conv import ShortConv, ShortConvSpec
 from oxjax.models.loader import ParamLoader
 
 
-def hybrid_config(
-    hp: Hyperparameters,
-    tensors: ParamLoader,
-    layers: Iterable[LayerSpec],
-    *,
-    pairing: str | None = None,
-    norm: str = "rms",
-    **more: Any,
-) -> tuple[ModelConfig, Frequencies]:
-    """The config of given layers, with one rotation or none; `more` are fields that differ from their defaults."""
-    ropes = () if pairing is None else (rope(hp, tensors, pairing),)
-    config = ModelConfig(
-        architecture=hp.arch,
-        vocab_size=vocab_size(hp, tensors),
-        d_model=hp.d_model,
-        context_length=hp.context_length,
-        norm_eps=hp.rms_eps if norm == "rms" else hp.layer_eps,
-        norm=norm,
-        layers=tuple(layers),
-        ropes=tuple(spec for spec, _ in ropes),
-        **more,
-    )
-    return config, tuple(inv_freq for _, inv_freq in ropes)
-
-
 def attention_or(hp: Hyperparameters, recurrent: MixerSpec, **attention: Any) -> tuple[MixerSpec, ...]:
     """The mixer of each layer: recurrent where `attention.head_count_kv` is 0, else attention with these fields."""
     mixers: list[MixerSpec] = []
     for n_kv_heads in hp.per_layer("attention.head_count_kv", hp.n_heads):
         if n_kv_heads < 0 or (n_kv_heads and hp.n_heads % n_kv_heads):
             raise hp.error("attention.head_count_kv", f"{n_kv_heads} does not divide head_count {hp.n_heads}")
-        mixers.append(attention_spec(hp, n_kv_heads, **attention) if n_kv_heads else recurrent)
+        mixers.append(attention_spec(hp, n_kv_heads=n_kv_heads, **attention) if n_kv_heads else recurrent)
     return tuple(mixers)
-
-
-def attention_spec(
-    hp: Hyperparameters,
-    n_kv_heads: int,
-    *,
-    scale: float | None = None,
-    rope: int | None = 0,
-    window: int | None = None,
-) -> AttentionSpec:
-    """Attention with so many heads of keys and values."""
-    scale = 1.0 / math.sqrt(hp.key_dim) if scale is None else scale
-    return AttentionSpec(hp.n_heads, n_kv_heads, hp.key_dim, hp.value_dim, scale, rope, window)
 
 
 def _divides(hp: Hyperparameters, key: str, divisor: int, number: int) -> int:

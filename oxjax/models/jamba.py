@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies
+from oxjax.models.base import Frequencies, model_config
 from oxjax.models.experts import expert_spec
-from oxjax.models.hybrid import attention_or, hybrid_config, mamba_spec
+from oxjax.models.hybrid import attention_or, mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 from oxjax.models.mamba import block, layer
@@ -22,4 +22,4 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     if hp.get("expert_count", int, 0):
         experts = expert_spec(hp, d_ff, renormalise=False)
         feeds = [experts if tensors.has(f"blk.{i}.ffn_gate_inp.weight") else dense for i in range(hp.n_layers)]
-    return hybrid_config(hp, tensors, (LayerSpec((m,), f) for m, f in zip(mixers, feeds, strict=True)))
+    return model_config(hp, tensors, (LayerSpec((m,), f) for m, f in zip(mixers, feeds, strict=True)))

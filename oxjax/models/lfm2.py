@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import attention_or, hybrid_config, hybrid_layer
+from oxjax.models.base import Frequencies, model_config
+from oxjax.models.hybrid import attention_or, hybrid_layer
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.hybrid import HybridLayer
 from oxjax.models.layers.hybrid import hybrid_block as block
@@ -24,7 +24,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     window = hp.get("attention.sliding_window", int, 0) or None
     feed = MLPSpec(hp.uniform("feed_forward_length"), "silu")
     layers = (LayerSpec((mixer,), feed) for mixer in attention_or(hp, conv, window=window))
-    return hybrid_config(hp, tensors, layers, pairing="neox")
+    return model_config(hp, tensors, layers, pairing="neox")
 
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:

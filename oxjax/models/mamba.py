@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MixerSpec, ModelConfig
-from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import hybrid_config, hybrid_layer, mamba_spec
+from oxjax.models.base import Frequencies, model_config
+from oxjax.models.hybrid import hybrid_layer, mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.hybrid import HybridLayer
 from oxjax.models.layers.hybrid import hybrid_block as block
@@ -18,7 +18,7 @@ def only(hp: Hyperparameters, tensors: ParamLoader, mixer: MixerSpec) -> tuple[M
     for key in ("attention.head_count", "feed_forward_length"):
         if found := hp.get(key, int, 0):
             raise hp.error(key, f"found {found}, but {hp.arch} has none")
-    return hybrid_config(hp, tensors, (LayerSpec((mixer,)),) * hp.n_layers)
+    return model_config(hp, tensors, (LayerSpec((mixer,)),) * hp.n_layers)
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

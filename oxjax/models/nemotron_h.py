@@ -6,8 +6,8 @@ Attention has no rotation.
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import attention_or, hybrid_config, hybrid_layer, mamba2_spec
+from oxjax.models.base import Frequencies, model_config
+from oxjax.models.hybrid import attention_or, hybrid_layer, mamba2_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.hybrid import HybridLayer
 from oxjax.models.layers.hybrid import hybrid_block as block
@@ -23,7 +23,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         LayerSpec((), MLPSpec(d_ff, "relu2", gated=False)) if d_ff else LayerSpec((mixer,))
         for mixer, d_ff in zip(mixers, hp.per_layer("feed_forward_length"), strict=True)
     )
-    return hybrid_config(hp, tensors, layers)
+    return model_config(hp, tensors, layers)
 
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:

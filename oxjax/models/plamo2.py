@@ -10,8 +10,8 @@ from __future__ import annotations
 from functools import partial
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import attention_or, hybrid_config, hybrid_layer, plamo_mamba_spec
+from oxjax.models.base import Frequencies, model_config
+from oxjax.models.hybrid import attention_or, hybrid_layer, plamo_mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.hybrid import HybridLayer
 from oxjax.models.layers.hybrid import hybrid_block as block
@@ -24,7 +24,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config; only attention layers have heads."""
     mixers = attention_or(hp, plamo_mamba_spec(hp), scale=hp.value_dim**-0.5)
     feed = MLPSpec(hp.uniform("feed_forward_length"), "silu")
-    return hybrid_config(hp, tensors, (LayerSpec((m,), feed) for m in mixers), pairing="neox")
+    return model_config(hp, tensors, (LayerSpec((m,), feed) for m in mixers), pairing="neox")
 
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:

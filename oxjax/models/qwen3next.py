@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
-from oxjax.models.base import Frequencies
+from oxjax.models.base import Frequencies, attention_spec, model_config
 from oxjax.models.experts import expert_spec, silu
-from oxjax.models.hybrid import attention_spec, delta_net_spec, gated_attention, hybrid_config, hybrid_layer
+from oxjax.models.hybrid import delta_net_spec, gated_attention, hybrid_layer
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.hybrid import HybridLayer
 from oxjax.models.layers.hybrid import hybrid_block as block
@@ -31,9 +31,9 @@ def delta_net_config(
     hp: Hyperparameters, tensors: ParamLoader, feed: MLPSpec | MoESpec, *, tiled: bool
 ) -> tuple[ModelConfig, Frequencies]:
     """DeltaNet and attention as `attention.recurrent_layers` says, else attention on every n-th layer."""
-    attention, recurrent = attention_spec(hp, hp.n_kv_heads), delta_net_spec(hp, tiled=tiled)
+    attention, recurrent = attention_spec(hp), delta_net_spec(hp, tiled=tiled)
     layers = (LayerSpec((recurrent if r else attention,), feed) for r in _recurrent_layers(hp))
-    return hybrid_config(hp, tensors, layers, pairing="neox")
+    return model_config(hp, tensors, layers, pairing="neox")
 
 
 def _recurrent_layers(hp: Hyperparameters) -> tuple[bool, ...]:

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import hybrid_config
+from oxjax.models.base import Frequencies, model_config
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.linear import Linear
 from oxjax.models.layers.rwkv import ChannelMix, RwkvLayer
@@ -64,7 +63,7 @@ def rwkv7_config(
     first = rwkv7_spec(hp, shifts)
     later = dataclasses.replace(first, first=False)
     layers = (LayerSpec((later if i else first,), feed) for i in range(hp.n_layers))
-    return hybrid_config(hp, tensors, layers, **more)
+    return model_config(hp, tensors, layers, **more)
 
 
 def time_mix6(tensors: ParamLoader, prefix: str, spec: Rwkv6Spec, d_model: int) -> TimeMix6:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import hybrid_config
+from oxjax.models.base import Frequencies, model_config
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.rwkv import rwkv_block as block
 from oxjax.models.loader import ParamLoader
@@ -22,4 +21,4 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     period = hp.get("rescale_every_n_layers", int, 0)
     scales = (0.5 if period and (i + 1) % period == 0 else 1.0 for i in range(hp.n_layers))
     layers = (LayerSpec((dataclasses.replace(mixer, scale=scale),), feed) for scale in scales)
-    return hybrid_config(hp, tensors, layers, norm="layer", embedding_norm=True)
+    return model_config(hp, tensors, layers, norm="layer", embedding_norm=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies
-from oxjax.models.hybrid import hybrid_config
+from oxjax.models.base import Frequencies, model_config
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.rwkv import rwkv_block as block
 from oxjax.models.loader import ParamLoader
@@ -24,4 +23,4 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         raise hp.error("attention.head_count_kv", f"{n_kv_heads} does not divide {mixer.n_kv_heads} heads")
     feed = MLPSpec(hp.uniform("feed_forward_length"), "silu")
     layer = LayerSpec((dataclasses.replace(mixer, n_kv_heads=n_kv_heads),), feed)
-    return hybrid_config(hp, tensors, (layer,) * hp.n_layers)
+    return model_config(hp, tensors, (layer,) * hp.n_layers)

@@ -4,7 +4,8 @@ import dataclasses
 from functools import cached_property
 
 import numpy as np
-from toy import LAYERS, toy_model
+import pytest
+from toy import LAYERS, toy_model, toys
 
 import oxjax
 from oxjax import SamplingParams
@@ -18,6 +19,13 @@ QUANTISED = ", quantised"  # after a name: its weights stay integers
 STORIES = "models/stories260K/stories260K"
 TOYS = tuple(f"toy {kind}" for kind in LAYERS)
 PARAMS = SamplingParams(max_tokens=12, temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, seed=11, logprobs=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_toys():
+    """For the test modules that import it."""
+    with toys():
+        yield
 
 
 def prompts(n, length, seed=0):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from harness import EMBEDDED, Harness, finish, load, outcome, prompts
+from harness import with_toys as _with_toys  # noqa: F401
 
 from oxjax.engine.encoder import MAX_TEXTS, Encoder
 from oxjax.kernels.paged_attention import KV_BLOCK

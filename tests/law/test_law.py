@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from harness import EMBEDDED, PARAMS, QUANTISED, STORIES, TOYS, Harness, finish, load, outcome, prompts
+from harness import with_toys as _with_toys  # noqa: F401
 
 from oxjax.errors import OxjaxError
 from oxjax.sampling.params import sample_seed
@@ -256,9 +257,11 @@ from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 import conftest
 from harness import Harness, finish, load, outcome
-engine = Harness(load(sys.argv[3], Path(sys.argv[4]))).engine(max_rows=16)
-requests = engine.resume(Path(sys.argv[5]).read_bytes())
-finish(engine, requests)
+from toy import toys
+with toys():
+    engine = Harness(load(sys.argv[3], Path(sys.argv[4]))).engine(max_rows=16)
+    requests = engine.resume(Path(sys.argv[5]).read_bytes())
+    finish(engine, requests)
 sys.stdout.buffer.write(pickle.dumps([outcome(r) for r in requests]))
 """
 

@@ -1,5 +1,6 @@
 """Templates from strangers: each attack ends in ChatTemplateError, soon, and without eating the memory."""
 
+import gc
 import resource
 import threading
 import time
@@ -172,10 +173,13 @@ def attacks() -> list:
 def test_an_attack_ends_in_an_error_soon_and_within_bounded_memory(source, monkeypatch):
     monkeypatch.setattr(meter, "CPU_SECONDS", 0.1)  # of a render; it keeps this long list short
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.freeze()  # what the tests before left behind is not the attack's to collect: that alone takes a second
     start = time.thread_time()
     with pytest.raises(ChatTemplateError) as caught:
         ChatTemplate(source).render(MESSAGES)
-    assert time.thread_time() - start < 1.5
+    spent = time.thread_time() - start
+    gc.unfreeze()
+    assert spent < 5  # unbounded, each of them takes minutes or for ever
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 600 * 1024  # KiB on Linux
     assert len(str(caught.value)) < 2000
     assert MESSAGES == [{"role": "user", "content": "Hello", "parts": [1, 2, 3]}]

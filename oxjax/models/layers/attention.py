@@ -69,7 +69,7 @@ def attention(
         q, k = (norm(Norm(), y, config) for y in (q, k))
     if spec.temperature is not None:
         q = q * growth(spec.temperature, layout.positions).astype(q.dtype)
-    pages = write_rows(pages, k, v, layout.write_page, layout.write_offset)
+    pages = write_rows(pages, k, v, page=layout.write_page, offset=layout.write_offset)
     mixed = paged_attention(
         q,
         pages.k,

@@ -18,7 +18,7 @@ from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, rms_norm
-from oxjax.models.layers.recurrence import recurrence
+from oxjax.models.layers.recurrence import product, recurrence
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ def delta_scan(
         pairs = jnp.tril(jnp.ones((size, size), bool))
         decay = jnp.exp(jnp.where(pairs, since[:, :, None] - since[:, None], -jnp.inf))
         before = jnp.exp(since)[..., None]
-        system = beta[..., None] * decay * _product(k, jnp.swapaxes(k, 1, 2))  # its unit diagonal is understood
-        wanted = beta[..., None] * (v - before * _product(k, h))
-        stored = _product(_inverse_of_unit_lower(system), wanted)
-        y = before * _product(q, h) + _product(decay * _product(q, jnp.swapaxes(k, 1, 2)), stored)
+        system = beta[..., None] * decay * product(k, jnp.swapaxes(k, 1, 2))  # its unit diagonal is understood
+        wanted = beta[..., None] * (v - before * product(k, h))
+        stored = product(_inverse_of_unit_lower(system), wanted)
+        y = before * product(q, h) + product(decay * product(q, jnp.swapaxes(k, 1, 2)), stored)
         left = jnp.exp(since[:, -1:] - since)[..., None] * k
-        h = jnp.exp(since[:, -1])[:, None, None] * h + _product(jnp.swapaxes(left, 1, 2), stored)
+        h = jnp.exp(since[:, -1])[:, None, None] * h + product(jnp.swapaxes(left, 1, 2), stored)
         return h, jnp.swapaxes(y, 0, 1)
 
     return recurrence(step, None if exact else chunk, initial, (q, k, v, log_decay, beta), layout)
@@ -143,11 +143,7 @@ def _inverse_of_unit_lower(lower: Float[Array, "n_heads size size"]) -> Float[Ar
     while (width := inverse.shape[-1]) < size:
         corners = [lower[:, at + width : at + 2 * width, at : at + width] for at in range(0, size, 2 * width)]
         a, b = inverse[:, 0::2], inverse[:, 1::2]
-        corner = -_product(_product(b, jnp.stack(corners, axis=1)), a)
+        corner = -product(product(b, jnp.stack(corners, axis=1)), a)
         top = jnp.concatenate([a, jnp.zeros_like(a)], axis=-1)
         inverse = jnp.concatenate([top, jnp.concatenate([corner, b], axis=-1)], axis=-2)
     return inverse[:, 0]
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

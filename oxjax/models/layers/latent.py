@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from oxjax.cache.pages import LatentPages, write_latent_rows
+from oxjax.cache.pages import LatentPages, write_rows
 from oxjax.config import LatentSpec
 from oxjax.kernels.dot import dot_heads
 from oxjax.kernels.paged_attention import paged_attention
@@ -79,7 +79,7 @@ def latent_attention(
     q = jnp.concatenate([absorbed, q_rope], axis=-1)
     if spec.temperature is not None:
         q = q * growth(spec.temperature, layout.positions).astype(q.dtype)
-    pages = write_latent_rows(pages, latent, rope_k, layout.write_page, layout.write_offset)
+    pages = write_rows(pages, latent, rope_k, page=layout.write_page, offset=layout.write_offset)
     latent_pages, rope_pages = (a[:, :, None] for a in (pages.latent, pages.rope_k))
     mixed = paged_attention(q, latent_pages, latent_pages, layout, scale=spec.scale, more_k_pages=rope_pages)
     values = dot_heads(mixed, p.v_up, exact=config.exact).astype(x.dtype)

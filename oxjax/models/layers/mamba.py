@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,16 +80,25 @@ def mamba(
     inner, gate = linear(p.x, p.z, x=x, exact=exact, dtype=jnp.float32)
     inner, window = causal_conv(p.conv, inner, old.conv, layout)
     inner = jax.nn.silu(inner)
-    low = linear(p.dt_low, p.b, p.c, x=inner.astype(x.dtype), exact=exact, dtype=jnp.float32)
-    dt, b, c = (
-        y if norm is None else rms_norm(norm, y, eps=ctx.config.norm_eps, exact=exact)
-        for y, norm in zip(low, (p.dt_norm, p.b_norm, p.c_norm), strict=True)
-    )
-    dt = jax.nn.softplus(linear(p.dt, x=dt.astype(x.dtype), exact=exact, dtype=jnp.float32)[0])
+    dt, b, c = scan_inputs(p, inner.astype(x.dtype), ctx)
     y, ssm = selective_scan(p.a, dt, inner, b, c, old.ssm, layout)
     y = (y + p.d * inner) * jax.nn.silu(gate)
     out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)
+
+
+def scan_inputs(
+    p: Any, x: Float[Array, "T d_inner"], ctx: Context
+) -> tuple[Float[Array, "T steps"], Float[Array, "T d_state"], Float[Array, "T d_state"]]:
+    """Step sizes, b and c from what was convolved, through the narrow projections of `Mamba` or a relative of it."""
+    config = ctx.config
+    low = linear(p.dt_low, p.b, p.c, x=x, exact=config.exact, dtype=jnp.float32)
+    dt, b, c = (
+        y if norm is None else rms_norm(norm, y, eps=config.norm_eps, exact=config.exact)
+        for y, norm in zip(low, (p.dt_norm, p.b_norm, p.c_norm), strict=True)
+    )
+    dt = linear(p.dt, x=dt.astype(x.dtype), exact=config.exact, dtype=jnp.float32)[0]
+    return jax.nn.softplus(dt), b, c
 
 
 def selective_scan(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import lax
 from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
@@ -17,7 +16,7 @@ from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, rms_norm
-from oxjax.models.layers.recurrence import recurrence
+from oxjax.models.layers.recurrence import product, recurrence
 
 
 @dataclass(frozen=True)
@@ -113,16 +112,12 @@ def decaying_scan(
         pairs = jnp.tril(jnp.ones((size, size), bool))
         decay = jnp.exp(jnp.where(pairs, log_decay[:, :, None] - log_decay[:, None], -jnp.inf))
         b, c = (jnp.swapaxes(y, 0, 1) for y in (b, c))
-        scores = jnp.repeat(_product(c, jnp.swapaxes(b, 1, 2)), per_group, axis=0) * decay
+        scores = jnp.repeat(product(c, jnp.swapaxes(b, 1, 2)), per_group, axis=0) * decay
         b, c = (jnp.repeat(y, per_group, axis=0) for y in (b, c))
         fed = jnp.swapaxes(dt[..., None] * x, 0, 1)
-        y = _product(scores, fed) + jnp.exp(log_decay)[..., None] * _product(c, h)
+        y = product(scores, fed) + jnp.exp(log_decay)[..., None] * product(c, h)
         left = jnp.exp(log_decay[:, -1:] - log_decay)[..., None] * fed
-        h = jnp.exp(log_decay[:, -1])[:, None, None] * h + _product(jnp.swapaxes(b, 1, 2), left)
+        h = jnp.exp(log_decay[:, -1])[:, None, None] * h + product(jnp.swapaxes(b, 1, 2), left)
         return h, jnp.swapaxes(y, 0, 1)
 
     return recurrence(step, None if exact else chunk, initial, (dt, x, b, c), layout)
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

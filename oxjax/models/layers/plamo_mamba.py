@@ -18,8 +18,9 @@ from oxjax.config import RecurrentSpec
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
 from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.mamba import scan_inputs
 from oxjax.models.layers.mamba2 import decaying_scan
-from oxjax.models.layers.norms import Norm, rms_norm
+from oxjax.models.layers.norms import Norm
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,7 @@ def plamo_mamba(
     z, inner = linear(p.z, p.x, x=x, exact=exact, dtype=jnp.float32)
     inner, window = causal_conv(p.conv, inner, old.conv, layout)
     inner = jax.nn.silu(inner)
-    low = linear(p.b, p.c, p.dt_low, x=inner.astype(x.dtype), exact=exact, dtype=jnp.float32)
-    b, c, dt = (
-        rms_norm(norm, y, eps=ctx.config.norm_eps, exact=exact)
-        for y, norm in zip(low, (p.b_norm, p.c_norm, p.dt_norm), strict=True)
-    )
-    dt = jax.nn.softplus(linear(p.dt, x=dt.astype(x.dtype), exact=exact, dtype=jnp.float32)[0])
+    dt, b, c = scan_inputs(p, inner.astype(x.dtype), ctx)
     heads = inner.reshape(x.shape[0], spec.ssm[0], spec.ssm[2])
     y, ssm = decaying_scan(p.a, dt, heads, b[:, None], c[:, None], old.ssm, layout, exact=exact)
     y = (y + p.d[:, None] * heads).reshape(x.shape[0], -1) * jax.nn.silu(z)

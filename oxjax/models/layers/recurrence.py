@@ -23,6 +23,11 @@ MIN_CHUNK = 16  # fewer rows at the end of a sequence go one by one
 Step = Callable[..., tuple[Array, Array]]
 
 
+def product(a: Float[Array, "... n k"], b: Float[Array, "... k m"]) -> Float[Array, "... n m"]:
+    """Products of float32 matrices inside of a chunk, in full precision."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
 def recurrence(
     step: Step,
     chunk: Step | None,
