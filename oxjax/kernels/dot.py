@@ -1,17 +1,29 @@
 """Matrix products and row sums whose bits, when asked, do not depend on how many rows there are.
 
-XLA:CPU picks another summation order when the number of rows changes. The `exact` form therefore cuts
-every product into tiles of `ROW_TILE` rows, one shape for all callers, with a barrier that keeps the
+XLA:CPU picks another summation order when the number of rows changes. Native kernels do not. Where there are none, the
+`exact` form cuts every product into tiles of `ROW_TILE` rows, one shape for all callers, with a barrier that keeps the
 compiler from merging a tile with what surrounds it. The result of a row is then a function of that row.
 """
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from oxjax.kernels import native
+
 ROW_TILE = 16  # 16 rows cost one decode row 2x and 512 rows 1.4x of the plain product; 8 and 32 are worse at one end
+
+
+def least_rows(*, exact: bool) -> int:
+    """Rows that a program should have at least.
+
+    Exact programs have two: of a lone row the compiler makes other operations, which round at other places. Without
+    native kernels they have a row tile, as products do.
+    """
+    return (2 if native.kernels() else ROW_TILE) if exact else 1
 
 
 def _product(x: Array, weight: Array, contract: int) -> Array:
@@ -34,6 +46,10 @@ def dot(
     if not exact:
         return tuple(_product(x, w, contract) for w in weights)
     rows = x.shape[0]
+    if native.kernels():
+        results = [jax.ShapeDtypeStruct((rows, w.shape[1 - contract]), jnp.float32) for w in weights]
+        call = jax.ffi.ffi_call("oxjax_float_matmul", results)
+        return tuple(call(x.astype(jnp.float32), *weights, transposed=contract == 1))
     tiles = jnp.pad(x, ((0, -rows % ROW_TILE), (0, 0))).reshape(-1, ROW_TILE, x.shape[1])
 
     def one_tile(tile: Array) -> tuple[Array, ...]:
@@ -64,9 +80,11 @@ def dot_heads(
 
 
 def row_sum(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows 1"]:
-    """Sum of each float32 row; with `exact`, as a product with ones through `dot`."""
+    """Sum of each float32 row; `exact` as in `dot`, there as a product with ones where there is no kernel."""
     if not exact:
         return jnp.sum(x, axis=-1, keepdims=True)
+    if native.kernels():
+        return jax.ffi.ffi_call("oxjax_row_sum", jax.ShapeDtypeStruct((x.shape[0], 1), jnp.float32))(x)
     return dot(x, jnp.ones((x.shape[1], 1), x.dtype), exact=True)[0]
 
 
