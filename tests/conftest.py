@@ -48,6 +48,7 @@ def form(request):
         request.getfixturevalue("without_kernels")
     elif native.kernels() is None:
         pytest.skip(native.describe())
+    return request.param
 
 
 _MEASURED = "measured"
