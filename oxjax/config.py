@@ -146,6 +146,8 @@ class MoESpec:
         n_groups_used: groups that a row may use experts of.
         weigh_inputs: the weights multiply what the experts read, not what they give.
         output_scale: multiplier of the sum, shared expert included.
+        d_latent: width of what the experts read and give, where a map down and one up lead to it and back; None
+            where they read and give whole rows. The router and the shared expert always read whole rows.
     """
 
     n_experts: int
@@ -161,6 +163,7 @@ class MoESpec:
     n_groups_used: int = 1
     weigh_inputs: bool = False
     output_scale: float = 1.0
+    d_latent: int | None = None
 
 
 @dataclass(frozen=True)

@@ -104,12 +104,21 @@ def mlp(d_ff=FF, suffix="", d=D):
     return {f"ffn_{n}{suffix}.weight": (d_ff, d) for n in ("gate", "up")} | {f"ffn_down{suffix}.weight": (d, d_ff)}
 
 
-def experts(d_ff, shared=0, gated=False, merged=False, n=6):
+def experts(d_ff, shared=0, gated=False, merged=False, n=6, bias=False):
     up = {"ffn_gate_up_exps.weight": (n, 2 * d_ff, D)} if merged else {
         "ffn_gate_exps.weight": (n, d_ff, D), "ffn_up_exps.weight": (n, d_ff, D)}  # fmt: skip
     found = {"ffn_gate_inp.weight": (n, D), **up, "ffn_down_exps.weight": (n, D, d_ff)}
     found |= mlp(shared, "_shexp") if shared else {}
+    found |= {"exp_probs_b.bias": (n,)} if bias else {}
     return found | ({"ffn_gate_inp_shexp.weight": (D,)} if gated else {})
+
+
+def plain_experts(d_ff, shared, latent=0, n=6):
+    d = latent or D
+    found = {"ffn_gate_inp.weight": (n, D), "exp_probs_b.bias": (n,)}
+    found |= {"ffn_up_exps.weight": (n, d_ff, d), "ffn_down_exps.weight": (n, d, d_ff)}
+    found |= {"ffn_up_shexp.weight": (shared, D), "ffn_down_shexp.weight": (D, shared)}
+    return found | ({"ffn_latent_down.weight": (d, D), "ffn_latent_up.weight": (D, d)} if latent else {})
 
 
 def short_conv(kernel=3):
@@ -237,6 +246,26 @@ def one_thing_each(mixer, **keys):
     return ATTENTION | mixer[0] | lengths | {"attention.layer_norm_epsilon": 1e-5} | keys, blocks
 
 
+def lfm2moe(mixer, **keys):
+    """Experts on all but the first block."""
+    keys, blocks = lfm2(mixer, **EXPERTS, expert_feed_forward_length=40, **keys)
+    dense = keys["leading_dense_block_count"]
+    blocks = [{n: s for n, s in block.items() if "ffn" not in n} for block in blocks]
+    feeds = [mlp() if i < dense else experts(40, bias=True) for i in range(LAYERS)]
+    return keys, [block | {"ffn_norm.weight": (D,)} | feed for block, feed in zip(blocks, feeds, strict=True)]
+
+
+def nemotron_h_moe(mixer, d_ff, shared, latent=0, **keys):
+    """Experts, Mamba-2, attention and experts again; widths of the two mixtures."""
+    mixtures = [plain_experts(width, shared, latent) for width in d_ff]
+    blocks = [{"attn_norm.weight": (D,)} | block for block in (mixtures[0], mixer[1], attention(), mixtures[1])]
+    lengths = {"feed_forward_length": [FF, 0, 0, FF], "attention.head_count_kv": [0, 0, 2, 0], "block_count": 4}
+    lengths |= {"expert_shared_feed_forward_length": shared, "expert_shared_count": 1, "expert_group_count": 1}
+    lengths |= {"moe_latent_size": latent} if latent else {}
+    lengths |= {"expert_weights_norm": True, "attention.layer_norm_epsilon": 1e-5}
+    return ATTENTION | mixer[0] | EXPERTS | lengths | keys, blocks
+
+
 def qwen(mixer, feed, recurrent=(True, False, True), **keys):
     """With an attention layer in the middle instead of every fourth."""
     blocks = [QWEN_NORMS | (mixer[1] if r else attention(gated=True)) | feed for r in recurrent]
@@ -268,7 +297,18 @@ CASES = {
     ),
     "lfm2": lfm2(short_conv()),
     "lfm2: window": lfm2(short_conv(4), **{"attention.sliding_window": 20}),
+    "lfm2moe": lfm2moe(short_conv(), leading_dense_block_count=1, expert_gating_func=2),
+    "lfm2moe: no dense layers, softmax": lfm2moe(short_conv(2), leading_dense_block_count=0, expert_gating_func=1),
     "nemotron_h": one_thing_each(mamba2()),
+    "nemotron_h_moe": nemotron_h_moe(mamba2(), (40, 40), 48, expert_feed_forward_length=40, expert_weights_scale=2.5),
+    "nemotron_h_moe: weights as they are, no width": nemotron_h_moe(
+        mamba2(), (48, 48), 32, expert_weights_norm=False
+    ),
+    "nemotron_h_moe: latent": nemotron_h_moe(mamba2(groups=1), (40, 40), 48, 24, expert_feed_forward_length=40),
+    "nemotron_h_moe: layers that differ": nemotron_h_moe(
+        mamba2(), (40, 24), 48, 16,
+        expert_feed_forward_length=[40, 0, 0, 24], expert_used_count=[4, 0, 0, 2], expert_weights_scale=2.5,
+    ),
     "plamo2": plamo2(plamo_mamba(), [4, 4, 0], [0, 2, 0]),
     "plamo2: shapes": plamo2(plamo_mamba(96, 24, 3, 3), [6, 6, 6], [0, 2, 2], 24),
     "plamo2: first is attention": plamo2(plamo_mamba(64, 8, 8), [4, 0, 0], [4, 0, 0]),
@@ -297,7 +337,7 @@ CASES = {
     "arwkv7: no gate": arwkv7(gate=0),
     "arwkv7: no norm": arwkv7(64, rate=6, norm=False),
 }  # fmt: skip
-QUICK = ["falcon-h1: without norm", "plamo2: shapes"]
+QUICK = ["falcon-h1: without norm", "plamo2: shapes", "lfm2moe", "nemotron_h_moe: layers that differ"]
 QUICK += ["rwkv6: shapes", "rwkv6qwen2: grouped", "rwkv7: shapes", "arwkv7: no gate"]
 
 
@@ -329,7 +369,7 @@ def write(path, arch, keys, blocks, tokenizer_of):
             sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, field.contents(), kind, sub_type=sub)
     rng = np.random.default_rng(0)
-    final_norm = "token_embd_norm" if arch == "lfm2" else "output_norm"
+    final_norm = "token_embd_norm" if arch.startswith("lfm2") else "output_norm"
     d = keys.get("embedding_length", D)
     shapes = {"token_embd.weight": (VOCAB, d), f"{final_norm}.weight": (d,)}
     if arch.startswith(("rwkv", "arwkv")):
