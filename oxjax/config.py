@@ -73,10 +73,10 @@ class LatentSpec:
         q_rank: rank of the projection to queries; None where it has full rank.
         kv_rank: width of the latent that stands for all heads' keys and values.
         nope_dim: head dimensions of queries and keys that are not rotated.
-        rope_dim: those that are; all heads share their keys.
+        rope_dim: those that are, unless nothing is; all heads share their keys.
         value_dim: head dimension of values.
         scale: multiplier of attention scores.
-        rope: index into `ModelConfig.ropes`.
+        rope: index into `ModelConfig.ropes`; None where nothing is rotated.
         temperature: growth of the queries after their rotation; None for none.
     """
 
@@ -87,7 +87,7 @@ class LatentSpec:
     rope_dim: int
     value_dim: int
     scale: float
-    rope: int = 0
+    rope: int | None = 0
     temperature: TemperatureSpec | None = None
 
     @property

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import EMBEDDED, PARAMS, QUANTISED, STORIES, TOYS, Harness, finish, load, outcome, prompts
+from harness import EMBEDDED, PARAMS, QUANTISED, RANDOM, STORIES, TOYS, Harness, finish, load, outcome, prompts
 from harness import with_toys as _with_toys  # noqa: F401
 
 from oxjax.errors import OxjaxError
@@ -21,7 +21,7 @@ from oxjax.sampling.params import sample_seed
 
 QUICK = [EMBEDDED, STORIES, "toy hybrid"]
 KINDS = ["archs/gemma3", "archs/deepseek2_mla", "archs/mamba2", "archs/qwen35"]  # windows, latents, Mamba-2, delta net
-OTHERS = ["toy recurrent"]
+OTHERS = ["toy recurrent", RANDOM + "kimi-linear"]  # the latter keeps slots and pages of latents
 OTHERS += [
     f"archs/{n}" for n in ("llama_yarn", "qwen3", "gemma2", "phi3", "cohere2", "falcon", "gpt2", "granite", "olmo2")
 ]
