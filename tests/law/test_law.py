@@ -99,6 +99,12 @@ def test_shapes_at_every_boundary(harness, expected, length):
         assert harness.run(prompts(1, length)[0], **shape) == expected(harness, length)
 
 
+@held_for("archs/mixtral")
+def test_wide_steps(harness, expected):
+    """From 4,096 numbers on XLA:CPU computes some things otherwise, such as the exponentials of a router's softmax."""
+    assert harness.run(IDS, neighbours=prompts(7, 120), max_batch=9, max_rows=1024) == expected(harness)
+
+
 @for_all
 def test_arrival_order(harness, expected):
     """Requests come in any order, some while others decode."""
