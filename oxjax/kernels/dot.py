@@ -1,9 +1,9 @@
 """Matrix products and row sums whose bits, when asked, do not depend on how many rows there are.
 
-XLA:CPU picks another summation order when the number of rows changes, and another exponential where one follows
-a maximum over 4,096 numbers or more. The `exact` form therefore cuts everything into tiles of `ROW_TILE` rows, one
-shape for all callers, with a barrier that keeps the compiler from merging a tile with what surrounds it. The
-result of a row is then a function of that row.
+XLA:CPU picks another summation order when the number of rows changes, and another exponential where one follows a
+maximum over 4,096 numbers or more. Native kernels do not. Where there are none, the `exact` form cuts its work into
+tiles of `ROW_TILE` rows, one shape for all callers, with a barrier that keeps the compiler from merging a tile with
+what surrounds it. The result of a row is then a function of that row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from oxjax.kernels import native
+
 ROW_TILE = 16  # 16 rows cost one decode row 2x and 512 rows 1.4x of the plain product; 8 and 32 are worse at one end
+
+
+def least_rows(*, exact: bool) -> int:
+    """Rows that a program should have at least.
+
+    Exact programs have two: of a lone row the compiler makes other operations, which round at other places. Without
+    native kernels they have a row tile, as products do.
+    """
+    return (2 if native.kernels() else ROW_TILE) if exact else 1
 
 
 def _by_tiles(fn: Callable[[Array], Any], x: Float[Array, "rows ..."]) -> Any:
@@ -45,6 +56,10 @@ def dot(
         exact: the bits of a row do not depend on the number of rows nor on the other rows.
         contract: which axis of the weights is `d_in`.
     """
+    if exact and native.kernels():
+        results = [jax.ShapeDtypeStruct((x.shape[0], w.shape[1 - contract]), jnp.float32) for w in weights]
+        call = jax.ffi.ffi_call("oxjax_float_matmul", results)
+        return tuple(call(x.astype(jnp.float32), *weights, transposed=contract == 1))
 
     def products(tile: Array) -> tuple[Array, ...]:
         return tuple(_product(tile, w, contract) for w in weights)
@@ -68,9 +83,11 @@ def dot_heads(
 
 
 def row_sum(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows 1"]:
-    """Sum of each float32 row; with `exact`, as a product with ones through `dot`."""
+    """Sum of each float32 row; `exact` as in `dot`, there as a product with ones where there is no kernel."""
     if not exact:
         return jnp.sum(x, axis=-1, keepdims=True)
+    if native.kernels():
+        return jax.ffi.ffi_call("oxjax_row_sum", jax.ShapeDtypeStruct((x.shape[0], 1), jnp.float32))(x)
     return dot(x, jnp.ones((x.shape[1], 1), x.dtype), exact=True)[0]
 
 

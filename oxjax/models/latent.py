@@ -28,10 +28,9 @@ def latent_spec(hp: Hyperparameters, *, scale: float = 1.0, **more: Any) -> Late
     Files that keep keys' and values' matrices apart give the real head dimensions in `key_length_mla` and
     `value_length_mla`, old ones in `key_length` and `value_length`.
     """
-    key_dim, value_dim = (
-        hp.get(f"attention.{name}_length_mla", int, 0) or width
-        for name, width in (("key", hp.key_dim), ("value", hp.value_dim))
-    )
+    key_dim = hp.get("attention.key_length_mla", int, 0) or hp.key_dim
+    value_dim = hp.get("attention.value_length_mla", int, 0) or hp.value_dim
+    hp.key("attention.value_length")  # of what is kept, where files give the real one
     if not 0 < hp.rope_dim < key_dim:
         raise hp.error("rope.dimension_count", f"found {hp.rope_dim}, expected less than the head dimension {key_dim}")
     return LatentSpec(

@@ -14,6 +14,9 @@ def arrays():
     return [jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((max(ROWS), 172), (172, 64), (172, 33))]
 
 
+pytestmark = pytest.mark.usefixtures("form")
+
+
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("rows", ROWS)
 def test_dot_is_the_product(arrays, rows, exact):
@@ -60,3 +63,29 @@ def test_log_softmax_matches_jax(arrays):
     x = arrays[0] * 30.0
     # Two float32 reductions over 172 terms.
     np.testing.assert_allclose(log_softmax(x, exact=True), jax.nn.log_softmax(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("contract", [0, 1])
+def test_every_size_and_type(dtype, contract):
+    """Around the vectors, tiles and packed parts of the native kernel; rows past the ones it reads in place."""
+    rng = np.random.default_rng(1)
+    for d_in in (1, 7, 8, 9, 16, 17, 127, 128, 129, 300):
+        for d_out in (1, 15, 16, 17, 63, 64, 65, 255, 256, 257, 511, 512, 600):
+            w = jnp.asarray(rng.standard_normal((d_in, d_out) if contract == 0 else (d_out, d_in)), dtype)
+            x = jnp.asarray(rng.standard_normal((11, d_in)), dtype)
+            expected = np.asarray(x, np.float64) @ (np.asarray(w, np.float64) if contract == 0 else np.asarray(w).T)
+            whole = np.asarray(dot(x, w, exact=True, contract=contract)[0])
+            # Sums of up to 300 exact products of about 1.
+            np.testing.assert_allclose(whole, expected, rtol=0, atol=5e-5)
+            rows = int(rng.integers(1, 11))
+            np.testing.assert_array_equal(dot(x[-rows:], w, exact=True, contract=contract)[0], whole[-rows:])
+
+
+def test_what_is_not_finite_stays_in_its_row():
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((5, 40), np.float32))
+    w = jnp.ones((40, 70))
+    broken = dot(x.at[2, 3].set(jnp.nan).at[3, 0].set(jnp.inf), w, exact=True)[0]
+    expected = dot(x, w, exact=True)[0]
+    np.testing.assert_array_equal(broken[np.array([0, 1, 4])], expected[np.array([0, 1, 4])])
+    assert jnp.isnan(broken[2]).all() and jnp.isposinf(broken[3]).all()
