@@ -106,7 +106,27 @@ class DeltaNet:
             y[i] = q[i] @ new[i]
         return new, y
 
-    ours = staticmethod(delta_scan)
+    @classmethod
+    def ours(cls, q, k, v, decay, *more, exact):
+        return delta_scan(q, k, v, decay.reshape(*q.shape[:2], -1), *more, exact=exact)
+
+
+class KimiDelta(DeltaNet):
+    """The same with a rate for every key channel."""
+
+    @staticmethod
+    def rows(rng, n):
+        q, k, v, _, beta = DeltaNet.rows(rng, n)
+        return q, k, v, -np.logaddexp(rng.normal(size=(n, HEADS, KEY)), 0), beta
+
+    @classmethod
+    def step(cls, h, q, k, v, decay, beta):
+        new, y = np.empty(h.shape), np.empty((HEADS, VALUE))
+        for i in range(HEADS):
+            rewrite = np.eye(KEY) - beta[i] * np.outer(k[i], k[i])  # equation 1 of the paper
+            new[i] = rewrite @ np.diag(np.exp(decay[i])) @ h[i] + beta[i] * np.outer(k[i], v[i])
+            y[i] = q[i] @ new[i]
+        return new, y
 
 
 class Rwkv6:
@@ -167,7 +187,7 @@ class Rwkv7:
         return wkv7(*args)
 
 
-CHUNKED = [Mamba, Mamba2, DeltaNet]
+CHUNKED = [Mamba, Mamba2, DeltaNet, KimiDelta]
 KINDS = [*CHUNKED, Rwkv6, GatedLinearAttention, Rwkv7]
 
 
@@ -220,24 +240,25 @@ def test_decay_to_nothing_stays_finite(kind):
     """Chunks divide no decay by another: what has faded below float32 is zero, not NaN."""
     rng = np.random.default_rng(2)
     rows = list(kind.rows(rng, 2 * CHUNK))
-    faded = 3 if kind is DeltaNet else 0
+    faded = 3 if issubclass(kind, DeltaNet) else 0
     rows[faded] = rows[faded] * 1e4
     y, states = run(kind, False, rows, rng.normal(size=(1, *kind.state)), layout_of([2 * CHUNK], 2 * CHUNK))
     assert np.isfinite(y).all()
     assert np.isfinite(states).all()
 
 
-def test_the_same_key_again_and_again():
+@pytest.mark.parametrize("kind", [DeltaNet, KimiDelta])
+def test_the_same_key_again_and_again(kind):
     """Powers of the matrix that a chunk inverts would reach 1e18 here."""
     rng = np.random.default_rng(4)
     n = 2 * CHUNK
-    q, k, v, decay, beta = DeltaNet.rows(rng, n)
+    q, k, v, decay, beta = kind.rows(rng, n)
     rows, initial = (
         (q, np.broadcast_to(k[:1], k.shape), v, decay * 1e-4, 1 - beta * 1e-3),
         np.zeros((1, *DeltaNet.state)),
     )
     layout = layout_of([n], n)
-    for fast, exact in zip(*(run(DeltaNet, e, rows, initial, layout) for e in (False, True)), strict=True):
+    for fast, exact in zip(*(run(kind, e, rows, initial, layout) for e in (False, True)), strict=True):
         np.testing.assert_allclose(fast, exact, rtol=0, atol=3e-5)
 
 

@@ -71,15 +71,15 @@ def latent_attention(
         q_low, low = linear(p.q_low, p.kv_low, x=x, exact=config.exact)
         q = linear(p.q, x=rms_norm(p.q_norm, q_low, **norm), exact=config.exact)[0]
     q = q.reshape(x.shape[0], spec.n_heads, -1)
-    angles, rotation = ctx.angles[spec.rope], config.ropes[spec.rope]
-    q_rope = apply_rope(q[..., spec.nope_dim :], angles, rotation)
-    rope_k = apply_rope(low[:, None, spec.kv_rank :], angles, rotation)[:, 0]
+    q_rope, rope_k = q[..., spec.nope_dim :], low[:, None, spec.kv_rank :]
+    if spec.rope is not None:
+        q_rope, rope_k = (apply_rope(y, ctx.angles[spec.rope], config.ropes[spec.rope]) for y in (q_rope, rope_k))
     latent = rms_norm(p.kv_norm, low[:, : spec.kv_rank], **norm)
     absorbed = dot_heads(q[..., : spec.nope_dim], p.k_up, exact=config.exact).astype(x.dtype)
     q = jnp.concatenate([absorbed, q_rope], axis=-1)
     if spec.temperature is not None:
         q = q * growth(spec.temperature, layout.positions).astype(q.dtype)
-    pages = write_rows(pages, latent, rope_k, page=layout.write_page, offset=layout.write_offset)
+    pages = write_rows(pages, latent, rope_k[:, 0], page=layout.write_page, offset=layout.write_offset)
     latent_pages, rope_pages = (a[:, :, None] for a in (pages.latent, pages.rope_k))
     mixed = paged_attention(q, latent_pages, latent_pages, layout, scale=spec.scale, more_k_pages=rope_pages)
     values = dot_heads(mixed, p.v_up, exact=config.exact).astype(x.dtype)
