@@ -32,6 +32,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {OURS: [{}], "llama.cpp": _LLAMA_CPP
 MODULES = {OURS: "oxjax", "llama.cpp": "llama_cpp", "transformers": "transformers"}
 NO_FILE = {"transformers"}  # makes random weights of the file's shape, so its start-up says nothing
 WORKS = ("prefill", "decode", "score", "start-up", "memory")
+_PAUSE = 0.02  # seconds, until threads of who ran last no longer spin for more work
 _FIRST_PROMPT = 16  # tokens of the prompt whose first token ends the start-up
 
 
@@ -63,7 +64,6 @@ class Comparison:
             if cases:
                 workers = {name: stack.enter_context(self._worker(name, cases)) for name in (OURS, *options.peers)}
                 self.facts |= workers[OURS].ask("facts")
-                workers[OURS].ask("warm_up")
                 for case in cases:
                     _say(case.name)
                     lines.append(self._measure(case, workers))
@@ -108,7 +108,7 @@ class Comparison:
         return self.rng.integers(first, self.facts["vocabulary"], (case.sequences, case.length)).tolist()
 
     def _turns(self) -> Iterator[tuple[int, list[tuple[str, dict[str, Any]]]]]:
-        """Rounds, the first of which does not count, with who runs when: another one goes first each time."""
+        """Rounds and who runs when: another one goes first each time. The first round compiles and does not count."""
         for i in range(self.options.rounds + 1):
             first = i % len(self.entrants)
             yield i, self.entrants[first:] + self.entrants[:first]
@@ -118,6 +118,7 @@ class Comparison:
         for i, order in self._turns():
             prompts = self._prompts(case)
             for name, settings in order:
+                time.sleep(_PAUSE)
                 seconds, tokens = workers[name].ask(case.work, prompts, case.new, settings)
                 if i:
                     costs[name, label(settings)].append(seconds / tokens)

@@ -39,7 +39,7 @@ class Case:
 
 @dataclass
 class Line:
-    """A line of the table: the cost of every entrant in every round, in seconds or bytes, for `tokens` tokens."""
+    """A line of the table: what each took in every round, by engine and settings: seconds (a token), or bytes."""
 
     name: str
     unit: str  # "tokens/s", "s" or "MiB"

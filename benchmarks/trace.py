@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ _MEASURED = "measured"
 _PROGRAM = (
     "ThunkExecutor::Execute"  # a compiled program on a CPU; what it runs lies inside, under the names of operations
 )
-_KERNEL = "ffi_call"
+_KERNEL = re.compile(r'%(\S+) = .*custom_call_target="(oxjax_\w+)"')
 _CONTAINERS = ("while", "call", "conditional")  # operations whose time is that of others
 
 Intervals = list[tuple[float, float]]
@@ -39,8 +40,8 @@ def summary(folder: str, n_top: int = 8) -> dict[str, Any]:
         n_top: operations to name.
 
     Returns:
-        `seconds` in all, those of `kernels`, `xla` and `host`, and `top`: (operation, seconds, how often), those that
-        took most. Operations that ran at the same time count once, except in `top`.
+        `seconds` in all, those of `kernels`, `xla` and `host`, and `top`: (operation, seconds, how often), the kinds
+        that took most. Operations that ran at the same time count once, except in `top`.
     """
     (path,) = Path(folder).rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
@@ -54,12 +55,14 @@ def summary(folder: str, n_top: int = 8) -> dict[str, Any]:
         programs = operations
     else:
         programs = [e for e in spans if e["name"] == _PROGRAM]
-    kernels = _length(_within(whole, (e for e in operations if e["name"].startswith(_KERNEL))))
+    names = _kernel_names()
+    kernels = _length(_within(whole, (e for e in operations if _place(e) in names)))
     busy = _length(_within(whole, programs))
     seconds, times = Counter(), Counter()
     for event in operations:
-        seconds[event["name"]] += event["dur"] / 1e6
-        times[event["name"]] += 1
+        kind = names.get(_place(event)) or re.sub(r"\.\d+$", "", event["name"])
+        seconds[kind] += event["dur"] / 1e6
+        times[kind] += 1
     wall = (whole[1] - whole[0]) / 1e6
     return {
         "seconds": wall,
@@ -68,6 +71,20 @@ def summary(folder: str, n_top: int = 8) -> dict[str, Any]:
         "host": wall - busy,
         "top": [(name, taken, times[name]) for name, taken in seconds.most_common(n_top)],
     }
+
+
+def _place(event: dict[str, Any]) -> tuple[str, str]:
+    return event["args"].get("hlo_module", ""), event["name"]
+
+
+def _kernel_names() -> dict[tuple[str, str], str]:
+    """The native kernel behind an operation of a module; programs of one name call the same ones in the same order."""
+    names = {}
+    for program in jax.devices()[0].client.live_executables():
+        for module in program.hlo_modules():
+            for operation, target in _KERNEL.findall(module.to_string()):
+                names[module.name, operation] = target
+    return names
 
 
 def _within(whole: tuple[float, float], events: Iterable[dict[str, Any]]) -> Intervals:

@@ -51,9 +51,6 @@ class Engine:
         )
         self._tracing: Callable[[], AbstractContextManager] = nullcontext
 
-    def warm_up(self) -> None:
-        self.engine.runner.warm_up(all_logits=True)
-
     def first_token(self, prompts: list[list[int]], _: dict[str, Any]) -> None:
         self._finish([self.engine.generate(prompts[0], _ONE_TOKEN, 0)])
 
