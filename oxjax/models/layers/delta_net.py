@@ -14,11 +14,12 @@ from oxjax.batch import RowLayout
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
 from oxjax.kernels.dot import row_sum
+from oxjax.models.layers.chunks import decay_between, inverse_of_unit_lower, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, rms_norm
-from oxjax.models.layers.recurrence import product, recurrence
+from oxjax.models.layers.recurrence import chunk_size, recurrence
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def delta_net(
     q, k = (jnp.tile(y, (1, repeats, 1)) if spec.tiled else jnp.repeat(y, repeats, axis=1) for y in (q, k))
     log_decay = jax.nn.softplus(alpha) * p.a
     values = v.reshape(n_rows, n_heads, value_dim)
-    y, ssm = delta_scan(q * key_dim**-0.5, k, values, log_decay, jax.nn.sigmoid(beta), old.ssm, layout, exact=exact)
+    rows = (q * key_dim**-0.5, k, values, log_decay, jax.nn.sigmoid(beta))
+    y, ssm = delta_scan(*rows, old.ssm, layout, size=chunk_size(exact=exact))
     y = rms_norm(p.norm, y, eps=eps, exact=exact).reshape(n_rows, -1) * jax.nn.silu(z)
     out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)
@@ -102,9 +104,9 @@ def delta_scan(
     initial: Float[Array, "S n_heads key_dim value_dim"],
     layout: RowLayout,
     *,
-    exact: bool,
+    size: int | None,
 ) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
-    """h ← exp(log_decay) h; h ← h + k ⊗ beta (v - hᵀk); y = hᵀq, for each head."""
+    """h ← exp(log_decay) h; h ← h + k ⊗ beta (v - hᵀk); y = hᵀq, for each head; for `size` see `chunk_size`."""
 
     def step(h: Array, q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> tuple[Array, Array]:
         h = h * jnp.exp(log_decay)[:, None, None]
@@ -115,35 +117,12 @@ def delta_scan(
     def chunk(h: Array, q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> tuple[Array, Array]:
         # Section 3.3 of the paper: what the rows of a chunk store solves one triangular system per head.
         q, k, v, log_decay, beta = (jnp.swapaxes(y, 0, 1) for y in (q, k, v, log_decay, beta))
-        size = q.shape[1]
-        since = jnp.cumsum(log_decay, axis=1)
-        pairs = jnp.tril(jnp.ones((size, size), bool))
-        decay = jnp.exp(jnp.where(pairs, since[:, :, None] - since[:, None], -jnp.inf))
-        before = jnp.exp(since)[..., None]
+        decay, before, after = decay_between(jnp.exp(log_decay))
         system = beta[..., None] * decay * product(k, jnp.swapaxes(k, 1, 2))  # its unit diagonal is understood
         wanted = beta[..., None] * (v - before * product(k, h))
-        stored = product(_inverse_of_unit_lower(system), wanted)
+        stored = product(inverse_of_unit_lower(system), wanted)
         y = before * product(q, h) + product(decay * product(q, jnp.swapaxes(k, 1, 2)), stored)
-        left = jnp.exp(since[:, -1:] - since)[..., None] * k
-        h = jnp.exp(since[:, -1])[:, None, None] * h + product(jnp.swapaxes(left, 1, 2), stored)
+        h = before[:, -1:] * h + product(jnp.swapaxes(after * k, 1, 2), stored)
         return h, jnp.swapaxes(y, 0, 1)
 
-    return recurrence(step, None if exact else chunk, initial, (q, k, v, log_decay, beta), layout)
-
-
-def _inverse_of_unit_lower(lower: Float[Array, "n_heads size size"]) -> Float[Array, "n_heads size size"]:
-    """Inverses of matrices with these numbers below a diagonal of ones; the size is a power of two.
-
-    The inverse of [[a, 0], [c, b]] is [[a⁻¹, 0], [-b⁻¹ c a⁻¹, b⁻¹]], from blocks of one number up. Unlike a product
-    of powers it never holds numbers larger than the answer's, and unlike LAPACK's solver, which takes up to
-    sixty times longer while other programs run, it is nothing but matrix products.
-    """
-    n_heads, size, _ = lower.shape
-    inverse = jnp.ones((n_heads, size, 1, 1), lower.dtype)
-    while (width := inverse.shape[-1]) < size:
-        corners = [lower[:, at + width : at + 2 * width, at : at + width] for at in range(0, size, 2 * width)]
-        a, b = inverse[:, 0::2], inverse[:, 1::2]
-        corner = -product(product(b, jnp.stack(corners, axis=1)), a)
-        top = jnp.concatenate([a, jnp.zeros_like(a)], axis=-1)
-        inverse = jnp.concatenate([top, jnp.concatenate([corner, b], axis=-1)], axis=-2)
-    return inverse[:, 0]
+    return recurrence(step, chunk, initial, (q, k, v, log_decay, beta), layout, size=size)
