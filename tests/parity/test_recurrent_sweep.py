@@ -393,6 +393,7 @@ def test_random_files_match_llama_cpp(data, tmp_path, report, name):
 
 CUT = [
     "plamo2",
+    "rwkv6: shapes",
     "rwkv6qwen2: grouped",
     *(pytest.param(n, marks=pytest.mark.slow) for n in ("rwkv6", "rwkv7", "arwkv7")),
 ]
