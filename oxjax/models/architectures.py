@@ -95,7 +95,7 @@ class Architecture(Protocol):
 
     # Encoders have, instead of a block, `FINAL_NORM`: the tensor that norms what the last one gives, or None.
     def block(self, *args: Any) -> Any:
-        """`block(p, x, state, spec, ctx)`: residual rows and state in, both out (see `layers.transformer`)."""
+        """`block(p, x, state, spec, ctx)`: residual rows and state in, both out (see `layers.block`)."""
 
 
 ARCHITECTURES: dict[str, Any] = {

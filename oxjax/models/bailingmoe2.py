@@ -6,7 +6,7 @@ from oxjax.config import ModelConfig
 from oxjax.models.base import Frequencies, dense_config
 from oxjax.models.experts import expert_spec, gating, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import block
 from oxjax.models.loader import ParamLoader
 from oxjax.models.qwen3 import layer
 

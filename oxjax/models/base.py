@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from oxjax.config import AttentionSpec, LatentSpec, LayerSpec, MLPSpec, ModelConfig
+from oxjax.config import AttentionSpec, LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.latent import load_latent
+from oxjax.models.layers.block import Layer
 from oxjax.models.layers.rope import RopeScaling, RopeSpec, rope_frequencies
-from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.loader import ParamLoader
+from oxjax.models.mixers import MIXER_LOADERS
 
 Frequencies = tuple[Float[np.ndarray, " _"], ...]
 
@@ -163,19 +164,19 @@ def vocab_size(hp: Hyperparameters, tensors: ParamLoader) -> int:
     return tensors.file.tensors["token_embd.weight"].shape[0]
 
 
-PRE_NORMS = {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm"}
-POST_NORMS = {"post_attn_norm": "post_attention_norm", "post_mlp_norm": "post_ffw_norm"}
+PRE_NORMS = {"norm": "attn_norm", "mlp_norm": "ffn_norm"}
+POST_NORMS = {"post_norm": "post_attention_norm", "post_mlp_norm": "post_ffw_norm"}
 
 
-def dense_layer(
+def load_layer(
     tensors: ParamLoader,
     i: int,
     spec: LayerSpec,
     config: ModelConfig,
     *,
     norms: Mapping[str, str] = MappingProxyType(PRE_NORMS),
-    qk_norm: str | None = None,
-) -> TransformerLayer:
+    **attention: Any,
+) -> Layer:
     """Block `i`.
 
     Args:
@@ -183,19 +184,13 @@ def dense_layer(
         i: which block.
         spec: its static facts.
         config: the model's.
-        norms: fields of `TransformerLayer`, and the tensors that they hold.
-        qk_norm: see `ParamLoader.attention`.
+        norms: fields of `Layer`, and the tensors that they hold where the block has the branch.
+        attention: what its attention differs in; see `ParamLoader.attention`.
     """
-    prefix = f"blk.{i}"
-    found = {field: tensors.norm(f"{prefix}.{name}", config.d_model) for field, name in norms.items()}
-    mixer = spec.mixers[0]
-    attn = (
-        load_latent(tensors, prefix, mixer, config.d_model)
-        if isinstance(mixer, LatentSpec)
-        else tensors.attention(prefix, mixer, config.d_model, qk_norm=qk_norm)
-    )
-    return TransformerLayer(
-        attn=attn,
-        mlp=tensors.feed_forward(prefix, spec.mlp, config.d_model),
-        **found,
+    prefix, loaders = f"blk.{i}", {**MIXER_LOADERS, AttentionSpec: partial(ParamLoader.attention, **attention)}
+    has = {"norm": spec.mixers, "post_norm": spec.mixers, "mlp_norm": spec.mlp, "post_mlp_norm": spec.mlp}
+    return Layer(
+        mixers=tuple(loaders[type(s)](tensors, prefix, s, config.d_model) for s in spec.mixers),
+        mlp=None if spec.mlp is None else tensors.feed_forward(prefix, spec.mlp, config.d_model),
+        **{field: tensors.norm(f"{prefix}.{name}", config.d_model) for field, name in norms.items() if has[field]},
     )

@@ -6,10 +6,9 @@ Command R+ also normalises every query and key head, each with weights of its ow
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import Frequencies, dense_config, dense_layer
+from oxjax.models.base import Frequencies, dense_config, load_layer
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -27,7 +26,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     )
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
     qk_norm = "heads" if tensors.has(f"blk.{i}.attn_q_norm.weight") else None
-    return dense_layer(tensors, i, spec, config, norms={"attn_norm": "attn_norm"}, qk_norm=qk_norm)
+    return load_layer(tensors, i, spec, config, norms={"norm": "attn_norm"}, qk_norm=qk_norm)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import Frequencies, dense_config, dense_layer
+from oxjax.models.base import Frequencies, dense_config, load_layer
 from oxjax.models.experts import expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -22,7 +21,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return with_experts(base, expert_spec(hp, hp.uniform("feed_forward_length"))), frequencies
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    norms = {"attn_norm": "attn_norm", "mlp_norm": "attn_output_norm"}
-    return dense_layer(tensors, i, spec, config, norms=norms)
+    norms = {"norm": "attn_norm", "mlp_norm": "attn_output_norm"}
+    return load_layer(tensors, i, spec, config, norms=norms)

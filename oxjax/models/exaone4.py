@@ -6,10 +6,9 @@ The 32B size, which only its depth tells, has sliding layers; there the full one
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import POST_NORMS, Frequencies, dense_config, dense_layer, vary_attention
+from oxjax.models.base import POST_NORMS, Frequencies, dense_config, load_layer, vary_attention
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -27,6 +26,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return vary_attention(base, ({"window": window} if s else {"rope": None} for s in slides)), frequencies
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    return dense_layer(tensors, i, spec, config, norms=POST_NORMS, qk_norm="head")
+    return load_layer(tensors, i, spec, config, norms=POST_NORMS, qk_norm="head")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import dense_layer
-from oxjax.models.layers.transformer import TransformerLayer
+from oxjax.models.base import load_layer
+from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
 from oxjax.models.phi2 import block, config
 
 __all__ = ["block", "config", "layer"]
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    norms = {"attn_norm": "attn_norm"}
+    norms = {"norm": "attn_norm"}
     if tensors.has(f"blk.{i}.attn_norm_2.weight"):
-        norms = {"attn_norm": "attn_norm_2", "mlp_norm": "attn_norm"}
-    return dense_layer(tensors, i, spec, config, norms=norms)
+        norms = {"norm": "attn_norm_2", "mlp_norm": "attn_norm"}
+    return load_layer(tensors, i, spec, config, norms=norms)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies, attention_spec, model_config
-from oxjax.models.hybrid import hybrid_layer, mamba2_spec
+from oxjax.models.base import Frequencies, attention_spec, load_layer, model_config
+from oxjax.models.hybrid import mamba2_spec
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.hybrid import HybridLayer
-from oxjax.models.layers.hybrid import hybrid_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -20,6 +19,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return model_config(hp, tensors, (layer,) * hp.n_layers, pairing="neox")
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`; the tensor of its second norm has no `.weight` in its name."""
-    return hybrid_layer(tensors, i, spec, config, mlp_norm="ffn_norm")
+    return load_layer(tensors, i, spec, config)

@@ -7,10 +7,9 @@ import math
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models import gemma
-from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, dense_layer, vary_attention
+from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, load_layer, vary_attention
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -37,6 +36,6 @@ def query_scale(hp: Hyperparameters, layers_of_27b: int) -> float:
     return 1.0 / math.sqrt(hp.d_model / hp.n_heads if hp.n_layers == layers_of_27b else hp.key_dim)
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    return dense_layer(tensors, i, spec, config, norms=PRE_NORMS | POST_NORMS)
+    return load_layer(tensors, i, spec, config, norms=PRE_NORMS | POST_NORMS)

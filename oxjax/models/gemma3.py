@@ -6,11 +6,11 @@ import dataclasses
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models import gemma, gemma2
-from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, dense_layer, rope, vary_attention
+from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, load_layer, rope, vary_attention
 from oxjax.models.gemma2 import block
 from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.block import Layer
 from oxjax.models.layers.rope import RopeScaling
-from oxjax.models.layers.transformer import TransformerLayer
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -38,6 +38,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return config, (full_frequencies, sliding_frequencies)
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    return dense_layer(tensors, i, spec, config, norms=PRE_NORMS | POST_NORMS, qk_norm="head")
+    return load_layer(tensors, i, spec, config, norms=PRE_NORMS | POST_NORMS, qk_norm="head")

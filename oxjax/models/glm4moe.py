@@ -5,11 +5,10 @@ layers. The norm before the feed-forward layer is named after attention.
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import Frequencies, dense_config, dense_layer
+from oxjax.models.base import Frequencies, dense_config, load_layer
 from oxjax.models.experts import expert_spec, gating, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -32,8 +31,8 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return with_experts(base, experts, lambda i: i >= n_dense), frequencies
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    norms = {"attn_norm": "attn_norm", "mlp_norm": "post_attention_norm"}
+    norms = {"norm": "attn_norm", "mlp_norm": "post_attention_norm"}
     qk_norm = "head" if tensors.has(f"blk.{i}.attn_q_norm.weight") else None
-    return dense_layer(tensors, i, spec, config, norms=norms, qk_norm=qk_norm)
+    return load_layer(tensors, i, spec, config, norms=norms, qk_norm=qk_norm)

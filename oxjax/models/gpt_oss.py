@@ -6,11 +6,10 @@ The norm before the experts is named after attention. Its activation is `layers.
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import Frequencies, dense_config, dense_layer, slide
+from oxjax.models.base import Frequencies, dense_config, load_layer, slide
 from oxjax.models.experts import expert_d_ff, expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -29,7 +28,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return with_experts(base, experts), frequencies
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    norms = {"attn_norm": "attn_norm", "mlp_norm": "post_attention_norm"}
-    return dense_layer(tensors, i, spec, config, norms=norms)
+    norms = {"norm": "attn_norm", "mlp_norm": "post_attention_norm"}
+    return load_layer(tensors, i, spec, config, norms=norms)

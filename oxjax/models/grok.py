@@ -8,11 +8,10 @@ import dataclasses
 import math
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import PRE_NORMS, Frequencies, dense_config, dense_layer
+from oxjax.models.base import PRE_NORMS, Frequencies, dense_config, load_layer
 from oxjax.models.experts import expert_d_ff, expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -52,8 +51,8 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return with_experts(base, expert_spec(hp, expert_d_ff(hp, d_ff), activation="gelu", **dense)), frequencies
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
     after = "layer_output_norm" if tensors.has(f"blk.{i}.layer_output_norm.weight") else "post_ffw_norm"
-    norms = PRE_NORMS | {"post_attn_norm": "attn_output_norm", "post_mlp_norm": after}
-    return dense_layer(tensors, i, spec, config, norms=norms)
+    norms = PRE_NORMS | {"post_norm": "attn_output_norm", "post_mlp_norm": after}
+    return load_layer(tensors, i, spec, config, norms=norms)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies, model_config
-from oxjax.models.hybrid import attention_or, hybrid_layer
+from oxjax.models.base import Frequencies, load_layer, model_config
+from oxjax.models.hybrid import attention_or
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.hybrid import HybridLayer
-from oxjax.models.layers.hybrid import hybrid_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.layers.short_conv import ShortConvSpec
 from oxjax.models.loader import ParamLoader
 
@@ -27,6 +24,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return model_config(hp, tensors, layers, pairing="neox")
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    return hybrid_layer(tensors, i, spec, config, attention=partial(ParamLoader.attention, qk_norm="head"))
+    return load_layer(tensors, i, spec, config, qk_norm="head")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.base import dense_layer as layer
+from oxjax.models.base import load_layer as layer
 from oxjax.models.experts import expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -151,14 +152,17 @@ class ParamLoader:
         step = max(1, _SLAB_BYTES // (4 * row))
         return ((a, min(a + step, n_rows)) for a in range(0, n_rows, step))
 
-    def norm(self, name: str, *shape: int) -> Norm:
-        """The norm `<name>.weight`, with `<name>.bias` if the file has one."""
-        bias = jax.device_put(self.vector(f"{name}.bias", *shape)) if self.has(f"{name}.bias") else None
-        return Norm(weight=jax.device_put(self.vector(f"{name}.weight", *shape)), bias=bias)
+    def interleaved(self, name: str, d_in: int, groups: int, widths: tuple[int, ...]) -> tuple[Linear, ...]:
+        """Maps whose outputs take turns in `<name>.weight`: each of the groups holds so many of each."""
+        weight = self.linear(name, d_in, groups * sum(widths), quantized=False).weight.reshape(d_in, groups, -1)
+        parts = jnp.split(weight, np.cumsum(widths)[:-1], axis=2)
+        return tuple(Linear(part.reshape(d_in, -1)) for part in parts)
 
-    def bare_norm(self, name: str, d: int) -> Norm:
-        """The norm whose tensor is named `<name>`, without `.weight`."""
-        return Norm(weight=jax.device_put(self.vector(name, d)))
+    def norm(self, name: str, *shape: int) -> Norm:
+        """The norm `<name>.weight`, or plain `<name>` where it is called so, with `<name>.bias` if the file has one."""
+        weight = name if self.has(name) and not self.has(f"{name}.weight") else f"{name}.weight"
+        bias = jax.device_put(self.vector(f"{name}.bias", *shape)) if self.has(f"{name}.bias") else None
+        return Norm(weight=jax.device_put(self.vector(weight, *shape)), bias=bias)
 
     def attention(
         self,
@@ -167,6 +171,7 @@ class ParamLoader:
         d_model: int,
         *,
         qk_norm: str | None = None,
+        gated: bool = False,
         out: str = "attn_output",
     ) -> Attention:
         """Projections `<prefix>.attn_*`, whether q, k and v are three tensors or one.
@@ -177,12 +182,16 @@ class ParamLoader:
             d_model: width of the residual stream.
             qk_norm: what the norms of queries and keys weigh: "head" by head dimension, "heads" by head and
                 dimension, "whole" the same without taking heads apart; None has none.
+            gated: `attn_q` gives each head's query and then the gate of its values.
             out: name of the projection back.
         """
         heads = {"q": spec.n_heads, "k": spec.n_kv_heads, "v": spec.n_kv_heads}
         widths = {"q": spec.key_dim, "k": spec.key_dim, "v": spec.value_dim}
-        totals = tuple(heads[n] * widths[n] for n in "qkv")
-        if self.has(f"{prefix}.attn_qkv.weight"):
+        totals, gate = tuple(heads[n] * widths[n] for n in "qkv"), None
+        if gated:
+            q, gate = self.interleaved(f"{prefix}.attn_q", d_model, spec.n_heads, (spec.key_dim, spec.value_dim))
+            maps = (q, *(self.linear(f"{prefix}.attn_{n}", d_model, d) for n, d in zip("kv", totals[1:], strict=True)))
+        elif self.has(f"{prefix}.attn_qkv.weight"):
             maps = self.fused(f"{prefix}.attn_qkv", d_model, totals)
             if maps[0].bias is None:
                 names = (f"{prefix}.attn_{n}.bias" for n in "qkv")
@@ -196,7 +205,7 @@ class ParamLoader:
 
         back = self.linear(f"{prefix}.{out}", spec.n_heads * spec.value_dim, d_model)
         sinks = jax.device_put(self.vector(f"{prefix}.attn_sinks.weight", spec.n_heads)) if spec.sinks else None
-        return Attention(q=maps[0], k=maps[1], v=maps[2], out=back, q_norm=norm("q"), k_norm=norm("k"), sinks=sinks)
+        return Attention(*maps, out=back, q_norm=norm("q"), k_norm=norm("k"), sinks=sinks, gate=gate)
 
     def _biased(self, p: Linear, name: str) -> Linear:
         """The same map with the bias `name`, if the file has one."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MixerSpec, ModelConfig
-from oxjax.models.base import Frequencies, model_config
-from oxjax.models.hybrid import hybrid_layer, mamba_spec
+from oxjax.models.base import Frequencies, load_layer, model_config
+from oxjax.models.hybrid import mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.hybrid import HybridLayer
-from oxjax.models.layers.hybrid import hybrid_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer", "only"]
@@ -27,6 +26,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return only(hp, tensors, spec)
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    return hybrid_layer(tensors, i, spec, config)
+    return load_layer(tensors, i, spec, config)

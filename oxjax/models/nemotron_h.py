@@ -6,11 +6,10 @@ Attention has no rotation.
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies, model_config
-from oxjax.models.hybrid import attention_or, hybrid_layer, mamba2_spec
+from oxjax.models.base import Frequencies, load_layer, model_config
+from oxjax.models.hybrid import attention_or, mamba2_spec
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.hybrid import HybridLayer
-from oxjax.models.layers.hybrid import hybrid_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -26,6 +25,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return model_config(hp, tensors, layers)
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`; whatever it is, its norm has the same name."""
-    return hybrid_layer(tensors, i, spec, config, mlp_norm="attn_norm.weight")
+    return load_layer(tensors, i, spec, config, norms={"norm": "attn_norm", "mlp_norm": "attn_norm"})

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import Frequencies, dense_config, dense_layer
+from oxjax.models.base import Frequencies, dense_config, load_layer
 from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.layers.norms import Norm
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -19,6 +18,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return dense_config(hp, tensors, pairing="norm", norm="layer", norm_weights=False, attention={"clamp": clamp})
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    return dense_layer(tensors, i, spec, config, norms={}).replace(attn_norm=Norm(), mlp_norm=Norm())
+    return load_layer(tensors, i, spec, config, norms={}).replace(norm=Norm(), mlp_norm=Norm())

@@ -8,11 +8,10 @@ from __future__ import annotations
 import dataclasses
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import POST_NORMS, Frequencies, dense_config, dense_layer, rope, vary_attention
+from oxjax.models.base import POST_NORMS, Frequencies, dense_config, load_layer, rope, vary_attention
 from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.layers.rope import RopeScaling
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -32,6 +31,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return dataclasses.replace(varied, ropes=(*base.ropes, sliding)), (*frequencies, sliding_frequencies)
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    return dense_layer(tensors, i, spec, config, norms=POST_NORMS, qk_norm="whole")
+    return load_layer(tensors, i, spec, config, norms=POST_NORMS, qk_norm="whole")

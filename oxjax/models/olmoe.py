@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models import qwen2
-from oxjax.models.base import Frequencies, dense_layer
+from oxjax.models.base import Frequencies, load_layer
 from oxjax.models.experts import expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -21,6 +20,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return with_experts(base, experts), frequencies
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    return dense_layer(tensors, i, spec, config, qk_norm="whole")
+    return load_layer(tensors, i, spec, config, qk_norm="whole")

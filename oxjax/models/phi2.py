@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import Frequencies, dense_config, dense_layer, plain_mlp
+from oxjax.models.base import Frequencies, dense_config, load_layer, plain_mlp
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -17,6 +16,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return dense_config(hp, tensors, pairing="neox", norm="layer", mlp=plain_mlp(hp), parallel=True)
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    return dense_layer(tensors, i, spec, config, norms={"attn_norm": "attn_norm"})
+    return load_layer(tensors, i, spec, config, norms={"norm": "attn_norm"})

@@ -7,14 +7,11 @@ model was trained with, as llama.cpp does where the first block has heads.
 
 from __future__ import annotations
 
-from functools import partial
-
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies, model_config
-from oxjax.models.hybrid import attention_or, hybrid_layer, plamo_mamba_spec
+from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, load_layer, model_config
+from oxjax.models.hybrid import attention_or, plamo_mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.hybrid import HybridLayer
-from oxjax.models.layers.hybrid import hybrid_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -27,10 +24,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return model_config(hp, tensors, (LayerSpec((m,), feed) for m in mixers), pairing="neox")
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:
-    """Block `i`; the norms after its branches are named without `.weight`."""
-    found = hybrid_layer(tensors, i, spec, config, attention=partial(ParamLoader.attention, qk_norm="heads"))
-    return found.replace(
-        post_norm=tensors.bare_norm(f"blk.{i}.post_attention_norm", config.d_model),
-        post_mlp_norm=tensors.bare_norm(f"blk.{i}.post_ffw_norm", config.d_model),
-    )
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
+    """Block `i`."""
+    return load_layer(tensors, i, spec, config, norms=PRE_NORMS | POST_NORMS, qk_norm="heads")

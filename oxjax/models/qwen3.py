@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import dense_layer
-from oxjax.models.layers.transformer import TransformerLayer
+from oxjax.models.base import load_layer
+from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
 from oxjax.models.qwen2 import block, config
 
 __all__ = ["block", "config", "layer"]
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    return dense_layer(tensors, i, spec, config, qk_norm="head")
+    return load_layer(tensors, i, spec, config, qk_norm="head")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
-from oxjax.models.base import Frequencies, attention_spec, model_config
+from oxjax.models.base import Frequencies, attention_spec, load_layer, model_config
 from oxjax.models.experts import expert_spec, silu
-from oxjax.models.hybrid import delta_net_spec, gated_attention, hybrid_layer
+from oxjax.models.hybrid import delta_net_spec
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.hybrid import HybridLayer
-from oxjax.models.layers.hybrid import hybrid_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "delta_net_config", "experts", "layer"]
@@ -47,6 +46,7 @@ def _recurrent_layers(hp: Hyperparameters) -> tuple[bool, ...]:
     return tuple((i + 1) % period != 0 for i in range(hp.n_layers))
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> HybridLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`; what is named the norm after attention is the one before the feed-forward layer."""
-    return hybrid_layer(tensors, i, spec, config, mlp_norm="post_attention_norm.weight", attention=gated_attention)
+    norms = {"norm": "attn_norm", "mlp_norm": "post_attention_norm"}
+    return load_layer(tensors, i, spec, config, norms=norms, qk_norm="head", gated=True)

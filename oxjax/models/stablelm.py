@@ -6,10 +6,9 @@ The 12B size has its branches side by side on one norm, and norms every query an
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import PRE_NORMS, Frequencies, dense_config, dense_layer
+from oxjax.models.base import PRE_NORMS, Frequencies, dense_config, load_layer
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.transformer import TransformerLayer
-from oxjax.models.layers.transformer import transformer_block as block
+from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
 __all__ = ["block", "config", "layer"]
@@ -21,8 +20,8 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     return dense_config(hp, tensors, pairing="neox", norm="layer", parallel=parallel)
 
 
-def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> TransformerLayer:
+def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:
     """Block `i`."""
-    norms = {"attn_norm": "attn_norm"} if spec.parallel else PRE_NORMS
+    norms = {"norm": "attn_norm"} if spec.parallel else PRE_NORMS
     qk_norm = "heads" if tensors.has(f"blk.{i}.attn_q_norm.weight") else None
-    return dense_layer(tensors, i, spec, config, norms=norms, qk_norm=qk_norm)
+    return load_layer(tensors, i, spec, config, norms=norms, qk_norm=qk_norm)
