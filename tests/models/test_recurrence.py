@@ -192,6 +192,7 @@ class Rwkv7:
 
 
 KINDS = [Mamba, Mamba2, DeltaNet, KimiDelta, Rwkv6, GatedLinearAttention, Rwkv7]
+DECAYS = {"usual": 1.0, "weak": 1e-3, "strong": 1e3}
 FORMS = [(kind, size) for kind in KINDS for size in (None, CPU_CHUNK, ACCELERATOR_CHUNK)]
 
 
@@ -214,7 +215,7 @@ def test_chunks_are_for_fast_mode_and_as_large_as_the_machine_likes(monkeypatch)
     assert sizes() == [None, None, ACCELERATOR_CHUNK, ACCELERATOR_CHUNK]
 
 
-@pytest.mark.parametrize("decays", ["usual", "weak", "strong", "mixed"])
+@pytest.mark.parametrize("decays", ["mixed", *(pytest.param(d, marks=pytest.mark.slow) for d in DECAYS)])
 @pytest.mark.parametrize(("kind", "size"), FORMS)
 def test_scan_is_the_recurrence(kind, size, decays):
     rng = np.random.default_rng(1)
@@ -223,7 +224,7 @@ def test_scan_is_the_recurrence(kind, size, decays):
     lengths = [1, 2, 0, n - 1, n, n + 1, *few, 2 * n + 1, 3 * n, 9 * n + 3, 0]
     ends, n_rows = np.cumsum(lengths), sum(lengths) + 11
     rows, initial = kind.rows(rng, n_rows), rng.normal(size=(len(lengths), *kind.state))
-    strength = {"usual": 1.0, "weak": 1e-3, "strong": 1e3, "mixed": 10.0 ** rng.integers(-3, 4, n_rows)}[decays]
+    strength = DECAYS.get(decays, 10.0 ** rng.integers(-3, 4, n_rows))
     rows[kind.fading][:] *= np.reshape(strength, (-1, *(1,) * (rows[kind.fading].ndim - 1)))
     spoiled = [r.copy() for r in rows]
     for r in spoiled:
