@@ -1,0 +1,85 @@
+"""The comparison with other engines runs from end to end, so that it is there when it is needed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from oracle import require_llama_cpp
+
+ROOT = Path(__file__).parents[1]
+# Sizes that need few compiled programs.
+SMALL = ["--rounds", "2", "--prompts", "32,9000", "--contexts", "16", "--sequences", "2", "--new", "4", "--text", "32"]
+SMALL += ["--stream-megabytes", "8", "--product-width", "256", "--weights", "quantized"]
+
+
+def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    require_llama_cpp()
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    done = run("random_model", path, "--shape", "tiny", "--type", "Q4_K_M")
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def compare(model: Path, out: Path, *arguments: str) -> tuple[str, dict]:
+    done = run("compare", "--model", model, "--json", out, *SMALL, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(out.read_text())
+
+
+def check_lines(found: dict, n_rounds: int) -> None:
+    """Every entrant was measured in every round, and the ratios are those of llama.cpp's best settings."""
+    for line in found["lines"]:
+        costs = {(c["engine"], c["settings"]): c["costs"] for c in line["costs"]}
+        assert len(costs) == 5, line["name"]  # oxjax, and llama.cpp in four forms
+        assert all(len(rounds) == n_rounds and min(rounds) > 0 for rounds in costs.values())
+        (ours,) = (rounds for (engine, _), rounds in costs.items() if engine == "oxjax")
+        theirs = min((rounds for (engine, _), rounds in costs.items() if engine == "llama.cpp"), key=sum)
+        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        expected = [1 / r for r in ratios] if line["unit"] == "MiB" else ratios
+        assert line["ratios"]["llama.cpp"] == pytest.approx(expected)
+
+
+def test_speed_is_compared(model, tmp_path):
+    shown, found = compare(model, tmp_path / "out.json", "--only", "prefill,decode,score", "--profile")
+    names = ["prefill 32", "decode, 2 sequences after 16", "score 32"]
+    assert [line["name"] for line in found["lines"]] == names
+    check_lines(found, 2)
+    assert all(f"| {name}, tokens/s" in shown for name in names)
+    assert "left out: prefill 9000: needs 9001 tokens, the model has a context of 4096" in shown
+    assert {"memory", "float"} <= set(found["limits"])
+    for line in found["lines"]:
+        assert line["reached"][0] in found["limits"] and line["reached"][1] > 0
+    for name in names:
+        profile = found["profiles"][name]
+        parts = [profile[part] for part in ("kernels", "xla", "host")]
+        assert sum(parts) == pytest.approx(profile["seconds"]) and all(part >= 0 for part in parts)
+        assert profile["xla"] > 0 and profile["top"] and f"{name}: " in shown
+        if "integer" in found["limits"]:  # there are native kernels
+            assert any(kind == "oxjax_quantized_matmul" for kind, *_ in profile["top"])
+
+
+@pytest.mark.slow
+def test_start_up_and_memory_are_compared(model, tmp_path):
+    shown, found = compare(model, tmp_path / "out.json", "--only", "start-up,memory")
+    cold, warm, memory = found["lines"]
+    check_lines(found, 2)
+    (cold_seconds, *_), (warm_seconds, *_) = ([c["costs"] for c in line["costs"]] for line in (cold, warm))
+    assert sum(cold_seconds) > sum(warm_seconds)
+    assert "| start-up, nothing compiled, s" in shown and memory["unit"] == "MiB"
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF and no more")
+    done = run("compare", "--model", broken, "--peers", "", *SMALL)
+    assert done.returncode == 1 and "broken.gguf" in done.stderr.splitlines()[-1]
+    done = run("compare", "--model", broken, "--peers", "other")
+    assert done.returncode == 2 and "other is not one of llama.cpp, transformers" in done.stderr
