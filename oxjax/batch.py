@@ -40,9 +40,9 @@ class Batch:
     logits_rows: Int[Array, " N"]
 
 
-def whole_tiles(batch: Batch, rows: int) -> Batch:
-    """The same work with padding up to a multiple of `rows`."""
-    padding = (0, -batch.tokens.shape[0] % rows)
+def padded(batch: Batch, least: int) -> Batch:
+    """The same work in so many rows at least."""
+    padding = (0, max(0, least - batch.tokens.shape[0]))
     return batch.replace(tokens=jnp.pad(batch.tokens, padding), positions=jnp.pad(batch.positions, padding))
 
 
@@ -54,9 +54,9 @@ class RowLayout:
     place `i` of tile `t`, `tile_positions` its position or -1 for an empty place, and row `r` is found again
     at `[row_tile[r], row_place[r]]`. Rows are written to `[write_page, write_offset]`; padding to the null page.
 
-    Recurrent layers take rows in order: row `r` belongs to sequence `row_seq[r]` if `is_real[r]`, whose rows are
-    those from `starts[s]` up to `ends[s]`; the state comes from `read_slots[s]`, or is empty where `begins[s]`,
-    and goes to `write_slots[s]`.
+    Row `r` belongs to sequence `s = row_seq[r]` if `is_real[r]`, whose pages are `block_tables[s]`. Recurrent layers
+    take its rows in order, from `starts[s]` up to `ends[s]`; the state comes from `read_slots[s]`, or is empty where
+    `begins[s]`, and goes to `write_slots[s]`.
     """
 
     positions: Int[Array, " T"]
@@ -70,6 +70,7 @@ class RowLayout:
     row_place: Int[Array, " T"]
     row_seq: Int[Array, " T"]
     is_real: Bool[Array, " T"]
+    block_tables: Int[Array, "S P"]
     starts: Int[Array, " S"]
     ends: Int[Array, " S"]
     begins: Bool[Array, " S"]
@@ -109,6 +110,7 @@ def row_layout(batch: Batch, *, page_size: int, q_tile: int) -> RowLayout:
         row_place=(rows - starts[row_seq]) % q_tile,
         row_seq=row_seq,
         is_real=is_real,
+        block_tables=batch.block_tables,
         starts=starts,
         ends=ends,
         begins=batch.kv_lens == ends - starts,

@@ -73,10 +73,10 @@ class LatentSpec:
         q_rank: rank of the projection to queries; None where it has full rank.
         kv_rank: width of the latent that stands for all heads' keys and values.
         nope_dim: head dimensions of queries and keys that are not rotated.
-        rope_dim: those that are; all heads share their keys.
+        rope_dim: those that are, unless nothing is; all heads share their keys.
         value_dim: head dimension of values.
         scale: multiplier of attention scores.
-        rope: index into `ModelConfig.ropes`.
+        rope: index into `ModelConfig.ropes`; None where nothing is rotated.
         temperature: growth of the queries after their rotation; None for none.
     """
 
@@ -87,7 +87,7 @@ class LatentSpec:
     rope_dim: int
     value_dim: int
     scale: float
-    rope: int = 0
+    rope: int | None = 0
     temperature: TemperatureSpec | None = None
 
     @property
@@ -146,6 +146,8 @@ class MoESpec:
         n_groups_used: groups that a row may use experts of.
         weigh_inputs: the weights multiply what the experts read, not what they give.
         output_scale: multiplier of the sum, shared expert included.
+        d_latent: width of what the experts read and give, where a map down and one up lead to it and back; None
+            where they read and give whole rows. The router and the shared expert always read whole rows.
     """
 
     n_experts: int
@@ -161,6 +163,7 @@ class MoESpec:
     n_groups_used: int = 1
     weigh_inputs: bool = False
     output_scale: float = 1.0
+    d_latent: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from jaxtyping import install_import_hook
 _hook = install_import_hook("oxjax", "beartype.beartype")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+from oxjax.kernels import native  # noqa: E402  (the hook comes first)
+
 DATA = Path(os.environ.get("OXJAX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -28,6 +30,25 @@ def data_files(pattern: str) -> list:
     """Parameters for `pytest.mark.parametrize`: one per data file, or one that the `data` fixture skips."""
     found = sorted(DATA.glob(pattern))
     return [pytest.param(p, id=p.stem) for p in found] or [pytest.param(DATA, id="no-data")]
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """XLA computes everything, as where there is no compiler."""
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(params=["native", "xla"])
+def form(request):
+    """Both forms of an operation."""
+    if request.param == "xla":
+        request.getfixturevalue("without_kernels")
+    elif native.kernels() is None:
+        pytest.skip(native.describe())
+    return request.param
 
 
 _MEASURED = "measured"

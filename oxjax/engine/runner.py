@@ -16,7 +16,7 @@ from oxjax.cache.states import Saved
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
 from oxjax.engine.scheduler import Work
-from oxjax.kernels.dot import ROW_TILE
+from oxjax.kernels.dot import least_rows
 from oxjax.models.decoder import Params, hidden_states, init_state, logits_of, step
 from oxjax.sampling.params import SamplingParams
 from oxjax.sampling.pipeline import SamplingRows, sample
@@ -31,8 +31,8 @@ _sample = jax.jit(sample, static_argnames=("n_top", "exact"))
 
 
 def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
-    """Numbers of rows that steps are compiled for: powers of two, in exact mode whole row tiles."""
-    sizes = [ROW_TILE if exact else 1]
+    """Numbers of rows that steps are compiled for: powers of two, from what a product takes at least."""
+    sizes = [least_rows(exact=exact)]
     while sizes[-1] < max_rows:
         sizes.append(sizes[-1] * 2)
     return tuple(sizes)

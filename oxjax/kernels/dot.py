@@ -1,17 +1,42 @@
 """Matrix products and row sums whose bits, when asked, do not depend on how many rows there are.
 
-XLA:CPU picks another summation order when the number of rows changes. The `exact` form therefore cuts
-every product into tiles of `ROW_TILE` rows, one shape for all callers, with a barrier that keeps the
-compiler from merging a tile with what surrounds it. The result of a row is then a function of that row.
+XLA:CPU picks another summation order when the number of rows changes, and another exponential where one follows a
+maximum over 4,096 numbers or more. Native kernels do not. Where there are none, the `exact` form cuts its work into
+tiles of `ROW_TILE` rows, one shape for all callers, with a barrier that keeps the compiler from merging a tile with
+what surrounds it. The result of a row is then a function of that row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from oxjax.kernels import native
+
 ROW_TILE = 16  # 16 rows cost one decode row 2x and 512 rows 1.4x of the plain product; 8 and 32 are worse at one end
+
+
+def least_rows(*, exact: bool) -> int:
+    """Rows that a program should have at least.
+
+    Exact programs have two: of a lone row the compiler makes other operations, which round at other places. Without
+    native kernels they have a row tile, as products do.
+    """
+    return (2 if native.kernels() else ROW_TILE) if exact else 1
+
+
+def _by_tiles(fn: Callable[[Array], Any], x: Float[Array, "rows ..."]) -> Any:
+    """`fn` of every tile of rows, which gives an array or several with a row for each."""
+    rows = x.shape[0]
+    padded = jnp.pad(x, ((0, -rows % ROW_TILE), *((0, 0),) * (x.ndim - 1)))
+    tiles = padded.reshape(-1, ROW_TILE, *x.shape[1:])
+    given = lax.map(lambda tile: lax.optimization_barrier(fn(lax.optimization_barrier(tile))), tiles)
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:rows], given)
 
 
 def _product(x: Array, weight: Array, contract: int) -> Array:
@@ -31,16 +56,15 @@ def dot(
         exact: the bits of a row do not depend on the number of rows nor on the other rows.
         contract: which axis of the weights is `d_in`.
     """
-    if not exact:
-        return tuple(_product(x, w, contract) for w in weights)
-    rows = x.shape[0]
-    tiles = jnp.pad(x, ((0, -rows % ROW_TILE), (0, 0))).reshape(-1, ROW_TILE, x.shape[1])
+    if exact and native.kernels():
+        results = [jax.ShapeDtypeStruct((x.shape[0], w.shape[1 - contract]), jnp.float32) for w in weights]
+        call = jax.ffi.ffi_call("oxjax_float_matmul", results)
+        return tuple(call(x.astype(jnp.float32), *weights, transposed=contract == 1))
 
-    def one_tile(tile: Array) -> tuple[Array, ...]:
-        tile = lax.optimization_barrier(tile)
-        return lax.optimization_barrier(tuple(_product(tile, w, contract) for w in weights))
+    def products(tile: Array) -> tuple[Array, ...]:
+        return tuple(_product(tile, w, contract) for w in weights)
 
-    return tuple(y.reshape(-1, y.shape[-1])[:rows] for y in lax.map(one_tile, tiles))
+    return _by_tiles(products, x) if exact else products(x)
 
 
 def dot_heads(
@@ -55,19 +79,21 @@ def dot_heads(
         y = lax.dot_general(by_head, weight, dims, precision=precision, preferred_element_type=jnp.float32)
         return y.swapaxes(0, 1)
 
-    if not exact:
-        return product(x)
-    rows = x.shape[0]
-    tiles = jnp.pad(x, ((0, -rows % ROW_TILE), (0, 0), (0, 0))).reshape(-1, ROW_TILE, *x.shape[1:])
-    given = lax.map(lambda tile: lax.optimization_barrier(product(lax.optimization_barrier(tile))), tiles)
-    return given.reshape(-1, *given.shape[2:])[:rows]
+    return _by_tiles(product, x) if exact else product(x)
 
 
 def row_sum(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows 1"]:
-    """Sum of each float32 row; with `exact`, as a product with ones through `dot`."""
+    """Sum of each float32 row; `exact` as in `dot`, there as a product with ones where there is no kernel."""
     if not exact:
         return jnp.sum(x, axis=-1, keepdims=True)
+    if native.kernels():
+        return jax.ffi.ffi_call("oxjax_row_sum", jax.ShapeDtypeStruct((x.shape[0], 1), jnp.float32))(x)
     return dot(x, jnp.ones((x.shape[1], 1), x.dtype), exact=True)[0]
+
+
+def softmax(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows d"]:
+    """Softmax of each float32 row."""
+    return _by_tiles(jax.nn.softmax, x) if exact else jax.nn.softmax(x)
 
 
 def log_softmax(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows d"]:

@@ -1,8 +1,9 @@
 """Kernels in C++ (`cpu/`), compiled by the machine that runs them.
 
 They are compiled at their first use, not with the package: a build would need jaxlib's headers in its isolated
-environment, and would tie a wheel to one jaxlib. It takes some seconds, once: the library is kept beside XLA's compiled
-programs, under a name made of all that it depends on. Without a compiler there are no kernels, and XLA does the work.
+environment, would tie a wheel to one jaxlib, and could not know the processor. It takes some seconds, once: the library
+is kept beside XLA's compiled programs, under a name made of all that it depends on. Without a compiler there are no
+kernels, and XLA does the work.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -25,9 +27,15 @@ import jaxlib
 log = logging.getLogger("oxjax")
 _SOURCES = Path(__file__).parent / "cpu"
 # Multiplications and additions stay apart, or their bits would depend on the processor.
-_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-w")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
-_TARGETS = ("oxjax_quantized_matmul",)
+_TARGETS = (
+    "oxjax_float_matmul",
+    "oxjax_paged_attention",
+    "oxjax_quantized_matmul",
+    "oxjax_row_norm",
+    "oxjax_row_sum",
+)
 _lock = threading.Lock()
 
 
@@ -59,7 +67,8 @@ def _load() -> tuple[str | None, str]:
             raise _NoKernelsError(f"no kernels for {jax.default_backend()}")
         library = _open(_cache_folder())
     except _NoKernelsError as reason:
-        log.warning("no native kernels, quantised weights will be slow: %s", reason)
+        if jax.default_backend() == "cpu":
+            log.warning("no native kernels, XLA computes everything, slower: %s", reason)
         return None, str(reason)
     for name in _TARGETS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
@@ -73,7 +82,7 @@ def _cache_folder() -> Path:
 
 def _open(folder: Path) -> ctypes.CDLL:
     sources = sorted(_SOURCES.iterdir())
-    key = hashlib.sha256(repr((_FLAGS, jaxlib.__version__, platform.machine(), platform.libc_ver())).encode())
+    key = hashlib.sha256(repr((_FLAGS, jaxlib.__version__, _processor(), platform.libc_ver())).encode())
     for source in sources:
         key.update(source.read_bytes())
     path = folder / f"{key.hexdigest()[:24]}.so"
@@ -86,16 +95,31 @@ def _open(folder: Path) -> ctypes.CDLL:
         raise _NoKernelsError(f"{path} cannot be used: {error}") from error
 
 
+def _processor() -> str:
+    """What instructions there are: a folder may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
 def _compile(path: Path) -> None:
     """Compile to a file of our own, then give it its name: whoever comes at the same time sees all of it or none."""
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise _NoKernelsError(f"no C++ compiler: none of {', '.join(_COMPILERS)} is on the PATH")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+
+    def run(*arguments: str) -> None:
+        done = subprocess.run([*compiler.split(), *arguments], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise _NoKernelsError(f"{compiler} failed: {done.stderr.strip()[:500]}")
+
+    log.info("compiling native kernels, once")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor() as pool:
+        objects = {source: str(Path(folder) / f"{source.stem}.o") for source in _SOURCES.glob("*.cpp")}
+        includes = f"-I{jax.ffi.include_dir()}"
+        list(pool.map(lambda s: run(*_FLAGS, includes, "-c", str(s), "-o", objects[s]), objects))
         made = Path(folder) / path.name
-        sources = (str(s) for s in sorted(_SOURCES.glob("*.cpp")))
-        command = [*compiler.split(), *_FLAGS, f"-I{jax.ffi.include_dir()}", *sources, "-o", str(made)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode:
-            raise _NoKernelsError(f"{compiler} failed: {run.stderr.strip()[:500]}")
+        run(*_FLAGS, "-shared", *objects.values(), "-o", str(made))
         made.replace(path)

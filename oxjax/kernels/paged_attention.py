@@ -2,17 +2,19 @@
 
 Queries come in tiles of one sequence, keys in blocks of `KV_BLOCK` tokens counted from position 0 whatever
 the page size, so every row meets the same products in the same order however it was batched; a fully masked
-block changes no bit.
+block changes no bit. The native kernel cuts keys alike, and queries as it likes.
 """
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
+from oxjax.kernels import native
 from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
 
 KV_BLOCK = 128
@@ -55,6 +57,28 @@ def paged_attention(
         sinks: a logit of each head that takes its share of the softmax and gives nothing.
         more_k_pages: the last dimensions of the keys, where `k_pages` has the first ones only.
     """
+    if KV_BLOCK % k_pages.shape[1]:
+        raise ValueError(f"page_size {k_pages.shape[1]} does not divide the attention block of {KV_BLOCK} tokens")
+    keys = (k_pages,) if more_k_pages is None else (k_pages, more_k_pages)
+    if native.kernels():
+        none = np.zeros(0, np.float32)
+        call = jax.ffi.ffi_call(
+            "oxjax_paged_attention", jax.ShapeDtypeStruct((*q.shape[:2], v_pages.shape[3]), jnp.float32)
+        )
+        return call(
+            q.astype(jnp.float32),
+            v_pages,
+            layout.block_tables,
+            jnp.where(layout.is_real, layout.row_seq, -1),
+            layout.positions,
+            none if slopes is None else slopes.astype(np.float32),
+            none if sinks is None else sinks,
+            *keys,
+            scale=np.float32(scale),
+            window=window or 0,
+            chunk=chunk or 0,
+            softcap=np.float32(softcap or 0.0),
+        ).astype(q.dtype)
     n_tiles, q_tile = layout.tile_rows.shape
     n_kv, value_dim = v_pages.shape[2:]
     group = q.shape[1] // n_kv
@@ -65,7 +89,6 @@ def paged_attention(
         by_row = np.broadcast_to(slopes.astype(np.float32).reshape(n_kv, 1, group), (n_kv, q_tile, group))
         slopes = by_row.reshape(n_kv, q_tile * group, 1)
     tables = whole_blocks(layout.tile_tables, k_pages.shape[1])
-    keys = (k_pages,) if more_k_pages is None else (k_pages, more_k_pages)
 
     def oldest_seen(positions: Array) -> Array:
         if window is not None:
@@ -100,8 +123,6 @@ def paged_attention(
 
 def whole_blocks(tables: Array, page_size: int) -> Array:
     """Block tables cut into `[tiles, blocks, pages per block]`, padded with the null page."""
-    if KV_BLOCK % page_size:
-        raise ValueError(f"page_size {page_size} does not divide the attention block of {KV_BLOCK} tokens")
     per_block = KV_BLOCK // page_size
     padded = jnp.pad(tables, ((0, 0), (0, -tables.shape[1] % per_block)))
     return padded.reshape(tables.shape[0], -1, per_block)

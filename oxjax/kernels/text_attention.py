@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
 from oxjax.kernels.paged_attention import KV_BLOCK
@@ -27,10 +27,11 @@ class TextLayout:
 
     Tile `t` holds `Q_TILE` rows from place `tile_place[t]` of the text that begins at row `tile_start[t]` and has
     `tile_length[t]` rows, 0 for a tile without any. Row `r` is found again at `[row_tile[r], row_place[r]]`; it is
-    number `positions[r]` of its text.
+    number `positions[r]` of its text, or padding if not `is_real[r]`.
     """
 
     positions: Int[Array, " T"]
+    is_real: Bool[Array, " T"]
     tile_start: Int[Array, " tiles"]
     tile_length: Int[Array, " tiles"]
     tile_place: Int[Array, " tiles"]
@@ -44,7 +45,7 @@ def text_layout(cu_lens: Int[Array, " S_plus_1"], n_rows: int) -> TextLayout:
     n_texts = starts.shape[0]
     rows = jnp.arange(n_rows, dtype=jnp.int32)
     row_text = jnp.minimum(jnp.searchsorted(ends, rows, side="right").astype(jnp.int32), n_texts - 1)
-    places = rows - starts[row_text]
+    places, is_real = rows - starts[row_text], rows < ends[-1]
 
     # A tile each for min(S, T) first rows, then one for every further Q_TILE rows: no cut needs more.
     n_tiles = min(n_texts, n_rows) + max(0, n_rows - n_texts) // Q_TILE
@@ -54,7 +55,8 @@ def text_layout(cu_lens: Int[Array, " S_plus_1"], n_rows: int) -> TextLayout:
     tiles = jnp.arange(n_tiles, dtype=jnp.int32)
     tile_text = jnp.minimum(jnp.searchsorted(tile_ends, tiles, side="right").astype(jnp.int32), n_texts - 1)
     return TextLayout(
-        positions=jnp.where(rows < ends[-1], places, 0),
+        positions=jnp.where(is_real, places, 0),
+        is_real=is_real,
         tile_start=starts[tile_text],
         tile_length=jnp.where(tiles < tile_ends[-1], (ends - starts)[tile_text], 0),
         tile_place=(tiles - tile_starts[tile_text]) * Q_TILE,

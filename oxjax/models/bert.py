@@ -31,7 +31,7 @@ def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) ->
     prefix, d = f"blk.{i}", config.d_model
     return EncoderLayer(
         attn=tensors.attention(prefix, spec.mixers[0], d),
-        mlp=tensors.mlp(prefix, spec.mlp, d),
+        mlp=tensors.feed_forward(prefix, spec.mlp, d),
         attn_out_norm=tensors.norm(f"{prefix}.attn_output_norm", d),
         mlp_out_norm=tensors.norm(f"{prefix}.layer_output_norm", d),
     )

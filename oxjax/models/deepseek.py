@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.experts import expert_spec, silu, with_experts
+from oxjax.models.experts import expert_spec, silu, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.llama import block, layer
 from oxjax.models.loader import ParamLoader
@@ -23,5 +23,4 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         scale=hp.get("expert_weights_scale", float, 0.0) or 1.0,
         shared=silu(d_ff * hp.get("expert_shared_count", int)),
     )
-    n_dense = hp.get("leading_dense_block_count", int, 0)
-    return with_experts(base, experts, lambda i: i >= n_dense), frequencies
+    return with_experts_after_dense(hp, base, experts), frequencies

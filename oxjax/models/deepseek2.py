@@ -10,7 +10,7 @@ import math
 
 from oxjax.config import ModelConfig, TemperatureSpec
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.experts import expert_spec, gating, silu, with_experts
+from oxjax.models.experts import expert_spec, gating, silu, weighing, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.latent import with_latent
 from oxjax.models.llama import block, layer
@@ -48,9 +48,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         hp,
         d_ff,
         gating=gating(hp, "sigmoid" if is_flash else "softmax"),
-        renormalise=hp.get("expert_weights_norm", bool, False),
-        scale=hp.get("expert_weights_scale", float, 0.0) or 1.0,
+        **weighing(hp),
         shared=silu(d_ff * hp.get("expert_shared_count", int)),
     )
-    n_dense = hp.get("leading_dense_block_count", int, 0)
-    return with_experts(latent, experts, lambda i: i >= n_dense), frequencies
+    return with_experts_after_dense(hp, latent, experts), frequencies

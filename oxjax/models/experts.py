@@ -30,11 +30,11 @@ def silu(d_ff: int) -> MLPSpec | None:
     return MLPSpec(d_ff, "silu") if d_ff else None
 
 
-def expert_spec(hp: Hyperparameters, d_ff: int, **more: Any) -> MoESpec:
-    """The mixture of a layer: counts and groups from the metadata, the rest given."""
+def expert_spec(hp: Hyperparameters, d_ff: int, *, n_used: int | None = None, **more: Any) -> MoESpec:
+    """The mixture of a layer: counts and groups from the metadata unless given, the rest given."""
     n_experts = hp.get("expert_count", int)
-    used = hp.uniform("expert_used_count")
-    if used > n_experts:
+    used = hp.uniform("expert_used_count") if n_used is None else n_used
+    if not 0 < used <= n_experts:
         raise hp.error("expert_used_count", f"found {used} of expert_count {n_experts}")
     n_groups = max(hp.get("expert_group_count", int, 1), 1)
     n_groups_used = hp.get("expert_group_used_count", int, 0) or n_groups
@@ -46,7 +46,21 @@ def expert_spec(hp: Hyperparameters, d_ff: int, **more: Any) -> MoESpec:
     return MoESpec(n_experts, used, d_ff, **groups, **more)
 
 
+def weighing(hp: Hyperparameters) -> dict[str, Any]:
+    """What `expert_weights_*` do to the weights of the used experts, as fields of `MoESpec`."""
+    return {
+        "renormalise": hp.get("expert_weights_norm", bool, False),
+        "scale": hp.get("expert_weights_scale", float, 0.0) or 1.0,
+    }
+
+
 def with_experts(config: ModelConfig, experts: MoESpec, where: Callable[[int], bool] = lambda i: True) -> ModelConfig:
     """The config with experts in place of the feed-forward network, on all layers or those of some numbers."""
     layers = (dataclasses.replace(layer, mlp=experts) if where(i) else layer for i, layer in enumerate(config.layers))
     return dataclasses.replace(config, layers=tuple(layers))
+
+
+def with_experts_after_dense(hp: Hyperparameters, config: ModelConfig, experts: MoESpec) -> ModelConfig:
+    """The config with experts on all layers but the first `leading_dense_block_count`."""
+    n_dense = hp.get("leading_dense_block_count", int, 0)
+    return with_experts(config, experts, lambda i: i >= n_dense)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.base import Frequencies, dense_config, load_layer
-from oxjax.models.experts import expert_spec, gating, silu, with_experts
+from oxjax.models.experts import expert_spec, gating, silu, weighing, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
@@ -23,12 +23,10 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         hp,
         d_ff,
         gating=gating(hp, "sigmoid"),
-        renormalise=hp.get("expert_weights_norm", bool, False),
-        scale=hp.get("expert_weights_scale", float, 0.0) or 1.0,
+        **weighing(hp),
         shared=silu(d_ff * hp.get("expert_shared_count", int)),
     )
-    n_dense = hp.get("leading_dense_block_count", int, 0)
-    return with_experts(base, experts, lambda i: i >= n_dense), frequencies
+    return with_experts_after_dense(hp, base, experts), frequencies
 
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:

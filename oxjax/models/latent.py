@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
 
-from oxjax.config import LatentSpec, ModelConfig, TemperatureSpec
+from oxjax.config import LatentSpec, ModelConfig
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.latent import LatentAttention
 from oxjax.models.loader import ParamLoader
 
 
-def with_latent(
-    hp: Hyperparameters,
-    config: ModelConfig,
-    *,
-    scale: float = 1.0,
-    temperature: TemperatureSpec | None = None,
-) -> ModelConfig:
-    """The config with latent attention on all layers; scores are multiplied by scale / sqrt(head dimension).
+def with_latent(hp: Hyperparameters, config: ModelConfig, **more: Any) -> ModelConfig:
+    """The config with latent attention on all layers; see `latent_spec`."""
+    spec = latent_spec(hp, **more)
+    layers = (dataclasses.replace(layer, mixers=(spec,)) for layer in config.layers)
+    return dataclasses.replace(config, layers=tuple(layers))
+
+
+def latent_spec(hp: Hyperparameters, *, scale: float = 1.0, **more: Any) -> LatentSpec:
+    """One layer's latent attention; scores are multiplied by scale / sqrt(head dimension).
 
     Files that keep keys' and values' matrices apart give the real head dimensions in `key_length_mla` and
     `value_length_mla`, old ones in `key_length` and `value_length`.
     """
     key_dim = hp.get("attention.key_length_mla", int, 0) or hp.key_dim
     value_dim = hp.get("attention.value_length_mla", int, 0) or hp.value_dim
+    hp.key("attention.value_length")  # of what is kept, where files give the real one
     if not 0 < hp.rope_dim < key_dim:
         raise hp.error("rope.dimension_count", f"found {hp.rope_dim}, expected less than the head dimension {key_dim}")
-    spec = LatentSpec(
+    return LatentSpec(
         n_heads=hp.n_heads,
         q_rank=hp.get("attention.q_lora_rank", int, 0) or None,
         kv_rank=hp.uniform("attention.kv_lora_rank"),
@@ -38,10 +41,8 @@ def with_latent(
         rope_dim=hp.rope_dim,
         value_dim=value_dim,
         scale=scale / math.sqrt(key_dim),
-        temperature=temperature,
+        **more,
     )
-    layers = (dataclasses.replace(layer, mixers=(spec,)) for layer in config.layers)
-    return dataclasses.replace(config, layers=tuple(layers))
 
 
 def load_latent(tensors: ParamLoader, prefix: str, spec: LatentSpec, d_model: int) -> LatentAttention:

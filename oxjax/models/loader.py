@@ -227,7 +227,7 @@ class ParamLoader:
 
     def moe(self, prefix: str, spec: MoESpec, d_model: int) -> MoE:
         """Experts `<prefix>.ffn_*_exps`, gate and up in one tensor or in two, with the router and shared expert."""
-        shared = shared_gate = bias = None
+        shared = shared_gate = bias = latent_down = latent_up = None
         if spec.shared is not None:  # grok keeps the names of a network without experts
             suffix = "" if self.has(f"{prefix}.ffn_up.weight") else "_shexp"
             shared = self.mlp(prefix, spec.shared, d_model, suffix)
@@ -236,11 +236,16 @@ class ParamLoader:
             shared_gate = Linear(weight=jax.device_put(column))
         if self.has(name := f"{prefix}.exp_probs_b.bias"):
             bias = jax.device_put(self.vector(name, spec.n_experts))
+        d = d_model
+        if spec.d_latent is not None:
+            d = spec.d_latent
+            latent_down = self.linear(f"{prefix}.ffn_latent_down", d_model, d)
+            latent_up = self.linear(f"{prefix}.ffn_latent_up", d, d_model)
         if self.has(f"{prefix}.ffn_gate_up_exps.weight"):
-            gate, up = self.experts(f"{prefix}.ffn_gate_up", spec.n_experts, d_model, (spec.d_ff, spec.d_ff))
+            gate, up = self.experts(f"{prefix}.ffn_gate_up", spec.n_experts, d, (spec.d_ff, spec.d_ff))
         else:
             gate, up = (
-                self.experts(f"{prefix}.ffn_{n}", spec.n_experts, d_model, (spec.d_ff,))[0]
+                self.experts(f"{prefix}.ffn_{n}", spec.n_experts, d, (spec.d_ff,))[0]
                 if n == "up" or spec.gated
                 else None
                 for n in ("gate", "up")
@@ -250,9 +255,11 @@ class ParamLoader:
             selection_bias=bias,
             gate=gate,
             up=up,
-            down=self.experts(f"{prefix}.ffn_down", spec.n_experts, spec.d_ff, (d_model,))[0],
+            down=self.experts(f"{prefix}.ffn_down", spec.n_experts, spec.d_ff, (d,))[0],
             shared=shared,
             shared_gate=shared_gate,
+            latent_down=latent_down,
+            latent_up=latent_up,
         )
 
     def experts(self, name: str, n: int, d_in: int, d_outs: tuple[int, ...]) -> tuple[Experts, ...]:

@@ -13,6 +13,7 @@ from oxjax.config import AttentionSpec, LatentSpec
 from oxjax.models.latent import load_latent
 from oxjax.models.layers.conv import Conv
 from oxjax.models.layers.delta_net import DeltaNet, DeltaNetSpec
+from oxjax.models.layers.kimi_delta import KimiDelta, KimiDeltaSpec
 from oxjax.models.layers.linear import Linear
 from oxjax.models.layers.mamba import Mamba, MambaSpec
 from oxjax.models.layers.mamba2 import Mamba2, Mamba2Spec
@@ -128,6 +129,41 @@ def _delta_net(tensors: ParamLoader, prefix: str, spec: DeltaNetSpec, d_model: i
     )
 
 
+def _kimi_delta(tensors: ParamLoader, prefix: str, spec: KimiDeltaSpec, d_model: int) -> KimiDelta:
+    n_heads, head_dim, _ = spec.ssm
+    d_inner, kernel = n_heads * head_dim, spec.conv[0] + 1
+    if tensors.has(f"{prefix}.attn_qkv.weight"):
+        q, k, v = tensors.fused(f"{prefix}.attn_qkv", d_model, (d_inner,) * 3)
+    else:
+        q, k, v = (tensors.linear(f"{prefix}.attn_{n}", d_model, d_inner) for n in "qkv")
+
+    def pair(name: str) -> tuple[Linear, Linear]:
+        low, back = tensors.linear(f"{prefix}.{name}_a", d_model, head_dim), f"{prefix}.{name}_b"
+        return low, tensors.linear(back, head_dim, d_inner)
+
+    low, decay = pair("ssm_f")
+    taps = [_without_ones(tensors, f"{prefix}.ssm_conv1d_{n}.weight", d_inner, kernel) for n in "qkv"]
+    return KimiDelta(
+        q=q,
+        k=k,
+        v=v,
+        beta=tensors.linear(f"{prefix}.ssm_beta", d_model, n_heads),
+        decay=(low, decay.replace(bias=_put(tensors.vector(f"{prefix}.ssm_dt.bias", d_inner)))),
+        gate=pair("ssm_g"),
+        conv=Conv(weight=_put(np.concatenate(taps).T)),
+        a=_put(_without_ones(tensors, f"{prefix}.ssm_a", n_heads)),
+        norm=tensors.norm(f"{prefix}.ssm_norm", head_dim),
+        out=tensors.linear(f"{prefix}.attn_output", d_inner, d_model),
+    )
+
+
+def _without_ones(tensors: ParamLoader, name: str, *shape: int) -> np.ndarray:
+    """A table of this shape, whose stored one may have axes of length one besides."""
+    stored = tensors.file.tensors[name].shape if tensors.has(name) else shape
+    same = [n for n in stored if n > 1] == [n for n in shape if n > 1]
+    return tensors.vector(name, *(stored if same else shape)).reshape(shape)
+
+
 def _short_conv(tensors: ParamLoader, prefix: str, spec: ShortConvSpec, d_model: int) -> ShortConv:
     gate_in, gate_out, x = tensors.fused(f"{prefix}.shortconv.in_proj", d_model, (d_model,) * 3)
     return ShortConv(
@@ -142,6 +178,7 @@ def _short_conv(tensors: ParamLoader, prefix: str, spec: ShortConvSpec, d_model:
 MIXER_LOADERS: dict[type, MixerLoader] = {
     AttentionSpec: ParamLoader.attention,
     DeltaNetSpec: _delta_net,
+    KimiDeltaSpec: _kimi_delta,
     LatentSpec: load_latent,
     MambaSpec: _mamba,
     Mamba2Spec: _mamba2,

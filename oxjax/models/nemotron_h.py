@@ -5,23 +5,34 @@ Attention has no rotation.
 
 from __future__ import annotations
 
-from oxjax.config import LayerSpec, MLPSpec, ModelConfig
+from collections.abc import Sequence
+
+from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
 from oxjax.models.base import Frequencies, load_layer, model_config
 from oxjax.models.hybrid import attention_or, mamba2_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer, block
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+__all__ = ["block", "config", "layer", "one_thing_config", "plain"]
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
-    """Metadata to config: an MLP where `feed_forward_length` is not 0, attention where it has heads."""
-    mixers = attention_or(hp, mamba2_spec(hp), scale=hp.get("attention.scale", float, 0.0) or None, rope=None)
-    layers = (
-        LayerSpec((), MLPSpec(d_ff, "relu2", gated=False)) if d_ff else LayerSpec((mixer,))
-        for mixer, d_ff in zip(mixers, hp.per_layer("feed_forward_length"), strict=True)
-    )
+    """Metadata to config."""
+    return one_thing_config(hp, tensors, [plain(d_ff) for d_ff in hp.per_layer("feed_forward_length")])
+
+
+def plain(d_ff: int) -> MLPSpec | None:
+    """A feed-forward layer of this width; None for 0."""
+    return MLPSpec(d_ff, "relu2", gated=False) if d_ff else None
+
+
+def one_thing_config(
+    hp: Hyperparameters, tensors: ParamLoader, feeds: Sequence[MLPSpec | MoESpec | None]
+) -> tuple[ModelConfig, Frequencies]:
+    """The config of blocks that are a feed-forward layer where there is one, else attention where it has heads."""
+    mixers = attention_or(hp, mamba2_spec(hp), rope=None)
+    layers = (LayerSpec((), feed) if feed else LayerSpec((mixer,)) for mixer, feed in zip(mixers, feeds, strict=True))
     return model_config(hp, tensors, layers)
 
 

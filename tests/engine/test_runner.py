@@ -10,6 +10,7 @@ import pytest
 
 from oxjax import LLM, SamplingParams
 from oxjax.engine.runner import row_buckets
+from oxjax.kernels.dot import least_rows
 
 
 @pytest.fixture
@@ -58,7 +59,8 @@ def test_compilations_are_counted_and_logged_with_their_cause(data, caplog):
     with LLM(data / "models" / "stories260K" / "stories260K.gguf", max_batch=2) as llm:
         with caplog.at_level(logging.INFO, "oxjax"):
             llm.generate("Once", SamplingParams(max_tokens=2, temperature=0.0))
-        causes = ["step of 16 rows, 2 logits", "sampling of 2 rows, 0 most likely"]
+        rows = llm.engine.runner.buckets[0]
+        causes = [f"step of {rows} rows, {min(rows, 2)} logits", f"sampling of {min(rows, 2)} rows, 0 most likely"]
         assert dict(llm.engine.runner.compilations) == dict.fromkeys(causes, 1)
         assert [r.getMessage() for r in caplog.records if r.name == "oxjax"] == [f"compiled: first {c}" for c in causes]
         llm.generate("The", SamplingParams(max_tokens=2, temperature=0.0))
@@ -70,7 +72,7 @@ def test_buckets_cover_the_row_budget(max_rows):
     for exact in (True, False):
         sizes = row_buckets(max_rows, exact=exact)
         assert max_rows <= sizes[-1] < 2 * max(max_rows, 16)
-        assert not exact or all(size % 16 == 0 for size in sizes)
+        assert all(size % least_rows(exact=exact) == 0 for size in sizes)
 
 
 ANALYSE = """

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oxjax.kernels.dot import ROW_TILE, dot, log_softmax, row_sum
+from oxjax.kernels.dot import ROW_TILE, dot, log_softmax, row_sum, softmax
 
 ROWS = [1, 2, ROW_TILE - 1, ROW_TILE, ROW_TILE + 1, 2 * ROW_TILE, 5 * ROW_TILE + 3]
 
@@ -12,6 +12,9 @@ ROWS = [1, 2, ROW_TILE - 1, ROW_TILE, ROW_TILE + 1, 2 * ROW_TILE, 5 * ROW_TILE +
 def arrays():
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((max(ROWS), 172), (172, 64), (172, 33))]
+
+
+pytestmark = pytest.mark.usefixtures("form")
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -41,7 +44,48 @@ def test_bits_of_a_row_do_not_depend_on_the_number_of_rows(arrays, op):
             np.testing.assert_array_equal(jax.jit(run)(part), whole[start : start + rows])
 
 
+@pytest.mark.parametrize("width", [8, 60, 512])
+@pytest.mark.parametrize("op", [softmax, log_softmax])
+def test_bits_do_not_depend_on_what_xla_fuses(op, width):
+    """From 4,096 numbers on XLA:CPU gives a maximum and what follows it to a library with an exponential of its own."""
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((1200, width), np.float32))
+    run = jax.jit(lambda x: op(x, exact=True))
+    whole = np.asarray(run(x))
+    for rows in (1, 16, 64, 300):
+        np.testing.assert_array_equal(run(x[:rows]), whole[:rows])
+
+
+def test_softmax_matches_jax(arrays):
+    np.testing.assert_allclose(softmax(arrays[0], exact=True), jax.nn.softmax(arrays[0]), rtol=1e-5, atol=0)
+
+
 def test_log_softmax_matches_jax(arrays):
     x = arrays[0] * 30.0
     # Two float32 reductions over 172 terms.
     np.testing.assert_allclose(log_softmax(x, exact=True), jax.nn.log_softmax(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("contract", [0, 1])
+def test_every_size_and_type(form, dtype, contract):
+    """Around the vectors, tiles and packed parts of the native kernel; rows past the ones it reads in place."""
+    rng = np.random.default_rng(1)
+    sizes = [(d_in, d_out) for d_in in (1, 7, 9, 17, 128, 129, 300) for d_out in (1, 15, 16, 17, 64, 65, 256, 257, 600)]
+    for d_in, d_out in sizes if form == "native" else sizes[::20]:
+        w = jnp.asarray(rng.standard_normal((d_in, d_out) if contract == 0 else (d_out, d_in)), dtype)
+        x = jnp.asarray(rng.standard_normal((11, d_in)), dtype)
+        expected = np.asarray(x, np.float64) @ np.asarray(w if contract == 0 else w.T, np.float64)
+        whole = np.asarray(dot(x, w, exact=True, contract=contract)[0])
+        # As above, of up to 300.
+        np.testing.assert_allclose(whole, expected, rtol=0, atol=2e-4)
+        rows = int(rng.integers(1, 11))
+        np.testing.assert_array_equal(dot(x[-rows:], w, exact=True, contract=contract)[0], whole[-rows:])
+
+
+def test_what_is_not_finite_stays_in_its_row():
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((5, 40), np.float32))
+    w = jnp.ones((40, 70))
+    broken = dot(x.at[2, 3].set(jnp.nan).at[3, 0].set(jnp.inf), w, exact=True)[0]
+    expected = dot(x, w, exact=True)[0]
+    np.testing.assert_array_equal(broken[np.array([0, 1, 4])], expected[np.array([0, 1, 4])])
+    assert jnp.isnan(broken[2]).all() and jnp.isposinf(broken[3]).all()

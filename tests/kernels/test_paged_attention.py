@@ -74,6 +74,7 @@ class Case:
         return np.concatenate([textbook(*s, **options) for s in self.sequences])
 
 
+pytestmark = pytest.mark.usefixtures("form")
 LENGTHS = [1, 2, 15, 16, 17, KV_BLOCK - 1, KV_BLOCK, KV_BLOCK + 1, 2 * KV_BLOCK + 5]
 # Float32 softmax and sums over at most 261 terms of size about 1 against float64.
 TOLERANCE = {"rtol": 0, "atol": 5e-6}
@@ -136,6 +137,38 @@ def test_keys_may_lie_in_two_arrays(at):
     whole = case.run(q_tile=EXACT_Q_TILE, scale=0.3)
     case.k, more = case.k[..., :at], case.k[..., at:]
     np.testing.assert_array_equal(case.run(q_tile=EXACT_Q_TILE, scale=0.3, more_k_pages=jnp.asarray(more)), whole)
+
+
+@pytest.mark.parametrize("dims", [(1, 1), (15, 17), (64, 64), (65, 63), (128, 130)])
+def test_head_dimensions(dims):
+    case = Case([(150, 1), (140, 30)], key_dim=dims[0], value_dim=dims[1])
+    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, scale=0.1), case.expected(scale=0.1), **TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
+def test_pages_of_sixteen_bits(dtype):
+    case = Case([(150, 1), (140, 30)], key_dim=20, value_dim=33)
+    case.sequences = [
+        (q, *(np.asarray(a, dtype).astype(np.float32) for a in (k, v)), p) for q, k, v, p in case.sequences
+    ]
+    case.k, case.v = jnp.asarray(case.k, dtype), jnp.asarray(case.v, dtype)
+    # XLA rounds queries and weights to the pages' type too: 2^-9 of sums of values of about 1.
+    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, scale=0.2), case.expected(scale=0.2), rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("heads,kv_heads", [(4, 2), (40, 1), (3, 3)])
+def test_bits_of_a_row_do_not_depend_on_company(heads, kv_heads):
+    """A prompt's rows in one batch, in pieces, and one at a time, beside others."""
+    whole = Case([(300, 300)], heads=heads, kv_heads=kv_heads, page_size=8)
+    options = {"q_tile": EXACT_Q_TILE, "scale": 0.3, "window": 150}
+    expected = whole.run(**options)
+    q, k, v, _ = whole.sequences[0]
+    for cut, n in ((1, 1), (131, 3), (129, 70), (300, 77), (2, 2)):
+        part = Case([(9, 9), (cut, n), (20, 1)], heads=heads, kv_heads=kv_heads, page_size=8)
+        table, at = np.asarray(part.batch.block_tables[1]), np.arange(cut)
+        part.k[table[at // 8], at % 8], part.v[table[at // 8], at % 8] = k[:cut], v[:cut]
+        part.q[9 : 9 + n] = q[cut - n : cut]
+        np.testing.assert_array_equal(part.run(**options)[9 : 9 + n], expected[cut - n : cut])
 
 
 def test_slopes_are_the_published_ones():

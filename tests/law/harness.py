@@ -1,10 +1,13 @@
 """One place that runs requests alone and under all circumstances, and compares every bit of what they give."""
 
 import dataclasses
+import tempfile
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pytest
+from recurrent_synth import CASES, write
 from toy import LAYERS, toy_model, toys
 
 import oxjax
@@ -16,6 +19,7 @@ from oxjax.tokenizer import Tokenizer
 
 EMBEDDED = "embedded"
 QUANTISED = ", quantised"  # after a name: its weights stay integers
+RANDOM = "random "  # before a name: a file of random weights, a case of `recurrent_synth`
 STORIES = "models/stories260K/stories260K"
 TOYS = tuple(f"toy {kind}" for kind in LAYERS)
 PARAMS = SamplingParams(max_tokens=12, temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, seed=11, logprobs=3)
@@ -34,7 +38,7 @@ def prompts(n, length, seed=0):
 
 
 def load(name, data, *, exact=True):
-    """A model by name: the embedded one, a toy, or a file of the data folder."""
+    """A model by name: the embedded one, a toy, a random file, or a file of the data folder."""
     enable_compilation_cache()
     weights = "quantized" if name.endswith(QUANTISED) else "auto"
     name = name.removesuffix(QUANTISED)
@@ -42,6 +46,12 @@ def load(name, data, *, exact=True):
         return oxjax.load(embedded_model(), exact=exact, weights=weights)
     if name in TOYS:
         return toy_model(name.removeprefix("toy "), Tokenizer.from_gguf(embedded_model()), exact=exact)
+    if name.startswith(RANDOM):
+        case = name.removeprefix(RANDOM)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.gguf"
+            write(path, case.split(":")[0], *CASES[case], data / "archs" / "llama.gguf")
+            return oxjax.load(path, exact=exact, weights=weights)
     return oxjax.load(data / f"{name}.gguf", exact=exact, weights=weights)
 
 

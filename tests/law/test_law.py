@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import EMBEDDED, PARAMS, QUANTISED, STORIES, TOYS, Harness, finish, load, outcome, prompts
+from harness import EMBEDDED, PARAMS, QUANTISED, RANDOM, STORIES, TOYS, Harness, finish, load, outcome, prompts
 from harness import with_toys as _with_toys  # noqa: F401
 
 from oxjax.errors import OxjaxError
@@ -21,7 +21,7 @@ from oxjax.sampling.params import sample_seed
 
 QUICK = [EMBEDDED, STORIES, "toy hybrid"]
 KINDS = ["archs/gemma3", "archs/deepseek2_mla", "archs/mamba2", "archs/qwen35"]  # windows, latents, Mamba-2, delta net
-OTHERS = ["toy recurrent"]
+OTHERS = ["toy recurrent", RANDOM + "kimi-linear"]  # the latter keeps slots and pages of latents
 OTHERS += [
     f"archs/{n}" for n in ("llama_yarn", "qwen3", "gemma2", "phi3", "cohere2", "falcon", "gpt2", "granite", "olmo2")
 ]
@@ -97,6 +97,12 @@ def test_shapes(harness, expected, shape):
 def test_shapes_at_every_boundary(harness, expected, length):
     for shape in SHAPES.values():
         assert harness.run(prompts(1, length)[0], **shape) == expected(harness, length)
+
+
+@held_for("archs/mixtral")
+def test_wide_steps(harness, expected):
+    """From 4,096 numbers on XLA:CPU computes some things otherwise, such as the exponentials of a router's softmax."""
+    assert harness.run(IDS, neighbours=prompts(7, 120), max_batch=9, max_rows=1024) == expected(harness)
 
 
 @for_all

@@ -30,6 +30,7 @@ KINDS = {
     "weighed inputs": dataclasses.replace(PLAIN, gating="sigmoid", renormalise=False, weigh_inputs=True, n_used=2),
     "not gated": dataclasses.replace(PLAIN, gated=False, activation="relu2"),
     "shared": dataclasses.replace(PLAIN, shared=MLPSpec(40, "silu"), output_scale=0.7),
+    "latent": dataclasses.replace(PLAIN, shared=MLPSpec(40, "silu"), d_latent=28),
 }
 
 
@@ -42,18 +43,20 @@ def params(spec, *, bias=True, seed=0):
     def experts(d_in, d_out):
         return Experts(weight=numbers(E, d_in, d_out), bias=numbers(E, d_out) if bias else None)
 
-    shared = None
+    shared, d = None, spec.d_latent or D
     if spec.shared is not None:
         wide = spec.shared.d_ff
         shared = MLP(up=Linear(numbers(D, wide)), down=Linear(numbers(wide, D)), gate=Linear(numbers(D, wide)))
     return MoE(
         router=Linear(numbers(D, E), numbers(E)),
-        up=experts(D, FF),
-        down=experts(FF, D),
-        gate=experts(D, FF) if spec.gated else None,
+        up=experts(d, FF),
+        down=experts(FF, d),
+        gate=experts(d, FF) if spec.gated else None,
         selection_bias=numbers(E) if bias and spec.gating == "sigmoid" and not spec.weigh_inputs else None,
         shared=shared,
         shared_gate=None if shared is None else Linear(numbers(D, 1)),
+        latent_down=Linear(numbers(D, d)) if spec.d_latent else None,
+        latent_up=Linear(numbers(d, D)) if spec.d_latent else None,
     )
 
 
@@ -91,12 +94,14 @@ def textbook(p, x, spec):
             weights = np.exp(weights) / np.exp(weights).sum()
         if spec.renormalise:
             weights = weights / weights.sum()
-        total = np.zeros(D)
+        read = row if p.latent_down is None else row @ p.latent_down.weight
+        total = np.zeros(len(read))
         for e, weight in zip(chosen, weights * spec.scale, strict=True):
-            seen = row * weight if spec.weigh_inputs else row
+            seen = read * weight if spec.weigh_inputs else read
             gate = None if p.gate is None else seen @ p.gate.weight[e] + p.gate.bias[e]
             given = inner(gate, seen @ p.up.weight[e] + p.up.bias[e]) @ p.down.weight[e] + p.down.bias[e]
             total += given if spec.weigh_inputs else weight * given
+        total = total if p.latent_up is None else total @ p.latent_up.weight
         if p.shared is not None:
             gate = row @ p.shared.gate.weight
             y = (gate * sigmoid(gate) * (row @ p.shared.up.weight)) @ p.shared.down.weight
@@ -120,7 +125,7 @@ def test_the_sum_of_the_chosen_experts(x, name, rows):
         np.testing.assert_allclose(got, textbook(p, x[:rows], spec), rtol=0, atol=1e-5 * (1 + spec.scale))
 
 
-@pytest.mark.parametrize("name", ["groups", "chosen", "shared", "weighed inputs"])
+@pytest.mark.parametrize("name", ["groups", "chosen", "shared", "weighed inputs", "latent"])
 def test_bits_of_a_row_do_not_depend_on_its_company(x, name):
     spec, p = KINDS[name], params(KINDS[name])
     run = jax.jit(lambda x, real: moe(p, x, spec, exact=True, is_real=real))

@@ -108,7 +108,27 @@ class DeltaNet:
             y[i] = q[i] @ new[i]
         return new, y
 
-    ours = staticmethod(delta_scan)
+    @classmethod
+    def ours(cls, q, k, v, decay, *more, size):
+        return delta_scan(q, k, v, decay.reshape(*q.shape[:2], -1), *more, size=size)
+
+
+class KimiDelta(DeltaNet):
+    """The same with a rate for every key channel."""
+
+    @staticmethod
+    def rows(rng, n):
+        q, k, v, _, beta = DeltaNet.rows(rng, n)
+        return q, k, v, -np.logaddexp(rng.normal(size=(n, HEADS, KEY)), 0), beta
+
+    @classmethod
+    def step(cls, h, q, k, v, decay, beta):
+        new, y = np.empty(h.shape), np.empty((HEADS, VALUE))
+        for i in range(HEADS):
+            rewrite = np.eye(KEY) - beta[i] * np.outer(k[i], k[i])  # equation 1 of the paper
+            new[i] = rewrite @ np.diag(np.exp(decay[i])) @ h[i] + beta[i] * np.outer(k[i], v[i])
+            y[i] = q[i] @ new[i]
+        return new, y
 
 
 class Rwkv6:
@@ -171,7 +191,7 @@ class Rwkv7:
     ours = staticmethod(wkv7)
 
 
-KINDS = [Mamba, Mamba2, DeltaNet, Rwkv6, GatedLinearAttention, Rwkv7]
+KINDS = [Mamba, Mamba2, DeltaNet, KimiDelta, Rwkv6, GatedLinearAttention, Rwkv7]
 FORMS = [(kind, size) for kind in KINDS for size in (None, CPU_CHUNK, ACCELERATOR_CHUNK)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synth import Recipe
+from synth import Experts, Recipe
 
 BERT_NORMS = ("attn_output_norm", "layer_output_norm")
 
@@ -86,6 +86,15 @@ _MODERN_GELU = EncoderRecipe(
 )
 _MODERN = _MODERN_GELU.but({"hidden_activation": "silu"}, activation="silu")
 _NOMIC = EncoderRecipe("nomic-bert", activation="silu", fused_qkv=True, keys={"rope.freq_base": 1000.0})
+_NOMIC_MOE = EncoderRecipe(
+    "nomic-bert-moe",
+    **{**_BIASES, "qkv_bias": "fused"},
+    fused_qkv=True,
+    mlp="plain",
+    layers=4,
+    experts=Experts(every=2),
+    keys={"rope.freq_base": 1000.0, "moe_every_n_layers": 2},
+)
 _BERT = EncoderRecipe("bert", **_BIASES, mlp="plain", positions=True)
 
 # By name: the file, and one whose answer it must differ from, where metadata alone sets them apart.
@@ -98,6 +107,13 @@ ENCODERS: dict[str, tuple[EncoderRecipe, EncoderRecipe | None]] = {
     "nomic-bert": (_NOMIC, None),
     "nomic-bert: freq_base": (_NOMIC.but({"rope.freq_base": 30.0}), _NOMIC),
     "nomic-bert: biases": (_NOMIC.but(qkv_bias="fused", out_bias=True), None),
+    "nomic-bert-moe": (_NOMIC_MOE, None),
+    "nomic-bert-moe: one used": (_NOMIC_MOE.but({"expert_used_count": 1}), _NOMIC_MOE),
+    "nomic-bert-moe: every third, fewer biases": (
+        _NOMIC_MOE.but({"moe_every_n_layers": 3}, experts=Experts(every=3, place=1), out_bias=False, mlp_bias=False),
+        None,
+    ),
+    "nomic-bert-moe: no experts": (_NOMIC_MOE.but({"moe_every_n_layers": 0}, experts=None, layers=2), None),
     "jina-bert-v2": (_JINA, None),
     "jina-bert-v2: fused gate": (_JINA.but(mlp="fused"), None),
     "jina-bert-v2: code": (_JINA.but(qk_norm="whole", norm_2=True), None),

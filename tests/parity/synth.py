@@ -31,6 +31,7 @@ class Experts:
     beside: bool = False  # a dense network besides, as in Grok 2
     dense: int = 0  # layers at the beginning without
     every: int = 1
+    place: int = -1  # which of `every` layers
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _block(r: Recipe, dim: int, i: int) -> dict[str, tuple[int, ...]]:
     for name in r.norms:
         found |= _tensor(name, (r.d_model,), r.norm_bias)
     found |= _attention(r, dim) if r.latent is None else _latent(r, r.latent)
-    if r.experts is None or i < r.experts.dense or (i + 1) % r.experts.every:
+    if r.experts is None or i < r.experts.dense or (i - r.experts.place) % r.experts.every:
         return found | _mlp(r, r.d_ff)
     return found | _mixture(r, r.experts)
 
@@ -130,7 +131,8 @@ def _mlp(r: Recipe, d_ff: int, suffix: str = "") -> dict[str, tuple[int, ...]]:
 
 def _mixture(r: Recipe, e: Experts) -> dict[str, tuple[int, ...]]:
     found = _tensor("ffn_gate_inp", (e.n, r.d_model), e.bias)
-    maps = {"gate_up": (2 * e.d_ff, r.d_model)} if e.merged else dict.fromkeys(("gate", "up"), (e.d_ff, r.d_model))
+    names = ("up",) if r.mlp == "plain" else ("gate", "up")
+    maps = {"gate_up": (2 * e.d_ff, r.d_model)} if e.merged else dict.fromkeys(names, (e.d_ff, r.d_model))
     for name, shape in {**maps, "down": (r.d_model, e.d_ff)}.items():
         found[f"ffn_{name}_exps.weight"] = (e.n, *shape)
         if e.bias:

@@ -14,7 +14,8 @@ from oxjax.models.layers import mlp
 # Of the hidden states' standard deviation: float32 rounding, which sharp softmaxes over 180 random keys amplify (T5's
 # scores have no scale), or ggml's 16-bit GELU table, which test_parity has more about.
 CLOSE, GELU = 2e-4, 6e-3
-QUICK = ["bert", "nomic-bert", "jina-bert-v2: code", "jina-bert-v2: fused gate", "modern-bert", "t5", "t5encoder"]
+QUICK = ["bert", "nomic-bert", "jina-bert-v2: code", "jina-bert-v2: fused gate", "modern-bert", "t5encoder"]
+QUICK += ["nomic-bert-moe", "t5"]
 IDS = np.random.default_rng(1).integers(1000, 30000, 180).tolist()  # past one block of keys, and past T5's last bucket
 POOLINGS = ["none", "mean", "cls", "last"]
 
@@ -69,7 +70,9 @@ def test_random_encoders(theirs, report, monkeypatch, name):
         jax.clear_caches()
         tabled = differences(path, expected)
         report(f"random {name}: median {np.median(rows):.1e}, with a 16-bit table {np.median(tabled):.1e}")
-        assert np.median(tabled) <= CLOSE < np.median(rows)
+        # The deeper, the more inputs fall to another side of a 16-bit rounding than llama.cpp's.
+        close = CLOSE * recipe.layers / 2
+        assert np.median(tabled) <= close < np.median(rows)
     if base is not None:
         assert worst(theirs(base)[1], expected) > 3 * allowed
     jax.clear_caches()
@@ -97,10 +100,15 @@ def test_every_pooling_of_an_encoder(theirs, pooling):
 
 
 @pytest.mark.parametrize(
-    "name", ["modern-bert", "t5encoder", pytest.param("jina-bert-v2: code", marks=pytest.mark.slow)]
+    "name",
+    [
+        "modern-bert",
+        "t5encoder",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("jina-bert-v2: code", "nomic-bert-moe")),
+    ],
 )
 def test_bits_do_not_depend_on_company(data, tmp_path, monkeypatch, name):
-    """ALiBi, windows to both sides and biases by distance keep the law; see tests/law/test_embed_law.py."""
+    """ALiBi, windows to both sides, biases by distance and experts keep the law; see tests/law/test_embed_law.py."""
     path = write(tmp_path / "m.gguf", ENCODERS[name][0], data / "archs" / "bert.gguf")
     texts = [IDS[:n] for n in (1, 33, 180, 2, 130)]
     monkeypatch.setattr("oxjax.llm.MAX_ROWS", 512)

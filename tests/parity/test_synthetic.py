@@ -13,6 +13,7 @@ from sweep import sweep
 from synth import RECIPES, write
 
 import oxjax
+from oxjax.models.base import vary_attention
 
 # Of the logits' standard deviation. float32 rounding; or ggml's 16-bit GELU table, where there is GELU.
 # Through 40 random layers rounding grows: our own chunkings then differ among themselves by 1e-4.
@@ -119,3 +120,24 @@ def test_bits_do_not_depend_on_chunks(name, theirs):
     whole = loop.logits(IDS, [64])
     for chunks in (CHUNKS, [1] * 64, [7] * 9 + [1]):
         np.testing.assert_array_equal(loop.logits(IDS, chunks), whole)
+
+
+@pytest.mark.slow
+def test_llama4_beyond_its_chunk(data, tmp_path, report):
+    """No key of its files states the chunk of 8,192 tokens, nor when queries grow, so a text has to be that long."""
+    recipe = RECIPES["llama4"].but({"context_length": 16384}, heads=2, kv_heads=1, d_model=32)
+    path = write(tmp_path / "long.gguf", recipe, data / "archs" / "llama.gguf")
+    ids = np.random.default_rng(2).integers(3, 500, 8192 + 64)
+    with LlamaCpp(path, vocab_only=False) as oracle:
+        expected = oracle.logits(ids.tolist())
+    model = oxjax.load(path, exact=False)
+    cuts = [128] * (len(ids) // 128) + [len(ids) % 128]
+    allowed = 3 * CLOSE  # angles of thousands of radians are float32 numbers too
+    error = worst(Loop(model).logits(ids, cuts), expected)
+    report(f"llama4 over {len(ids)} tokens: {error:.1e} of the logits' std, allowed {allowed:.0e}")
+    assert error <= allowed
+    for change in ({"chunk": None}, {"temperature": None}):
+        config = vary_attention(model.config, [change] * len(model.config.layers))
+        other = Loop(model.replace(config=config)).logits(ids, cuts)
+        assert worst(other[:8191], expected[:8191]) <= allowed
+        assert worst(other[8191:], expected[8191:]) > 3 * allowed

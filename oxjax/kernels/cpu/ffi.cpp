@@ -3,11 +3,15 @@
 #include <atomic>
 #include <memory>
 #include <new>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "float_matmul.h"
+#include "paged_attention.h"
 #include "quantized_matmul.h"
+#include "row_norm.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -40,6 +44,33 @@ class Tasks {
   std::atomic<size_t> next_{0}, done_{0};
 };
 
+// Runs a kernel on the caller's thread and those of the pool.
+template <typename Kernel>
+ffi::Error run(ffi::ThreadPool& pool, Kernel kernel) {
+  const size_t helpers = std::max<int64_t>(pool.num_threads(), 1) - 1;
+  try {
+    kernel([&](size_t n, const std::function<void(size_t)>& task) {
+      if (n == 1) return task(0);
+      const auto tasks = std::make_shared<Tasks>(n, &task);
+      for (size_t i = 1; i < std::min(n, helpers + 1); ++i) pool.Schedule([tasks] { tasks->work(); });
+      tasks->work();
+      tasks->wait();
+    });
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a kernel's working space");
+  }
+  return ffi::Error::Success();
+}
+
+std::optional<Element> element_of(ffi::AnyBuffer buffer) {
+  switch (buffer.element_type()) {
+    case ffi::F32: return Element::kFloat32;
+    case ffi::BF16: return Element::kBFloat16;
+    case ffi::F16: return Element::kFloat16;
+    default: return std::nullopt;
+  }
+}
+
 ffi::Error matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Span<const int64_t> formats,
                   ffi::RemainingArgs args, ffi::RemainingRets rets) {
   constexpr size_t kFields = 5;
@@ -64,19 +95,105 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Span<const
       return ffi::Error::InvalidArgument("the bytes of a matrix do not fit its shape");
     weights.push_back({format, data->typed_data(), d_out, (*out)->typed_data()});
   }
-  const size_t helpers = std::max<int64_t>(pool.num_threads(), 1) - 1;
-  try {
-    quantized_matmul(x.typed_data(), rows, d_in, weights.data(), weights.size(),
-                     [&](size_t n, const std::function<void(size_t)>& task) {
-                       const auto tasks = std::make_shared<Tasks>(n, &task);
-                       for (size_t i = 1; i < std::min(n, helpers + 1); ++i) pool.Schedule([tasks] { tasks->work(); });
-                       tasks->work();
-                       tasks->wait();
-                     });
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for quantised activations");
+  return run(pool, [&](const ParallelFor& parallel_for) {
+    quantized_matmul(x.typed_data(), rows, d_in, weights.data(), weights.size(), parallel_for);
+  });
+}
+
+ffi::Error dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, bool transposed, ffi::RemainingArgs args,
+                 ffi::RemainingRets rets) {
+  const auto dims = x.dimensions();
+  if (dims.size() != 2 || args.size() != rets.size())
+    return ffi::Error::InvalidArgument("expected rows, and a result for each matrix");
+  std::vector<Matrix> matrices;
+  for (size_t i = 0; i < args.size(); ++i) {
+    const auto data = args.get<ffi::AnyBuffer>(i);
+    auto out = rets.get<ffi::Buffer<ffi::F32>>(i);
+    if (!data || !out) return ffi::Error::InvalidArgument("a result is not float32");
+    const auto element = element_of(*data);
+    const auto shape = data->dimensions(), out_dims = (*out)->dimensions();
+    if (!element || shape.size() != 2 || shape[transposed] != dims[1] || out_dims.size() != 2 ||
+        out_dims[0] != dims[0] || out_dims[1] != shape[!transposed])
+      return ffi::Error::InvalidArgument("a matrix is not of floats, or its shape does not fit");
+    matrices.push_back({data->untyped_data(), *element, transposed, static_cast<size_t>(shape[!transposed]),
+                        (*out)->typed_data()});
   }
-  return ffi::Error::Success();
+  return run(pool, [&](const ParallelFor& parallel_for) {
+    float_matmul(x.typed_data(), dims[0], dims[1], matrices.data(), matrices.size(), parallel_for);
+  });
+}
+
+ffi::Error sum(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> out) {
+  const auto dims = x.dimensions();
+  if (dims.size() != 2 || dims[1] == 0 || out->element_count() != static_cast<size_t>(dims[0]))
+    return ffi::Error::InvalidArgument("expected rows, and a number for each");
+  return run(pool, [&](const ParallelFor& parallel_for) {
+    row_sum(x.typed_data(), dims[0], dims[1], out->typed_data(), parallel_for);
+  });
+}
+
+ffi::Error norm(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> weight,
+                ffi::Buffer<ffi::F32> bias, float eps, bool centred, ffi::ResultBuffer<ffi::F32> out) {
+  const auto dims = x.dimensions();
+  const size_t d = dims.size() == 2 ? dims[1] : 0;
+  const size_t weights = weight.element_count(), biases = bias.element_count();
+  if (d == 0 || out->element_count() != x.element_count() || weights % d != 0 || (biases != 0 && biases != d))
+    return ffi::Error::InvalidArgument("the shapes of a norm do not fit");
+  return run(pool, [&](const ParallelFor& parallel_for) {
+    row_norm(x.typed_data(), dims[0], d, weights ? weight.typed_data() : nullptr, weights / d,
+             biases ? bias.typed_data() : nullptr, eps, centred, out->typed_data(), parallel_for);
+  });
+}
+
+ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer v,
+                     ffi::Buffer<ffi::S32> block_tables, ffi::Buffer<ffi::S32> row_seq,
+                     ffi::Buffer<ffi::S32> positions, ffi::Buffer<ffi::F32> slopes, ffi::Buffer<ffi::F32> sinks,
+                     float scale, int64_t window, int64_t chunk, float softcap, ffi::RemainingArgs args,
+                     ffi::ResultBuffer<ffi::F32> out) {
+  const auto dims = q.dimensions(), v_dims = v.dimensions(), table_dims = block_tables.dimensions();
+  const auto element = element_of(v);
+  if (dims.size() != 3 || v_dims.size() != 4 || table_dims.size() != 2 || !element || v_dims[2] == 0 ||
+      dims[1] % v_dims[2] != 0 || args.size() == 0)
+    return ffi::Error::InvalidArgument("the shapes of attention do not fit");
+  const size_t rows = dims[0], heads = dims[1];
+  std::vector<Pages> keys;
+  int64_t key_dim = 0;
+  for (size_t i = 0; i < args.size(); ++i) {
+    const auto k = args.get<ffi::AnyBuffer>(i);
+    if (!k) return ffi::Error::InvalidArgument("keys are missing");
+    const auto k_dims = k->dimensions();
+    const auto k_element = element_of(*k);
+    if (!k_element || k_dims.size() != 4 || !std::equal(k_dims.begin(), k_dims.begin() + 3, v_dims.begin()))
+      return ffi::Error::InvalidArgument("keys do not fit the values");
+    keys.push_back({k->untyped_data(), *k_element, static_cast<size_t>(k_dims[3])});
+    key_dim += k_dims[3];
+  }
+  const auto fits = [](const auto& b, size_t n) { return b.element_count() == 0 || b.element_count() == n; };
+  if (key_dim != dims[2] || row_seq.element_count() != rows || positions.element_count() != rows ||
+      !fits(slopes, heads) || !fits(sinks, heads) || out->element_count() != rows * heads * v_dims[3])
+    return ffi::Error::InvalidArgument("the shapes of attention do not fit");
+  const AttentionShape shape{rows, heads, static_cast<size_t>(v_dims[2]), static_cast<size_t>(v_dims[1]),
+                             static_cast<size_t>(table_dims[0]), static_cast<size_t>(table_dims[1])};
+  for (size_t i = 0; i < rows; ++i) {
+    const int64_t seq = row_seq.typed_data()[i], position = positions.typed_data()[i];
+    if (seq < 0) continue;
+    if (seq >= table_dims[0] || position < 0 || position / v_dims[1] >= table_dims[1])
+      return ffi::Error::InvalidArgument("a row's sequence or position is beyond the block tables");
+  }
+  for (size_t i = 0; i < block_tables.element_count(); ++i)
+    if (block_tables.typed_data()[i] < 0 || block_tables.typed_data()[i] >= v_dims[0])
+      return ffi::Error::InvalidArgument("a block table names a page that does not exist");
+  const AttentionForm form{scale,
+                           window,
+                           chunk,
+                           softcap,
+                           slopes.element_count() ? slopes.typed_data() : nullptr,
+                           sinks.element_count() ? sinks.typed_data() : nullptr};
+  return run(pool, [&](const ParallelFor& parallel_for) {
+    paged_attention(q.typed_data(), keys.data(), keys.size(), {v.untyped_data(), *element, static_cast<size_t>(v_dims[3])},
+                    block_tables.typed_data(), row_seq.typed_data(), positions.typed_data(), shape, form,
+                    out->typed_data(), parallel_for);
+  });
 }
 
 }  // namespace
@@ -89,5 +206,44 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_quantized_matmul, oxjax::matmul,
                                   .Attr<ffi::Span<const int64_t>>("formats")
                                   .RemainingArgs()
                                   .RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_float_matmul, oxjax::dense,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Attr<bool>("transposed")
+                                  .RemainingArgs()
+                                  .RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    oxjax_row_sum, oxjax::sum,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_row_norm, oxjax::norm,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("eps")
+                                  .Attr<bool>("centred")
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_paged_attention, oxjax::attention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("scale")
+                                  .Attr<int64_t>("window")
+                                  .Attr<int64_t>("chunk")
+                                  .Attr<float>("softcap")
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 
 extern "C" const char* oxjax_instructions() { return oxjax::best_isa(); }

@@ -146,20 +146,6 @@ PanelProduct panel_product_for(const Format& format, Isa isa) {
   return generic::panel_product_for(format);
 }
 
-// Makes arithmetic the default one: whoever runs us may flush denormal numbers to zero, in some threads.
-class DefaultArithmetic {
-#if defined(__x86_64__)
- public:
-  DefaultArithmetic() : before_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~DefaultArithmetic() { _mm_setcsr(before_); }
-  DefaultArithmetic(const DefaultArithmetic&) = delete;
-  DefaultArithmetic& operator=(const DefaultArithmetic&) = delete;
-
- private:
-  unsigned before_;
-#endif
-};
-
 // A group that holds an infinity or NaN gets the scale NaN, one smaller than floats can divide by counts as zero.
 Chunk quantized(const float* x) {
   constexpr uint32_t kInfinity = 0x7f800000;

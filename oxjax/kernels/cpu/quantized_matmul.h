@@ -7,7 +7,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+
+#include "parallel.h"
 
 namespace oxjax {
 
@@ -39,9 +40,6 @@ struct Chunk {
   float scale;
   int32_t negated_halves[2], negated_sum;  // of the codes
 };
-
-// Runs task(0) ... task(n - 1), in any order, some of them at once; returns when all are done.
-using ParallelFor = std::function<void(size_t n, const std::function<void(size_t)>& task)>;
 
 enum class Isa { kBest, kGeneric, kAvx2, kAvx512Vnni };
 

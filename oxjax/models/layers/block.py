@@ -13,6 +13,7 @@ from oxjax.config import AttentionSpec, LatentSpec, LayerSpec
 from oxjax.models.layers.attention import attention
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.delta_net import DeltaNetSpec, delta_net
+from oxjax.models.layers.kimi_delta import KimiDeltaSpec, kimi_delta
 from oxjax.models.layers.latent import latent_attention
 from oxjax.models.layers.mamba import MambaSpec, mamba
 from oxjax.models.layers.mamba2 import Mamba2Spec, mamba2
@@ -25,6 +26,7 @@ from oxjax.models.layers.short_conv import ShortConvSpec, short_conv
 MIXERS = {
     AttentionSpec: attention,
     DeltaNetSpec: delta_net,
+    KimiDeltaSpec: kimi_delta,
     LatentSpec: latent_attention,
     MambaSpec: mamba,
     Mamba2Spec: mamba2,

@@ -14,7 +14,7 @@ from oxjax.batch import RowLayout
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
 from oxjax.kernels.dot import row_sum
-from oxjax.models.layers.chunks import decay_between, inverse_of_unit_lower, product
+from oxjax.models.layers.chunks import decay_between, fading_products, inverse_of_unit_lower, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
 from oxjax.models.layers.linear import Linear, linear
@@ -78,10 +78,10 @@ def delta_net(
     qkv, z, beta, alpha = linear(p.qkv, p.z, p.beta, p.alpha, x=x, exact=exact, dtype=jnp.float32)
     qkv, window = causal_conv(p.conv, qkv, old.conv, layout)
     q, k, v = jnp.split(jax.nn.silu(qkv), [spec.n_key_heads * key_dim, 2 * spec.n_key_heads * key_dim], axis=1)
-    q, k = (_unit(y.reshape(-1, key_dim), eps, exact).reshape(n_rows, -1, key_dim) for y in (q, k))
+    q, k = (unit(y.reshape(-1, key_dim), eps, exact).reshape(n_rows, -1, key_dim) for y in (q, k))
     repeats = n_heads // spec.n_key_heads
     q, k = (jnp.tile(y, (1, repeats, 1)) if spec.tiled else jnp.repeat(y, repeats, axis=1) for y in (q, k))
-    log_decay = jax.nn.softplus(alpha) * p.a
+    log_decay = (jax.nn.softplus(alpha) * p.a)[..., None]
     values = v.reshape(n_rows, n_heads, value_dim)
     rows = (q * key_dim**-0.5, k, values, log_decay, jax.nn.sigmoid(beta))
     y, ssm = delta_scan(*rows, old.ssm, layout, size=chunk_size(exact=exact))
@@ -90,7 +90,7 @@ def delta_net(
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)
 
 
-def _unit(x: Float[Array, "rows d"], eps: float, exact: bool) -> Float[Array, "rows d"]:
+def unit(x: Float[Array, "rows d"], eps: float, exact: bool) -> Float[Array, "rows d"]:
     """Rows of length one."""
     return x * lax.rsqrt(row_sum(x * x, exact=exact) + eps)
 
@@ -99,17 +99,22 @@ def delta_scan(
     q: Float[Array, "T n_heads key_dim"],
     k: Float[Array, "T n_heads key_dim"],
     v: Float[Array, "T n_heads value_dim"],
-    log_decay: Float[Array, "T n_heads"],
+    log_decay: Float[Array, "T n_heads decays"],
     beta: Float[Array, "T n_heads"],
     initial: Float[Array, "S n_heads key_dim value_dim"],
     layout: RowLayout,
     *,
     size: int | None,
 ) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
-    """h ← exp(log_decay) h; h ← h + k ⊗ beta (v - hᵀk); y = hᵀq, for each head; for `size` see `chunk_size`."""
+    """h ← exp(log_decay) h; h ← h + k ⊗ beta (v - hᵀk); y = hᵀq, for each head.
+
+    A head decays by one number, or each of its key channels by one of its own (Kimi Team 2025,
+    https://arxiv.org/abs/2510.26692).
+    For `size` see `chunk_size`.
+    """
 
     def step(h: Array, q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> tuple[Array, Array]:
-        h = h * jnp.exp(log_decay)[:, None, None]
+        h = h * jnp.exp(log_decay)[..., None]
         stored = jnp.sum(h * k[:, :, None], axis=1)
         h = h + k[:, :, None] * (beta[:, None] * (v - stored))[:, None]
         return h, jnp.sum(h * q[:, :, None], axis=1)
@@ -117,12 +122,22 @@ def delta_scan(
     def chunk(h: Array, q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> tuple[Array, Array]:
         # Section 3.3 of the paper: what the rows of a chunk store solves one triangular system per head.
         q, k, v, log_decay, beta = (jnp.swapaxes(y, 0, 1) for y in (q, k, v, log_decay, beta))
-        decay, before, after = decay_between(jnp.exp(log_decay))
-        system = beta[..., None] * decay * product(k, jnp.swapaxes(k, 1, 2))  # its unit diagonal is understood
-        wanted = beta[..., None] * (v - before * product(k, h))
+        decay = jnp.exp(log_decay)
+        if decay.shape[-1] == 1:  # one number a head decays whole products, in half the time
+            between, before, after = decay_between(decay[..., 0])
+            later = before * k, before * q
+            read, seen = (between * product(y, jnp.swapaxes(k, 1, 2)) for y in (k, q))
+            left, whole = after * k, before[:, -1:]
+        else:
+            pairs, late, early, whole = fading_products(jnp.stack([k, q], 1) * decay[:, None], k[:, None], decay)
+            later, left, whole = (late[:, 0], late[:, 1]), early[:, 0], whole[..., None]
+            own = jnp.eye(q.shape[1], dtype=q.dtype) * jnp.sum(q * k, axis=2, keepdims=True)
+            read, seen = pairs[:, 0, 0], pairs[:, 1, 0] + own
+        system = beta[..., None] * read  # its unit diagonal is understood
+        wanted = beta[..., None] * (v - product(later[0], h))
         stored = product(inverse_of_unit_lower(system), wanted)
-        y = before * product(q, h) + product(decay * product(q, jnp.swapaxes(k, 1, 2)), stored)
-        h = before[:, -1:] * h + product(jnp.swapaxes(after * k, 1, 2), stored)
+        y = product(later[1], h) + product(seen, stored)
+        h = whole * h + product(jnp.swapaxes(left, 1, 2), stored)
         return h, jnp.swapaxes(y, 0, 1)
 
     return recurrence(step, chunk, initial, (q, k, v, log_decay, beta), layout, size=size)

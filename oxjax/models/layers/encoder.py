@@ -12,7 +12,8 @@ from oxjax.kernels.text_attention import TextLayout, text_attention
 from oxjax.models.layers.attention import Attention, alibi_slopes
 from oxjax.models.layers.context import Angles
 from oxjax.models.layers.linear import linear
-from oxjax.models.layers.mlp import MLP, mlp
+from oxjax.models.layers.mlp import MLP
+from oxjax.models.layers.moe import MoE, feed_forward
 from oxjax.models.layers.norms import Norm, norm
 from oxjax.models.layers.rope import apply_rope
 
@@ -31,7 +32,7 @@ class EncoderLayer:
     """
 
     attn: Attention
-    mlp: MLP
+    mlp: MLP | MoE
     attn_norm: Norm | None = None
     mlp_norm: Norm | None = None
     attn_out_norm: Norm | None = None
@@ -66,7 +67,8 @@ def encoder_block(
     y = normed(p.attn_out_norm, x + _attention(p, normed(p.attn_norm, x), spec.mixers[0], ctx))
     if p.attn_norm_2 is not None:
         y = normed(p.attn_norm_2, y + x)
-    return normed(p.mlp_out_norm, y + mlp(p.mlp, normed(p.mlp_norm, y), spec.mlp, exact=ctx.config.exact))
+    read, exact, is_real = normed(p.mlp_norm, y), ctx.config.exact, ctx.layout.is_real
+    return normed(p.mlp_out_norm, y + feed_forward(p.mlp, read, spec.mlp, exact=exact, is_real=is_real))
 
 
 def _attention(

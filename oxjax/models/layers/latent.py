@@ -74,17 +74,18 @@ def latent_attention(
         q_low, low = linear(p.q_low, p.kv_low, x=x, exact=config.exact)
         q = linear(p.q, x=rms_norm(p.q_norm, q_low, **norm), exact=config.exact)[0]
     q = q.reshape(x.shape[0], spec.n_heads, -1)
-    angles, rotation = ctx.angles[spec.rope], config.ropes[spec.rope]
-    q_rope = apply_rope(q[..., spec.nope_dim :], angles, rotation)
-    rope_k = apply_rope(low[:, None, spec.kv_rank :], angles, rotation)[:, 0]
+    q_rope, rope_k = q[..., spec.nope_dim :], low[:, None, spec.kv_rank :]
+    if spec.rope is not None:
+        q_rope, rope_k = (apply_rope(y, ctx.angles[spec.rope], config.ropes[spec.rope]) for y in (q_rope, rope_k))
     latent = rms_norm(p.kv_norm, low[:, : spec.kv_rank], **norm)
-    pages = write_rows(pages, latent, rope_k, page=layout.write_page, offset=layout.write_offset)
+    pages = write_rows(pages, latent, rope_k[:, 0], page=layout.write_page, offset=layout.write_offset)
     q = q[..., : spec.nope_dim], q_rope
     if config.exact or x.shape[0] < Q_TILE:
         values = _absorbed(p, *q, pages, spec, ctx)
     else:
+        dims = {"nope_dim": spec.nope_dim, "rope_dim": spec.rope_dim, "value_dim": spec.value_dim}
         values = lax.cond(
-            expanding_pays(layout, rank=spec.kv_rank, nope_dim=spec.nope_dim, value_dim=spec.value_dim),
+            expanding_pays(layout, rank=spec.kv_rank, **dims),
             lambda: _expanded(p, *q, pages, spec, ctx),
             lambda: _absorbed(p, *q, pages, spec, ctx),
         )

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from oxjax.config import MLPSpec, MoESpec
-from oxjax.kernels.dot import row_sum
+from oxjax.kernels.dot import row_sum, softmax
 from oxjax.kernels.grouped import grouped
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.mlp import ACTIVATIONS, MLP, gated, mlp
@@ -31,7 +31,8 @@ class Experts:
 class MoE:
     """A router `[d_model, n_experts]`, the experts' maps, and the expert that every row uses, perhaps with a gate.
 
-    The selection bias, float32 `[n_experts]`, counts where experts are chosen, not where they are weighed.
+    The selection bias, float32 `[n_experts]`, counts where experts are chosen, not where they are weighed. The
+    latent maps, `[d_model, d_latent]` and back, are there where `MoESpec.d_latent` is.
     """
 
     router: Linear
@@ -41,6 +42,8 @@ class MoE:
     selection_bias: Float[Array, " n_experts"] | None = None
     shared: MLP | None = None
     shared_gate: Linear | None = None
+    latent_down: Linear | None = None
+    latent_up: Linear | None = None
 
 
 def feed_forward(
@@ -79,7 +82,10 @@ def moe(
         given = _affine(inner, down).astype(jnp.float32)
         return given if spec.weigh_inputs else given * weight
 
-    total = grouped(one_expert, x, chosen, weights, (p.gate, p.up, p.down), exact=exact, is_real=is_real)
+    read = x if p.latent_down is None else linear(p.latent_down, x=x, exact=exact)[0]
+    total = grouped(one_expert, read, chosen, weights, (p.gate, p.up, p.down), exact=exact, is_real=is_real)
+    if p.latent_up is not None:
+        total = linear(p.latent_up, x=total.astype(x.dtype), exact=exact, dtype=jnp.float32)[0]
     if p.shared is not None:
         y = mlp(p.shared, x, spec.shared, exact=exact).astype(jnp.float32)
         if p.shared_gate is not None:
@@ -105,7 +111,7 @@ def route(
     chosen = lax.top_k(ranked, spec.n_used)[1]
     weights = jnp.take_along_axis(scores, chosen, axis=1)
     if spec.gating == "chosen":
-        weights = _softmax(weights, exact=exact)
+        weights = softmax(weights, exact=exact)
     if spec.renormalise:
         weights = weights / jnp.maximum(row_sum(weights, exact=exact), _SMALLEST_SUM)
     return chosen, weights * spec.scale
@@ -113,13 +119,8 @@ def route(
 
 def _scores(logits: Array, spec: MoESpec, *, exact: bool) -> Array:
     if spec.gating == "softmax":
-        return _softmax(logits, exact=exact)
+        return softmax(logits, exact=exact)
     return jax.nn.sigmoid(logits) if spec.gating == "sigmoid" else logits
-
-
-def _softmax(x: Array, *, exact: bool) -> Array:
-    likelihood = jnp.exp(x - jnp.max(x, axis=1, keepdims=True))
-    return likelihood / row_sum(likelihood, exact=exact)
 
 
 def _best_groups(ranked: Array, spec: MoESpec) -> Array:

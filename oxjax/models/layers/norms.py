@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import struct
-from jax import lax
 from jaxtyping import Array, Float
 
 from oxjax.config import ModelConfig
-from oxjax.kernels.dot import row_sum
+from oxjax.kernels.row_norm import row_norm
 
 
 @struct.dataclass
@@ -30,24 +29,17 @@ def norm(p: Norm, x: Float[Array, "*rows d"], config: ModelConfig) -> Float[Arra
 
 def rms_norm(p: Norm, x: Float[Array, "*rows d"], *, eps: float, exact: bool) -> Float[Array, "*rows d"]:
     """x / sqrt(mean(x²) + eps) · w  (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
-    xf = x.astype(jnp.float32)
-    return _affine(p, xf * lax.rsqrt(_mean(xf * xf, exact) + eps)).astype(x.dtype)
+    return _norm(p, x, eps=eps, centred=False, exact=exact)
 
 
 def layer_norm(p: Norm, x: Float[Array, "*rows d"], *, eps: float, exact: bool) -> Float[Array, "*rows d"]:
     """(x − mean) / sqrt(var + eps) · w + b, biased variance (Ba et al. 2016, https://arxiv.org/abs/1607.06450)."""
-    xf = x.astype(jnp.float32)
-    centred = xf - _mean(xf, exact)
-    return _affine(p, centred * lax.rsqrt(_mean(centred * centred, exact) + eps)).astype(x.dtype)
+    return _norm(p, x, eps=eps, centred=True, exact=exact)
 
 
-def _mean(x: Array, exact: bool) -> Array:
-    rows = x.reshape(-1, x.shape[-1])
-    return row_sum(rows, exact=exact).reshape(*x.shape[:-1], 1) / x.shape[-1]
-
-
-def _affine(p: Norm, y: Array) -> Array:
-    """Times the weight, plus the bias; one of `[heads, d]` meets y's last two axes."""
-    if p.weight is not None:
-        y = y * (p.weight if p.weight.ndim == 1 else p.weight[None])
-    return y if p.bias is None else y + p.bias
+def _norm(p: Norm, x: Array, *, eps: float, centred: bool, exact: bool) -> Array:
+    """Weights of `[heads, d]` meet x's last two axes."""
+    rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+    weight = None if p.weight is None else jnp.atleast_2d(p.weight)
+    y = row_norm(rows, weight, p.bias, eps=eps, centred=centred, exact=exact)
+    return y.reshape(x.shape).astype(x.dtype)

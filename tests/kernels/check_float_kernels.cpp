@@ -1,0 +1,137 @@
+// Runs the float kernels on odd sizes in buffers without slack and prints a checksum of all the bits they give.
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "float_matmul.h"
+#include "paged_attention.h"
+#include "row_norm.h"
+
+using namespace oxjax;
+
+namespace {
+
+std::mt19937 source(0);
+uint64_t checksum = 14695981039346656037u;
+
+void backwards(size_t n, const std::function<void(size_t)>& task) {
+  for (size_t i = n; i-- > 0;) task(i);
+}
+
+// Multiples of 1/64 below 4: sums of some hundred products still round, and every type holds them.
+float number() { return static_cast<int>(source() % 512 - 256) / 64.0f; }
+
+std::vector<float> numbers(size_t n) {
+  std::vector<float> all(n);
+  for (float& x : all) x = number();
+  return all;
+}
+
+void add(const std::vector<float>& out) {
+  for (float x : out) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    checksum = (checksum ^ bits) * 1099511628211u;
+  }
+}
+
+uint16_t as_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits >> 16;
+}
+
+// Exact for the numbers above.
+uint16_t as_float16(float x) {
+  if (x == 0.0f) return 0;
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return (bits >> 16 & 0x8000) | ((bits >> 23 & 255) - 112) << 10 | (bits >> 13 & 1023);
+}
+
+std::vector<uint16_t> halves(const std::vector<float>& from, Element element) {
+  std::vector<uint16_t> to;
+  for (float x : from) to.push_back(element == Element::kBFloat16 ? as_bfloat16(x) : as_float16(x));
+  return to;
+}
+
+void check_matmul() {
+  for (size_t rows : {1, 2, 5, 6, 8, 9, 13}) {
+    for (size_t d_in : {1, 8, 17, 128, 131}) {
+      for (size_t d_out : {1, 15, 64, 67, 257, 530}) {
+        const auto x = numbers(rows * d_in), w = numbers(d_in * d_out);
+        for (Element element : {Element::kFloat32, Element::kBFloat16, Element::kFloat16}) {
+          const auto narrow = halves(w, element);
+          const void* data = element == Element::kFloat32 ? static_cast<const void*>(w.data()) : narrow.data();
+          std::vector<float> out(rows * d_out), turned(rows * d_out);
+          const Matrix both[] = {{data, element, false, d_out, out.data()}, {data, element, true, d_out, turned.data()}};
+          float_matmul(x.data(), rows, d_in, both, 2, backwards);
+          add(out);
+          add(turned);
+        }
+      }
+    }
+  }
+}
+
+void check_norm() {
+  for (size_t d : {1, 15, 64, 65, 1000}) {
+    const size_t rows = 12;
+    const auto x = numbers(rows * d), weight = numbers(3 * d), bias = numbers(d);
+    std::vector<float> out(rows * d), sums(rows);
+    for (bool centred : {false, true}) {
+      row_norm(x.data(), rows, d, weight.data(), 3, bias.data(), 1e-5f, centred, out.data(), backwards);
+      add(out);
+      row_norm(x.data(), rows, d, nullptr, 0, nullptr, 1e-5f, centred, out.data(), backwards);
+      add(out);
+    }
+    row_sum(x.data(), rows, d, sums.data(), backwards);
+    add(sums);
+  }
+}
+
+void check_attention() {
+  const size_t kPageSize = 8, kPages = 40;
+  for (size_t group : {1, 3, 70}) {
+    for (size_t key_dim : {1, 17, 64}) {
+      for (size_t value_dim : {1, 16, 67}) {
+        for (Element element : {Element::kFloat32, Element::kBFloat16, Element::kFloat16}) {
+          const size_t kv = 2, heads = kv * group;
+          // Sequence 0: 300 tokens, of which the last 5 are rows; sequence 1: 9 tokens; a row of padding.
+          const size_t rows = 15, length = 38;
+          std::vector<int32_t> tables(2 * length), seqs, positions;
+          for (int32_t& page : tables) page = source() % kPages;
+          for (int i = 0; i < 15; ++i) {
+            seqs.push_back(i < 5 ? 0 : i < 14 ? 1 : -1);
+            positions.push_back(i < 5 ? 295 + i : i - 5);
+          }
+          const auto q = numbers(rows * heads * key_dim), k = numbers(kPages * kPageSize * kv * key_dim),
+                     v = numbers(kPages * kPageSize * kv * value_dim), slopes = numbers(heads), sinks = numbers(heads);
+          const auto k_narrow = halves(k, element), v_narrow = halves(v, element);
+          const bool wide = element == Element::kFloat32;
+          const Pages keys{wide ? static_cast<const void*>(k.data()) : k_narrow.data(), element, key_dim};
+          const Pages values{wide ? static_cast<const void*>(v.data()) : v_narrow.data(), element, value_dim};
+          const AttentionShape shape{rows, heads, kv, kPageSize, 2, length};
+          for (const AttentionForm& form :
+               {AttentionForm{0.3f, 0, 0, 0.0f, nullptr, nullptr}, AttentionForm{0.1f, 100, 0, 2.0f, nullptr, sinks.data()},
+                AttentionForm{1.0f, 0, 7, 0.0f, slopes.data(), nullptr}}) {
+            std::vector<float> out(rows * heads * value_dim);
+            paged_attention(q.data(), &keys, 1, values, tables.data(), seqs.data(), positions.data(), shape, form,
+                            out.data(), backwards);
+            add(out);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  check_matmul();
+  check_norm();
+  check_attention();
+  std::printf("%016llx\n", static_cast<unsigned long long>(checksum));
+}
