@@ -40,9 +40,9 @@ class Batch:
     logits_rows: Int[Array, " N"]
 
 
-def whole_tiles(batch: Batch, rows: int) -> Batch:
-    """The same work with padding up to a multiple of `rows`."""
-    padding = (0, -batch.tokens.shape[0] % rows)
+def padded(batch: Batch, least: int) -> Batch:
+    """The same work in so many rows at least."""
+    padding = (0, max(0, least - batch.tokens.shape[0]))
     return batch.replace(tokens=jnp.pad(batch.tokens, padding), positions=jnp.pad(batch.positions, padding))
 
 

@@ -17,17 +17,21 @@ from oxjax.kernels.paged_attention import KV_BLOCK, whole_blocks
 Q_TILE = 128  # rows
 
 
-def expanding_pays(layout: RowLayout, *, rank: int, nope_dim: int, value_dim: int) -> Bool[Array, ""]:
+def expanding_pays(layout: RowLayout, *, rank: int, nope_dim: int, rope_dim: int, value_dim: int) -> Bool[Array, ""]:
     """Whether a batch takes fewer multiplications so than over the latents, with queries and outputs moved to them.
 
-    For `rows` of a sequence of `context` tokens these are, for each head, written out
-    rows · context · (nope_dim + rope_dim + value_dim) + context · rank · (nope_dim + value_dim), over the latents
-    rows · context · (2 rank + rope_dim) + rows · rank · (nope_dim + value_dim).
+    For `rows` of a sequence of `context` tokens these are, for each head, over the latents
+    rows · context · (2 rank + rope_dim) + rows · rank · (nope_dim + value_dim), and written out
+    rows · context · (nope_dim + rope_dim + value_dim) + context · rank · (nope_dim + value_dim), in whole tiles and
+    blocks.
     """
-    rows = (layout.ends - layout.starts).astype(jnp.float32)
-    context = jnp.where(rows > 0, layout.positions[jnp.maximum(layout.ends - 1, 0)].astype(jnp.float32) + 1.0, 0.0)
-    given = nope_dim + value_dim
-    return jnp.sum(rows * context * (2 * rank - given)) > jnp.sum((context - rows) * rank * given)
+    rows = layout.ends - layout.starts
+    context = jnp.where(rows > 0, layout.positions[jnp.maximum(layout.ends - 1, 0)] + 1, 0)
+    whole = -(-rows // Q_TILE) * Q_TILE, -(-context // KV_BLOCK) * KV_BLOCK
+    rows, context, tiles, blocks = (n.astype(jnp.float32) for n in (rows, context, *whole))
+    given = rank * (nope_dim + value_dim)
+    absorbed = rows * context * (2 * rank + rope_dim) + rows * given
+    return jnp.sum(tiles * blocks * (nope_dim + rope_dim + value_dim) + blocks * given) < jnp.sum(absorbed)
 
 
 def expanded_attention(

@@ -106,10 +106,11 @@ def delta_scan(
     *,
     size: int | None,
 ) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
-    """h ← exp(log_decay) h; h ← h + k ⊗ beta (v - hᵀk); y = hᵀq, for each head; for `size` see `chunk_size`.
+    """h ← exp(log_decay) h; h ← h + k ⊗ beta (v - hᵀk); y = hᵀq, for each head.
 
     A head decays by one number, or each of its key channels by one of its own (Kimi Team 2025,
     https://arxiv.org/abs/2510.26692).
+    For `size` see `chunk_size`.
     """
 
     def step(h: Array, q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> tuple[Array, Array]:
@@ -121,32 +122,22 @@ def delta_scan(
     def chunk(h: Array, q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> tuple[Array, Array]:
         # Section 3.3 of the paper: what the rows of a chunk store solves one triangular system per head.
         q, k, v, log_decay, beta = (jnp.swapaxes(y, 0, 1) for y in (q, k, v, log_decay, beta))
-        system, seen, k_faded, q_faded, k_left, whole = _in_a_chunk(q, k, jnp.exp(log_decay))
-        wanted = beta[..., None] * (v - product(k_faded, h))
-        stored = product(inverse_of_unit_lower(beta[..., None] * system), wanted)
-        y = product(q_faded, h) + product(seen, stored)
-        h = whole[..., None] * h + product(jnp.swapaxes(k_left, 1, 2), stored)
+        decay = jnp.exp(log_decay)
+        if decay.shape[-1] == 1:  # one number a head decays whole products, in half the time
+            between, before, after = decay_between(decay[..., 0])
+            later = before * k, before * q
+            read, seen = (between * product(y, jnp.swapaxes(k, 1, 2)) for y in (k, q))
+            left, whole = after * k, before[:, -1:]
+        else:
+            pairs, late, early, whole = fading_products(jnp.stack([k, q], 1) * decay[:, None], k[:, None], decay)
+            later, left, whole = (late[:, 0], late[:, 1]), early[:, 0], whole[..., None]
+            own = jnp.eye(q.shape[1], dtype=q.dtype) * jnp.sum(q * k, axis=2, keepdims=True)
+            read, seen = pairs[:, 0, 0], pairs[:, 1, 0] + own
+        system = beta[..., None] * read  # its unit diagonal is understood
+        wanted = beta[..., None] * (v - product(later[0], h))
+        stored = product(inverse_of_unit_lower(system), wanted)
+        y = product(later[1], h) + product(seen, stored)
+        h = whole * h + product(jnp.swapaxes(left, 1, 2), stored)
         return h, jnp.swapaxes(y, 0, 1)
 
     return recurrence(step, chunk, initial, (q, k, v, log_decay, beta), layout, size=size)
-
-
-def _in_a_chunk(
-    q: Float[Array, "n_heads size key_dim"],
-    k: Float[Array, "n_heads size key_dim"],
-    decay: Float[Array, "n_heads size decays"],
-) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """What the rows of a chunk have of each other, of the state before and of the one behind.
-
-    Returns:
-        keys' products with the keys before, faded in between, whose diagonal means nothing; queries' products with
-        the keys up to theirs, likewise; keys and queries times all decays up to theirs; keys times all decays after
-        theirs; all decays' product `[n_heads, decays]`.
-    """
-    if decay.shape[2] == 1:  # whole products fade by one number, in half the time
-        between, before, after = decay_between(decay[..., 0])
-        keys = jnp.swapaxes(k, 1, 2)
-        return between * product(k, keys), between * product(q, keys), before * k, before * q, after * k, before[:, -1]
-    pairs, late, early, whole = fading_products(jnp.stack([k, q], axis=1) * decay[:, None], k[:, None], decay)
-    own = jnp.sum(q * k, axis=2, keepdims=True) * jnp.eye(k.shape[1], dtype=k.dtype)
-    return pairs[:, 0, 0], pairs[:, 1, 0] + own, late[:, 0], late[:, 1], early[:, 0], whole

@@ -83,8 +83,9 @@ def latent_attention(
     if config.exact or x.shape[0] < Q_TILE:
         values = _absorbed(p, *q, pages, spec, ctx)
     else:
+        dims = {"nope_dim": spec.nope_dim, "rope_dim": spec.rope_dim, "value_dim": spec.value_dim}
         values = lax.cond(
-            expanding_pays(layout, rank=spec.kv_rank, nope_dim=spec.nope_dim, value_dim=spec.value_dim),
+            expanding_pays(layout, rank=spec.kv_rank, **dims),
             lambda: _expanded(p, *q, pages, spec, ctx),
             lambda: _absorbed(p, *q, pages, spec, ctx),
         )
