@@ -24,10 +24,10 @@ ROW_TILE = 16  # 16 rows cost one decode row 2x and 512 rows 1.4x of the plain p
 def least_rows(*, exact: bool) -> int:
     """Rows that a program should have at least.
 
-    Exact programs have two: of a lone row the compiler makes other operations, which round at other places. Without
-    native kernels they have a row tile, as products do.
+    Exact programs have four: of fewer the compiler makes other operations where rows are narrow (a sigmoid of six
+    experts' scores), which round at other places. Without native kernels they have a row tile, as products do.
     """
-    return (2 if native.kernels() else ROW_TILE) if exact else 1
+    return (4 if native.kernels() else ROW_TILE) if exact else 1
 
 
 def _by_tiles(fn: Callable[[Array], Any], x: Float[Array, "rows ..."]) -> Any:
