@@ -40,6 +40,12 @@ class Batch:
     logits_rows: Int[Array, " N"]
 
 
+def whole_tiles(batch: Batch, rows: int) -> Batch:
+    """The same work with padding up to a multiple of `rows`."""
+    padding = (0, -batch.tokens.shape[0] % rows)
+    return batch.replace(tokens=jnp.pad(batch.tokens, padding), positions=jnp.pad(batch.positions, padding))
+
+
 @struct.dataclass
 class RowLayout:
     """Where rows read and write, computed once a step and shared by all layers.

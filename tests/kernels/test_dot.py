@@ -93,7 +93,7 @@ def test_what_is_not_finite_stays_in_its_row():
 
 @pytest.mark.parametrize("width", [1, 3, 5, 6, 7, 8, 13])
 def test_what_follows_a_narrow_product_keeps_its_bits(width):
-    """Programs of fewer rows than `least_rows` fuse the exponential's last product with the sum in some widths."""
+    """Programs of fewer rows than `FEW_ROWS` fuse the exponential's last product with the sum in some widths."""
     rng = np.random.default_rng(3)
     x, w = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((512, 64), (64, width)))
     run = jax.jit(lambda x: jax.nn.sigmoid(dot(x, 0.1 * w, exact=True)[0]))
