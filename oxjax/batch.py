@@ -40,6 +40,12 @@ class Batch:
     logits_rows: Int[Array, " N"]
 
 
+def padded(batch: Batch, least: int) -> Batch:
+    """The same work in so many rows at least."""
+    padding = (0, max(0, least - batch.tokens.shape[0]))
+    return batch.replace(tokens=jnp.pad(batch.tokens, padding), positions=jnp.pad(batch.positions, padding))
+
+
 @struct.dataclass
 class RowLayout:
     """Where rows read and write, computed once a step and shared by all layers.

@@ -19,6 +19,9 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", "-m", help="GGUF file, folder or hf://org/repo/file.gguf. Default: the embedded model."),
 ]
+DtypeOption = Annotated[str | None, typer.Option(help="float32 or bfloat16.")]
+WeightsOption = Annotated[str, typer.Option(help="quantized stays as small as the file; auto is the dtype.")]
+FastOption = Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 PromptArgument = Annotated[str | None, typer.Argument(help="Text; '-' reads standard input.", show_default=False)]
 
@@ -52,8 +55,9 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-text tokens.")] = False,
     samples: Annotated[int, typer.Option("--samples", help="Draw this many, each with a seed of its own.")] = 1,
     max_context: Annotated[int | None, typer.Option(help="Most tokens, prompt included.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")] = False,
+    dtype: DtypeOption = None,
+    weights: WeightsOption = "auto",
+    fast: FastOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a text."""
@@ -76,7 +80,13 @@ def generate(
 
     with _progress("loading") as progress:
         llm = LLM(
-            model, exact=not fast, dtype=dtype, max_batch=min(samples, 8), max_context=max_context, progress=progress
+            model,
+            exact=not fast,
+            dtype=dtype,
+            weights=weights,
+            max_batch=min(samples, 8),
+            max_context=max_context,
+            progress=progress,
         )
     with llm:
         if not as_json and samples == 1:
@@ -108,8 +118,9 @@ def embed(
     model: ModelOption = None,
     pooling: Annotated[str | None, typer.Option(help="mean, max, cls, last or none. Default: the file's.")] = None,
     normalize: Annotated[bool, typer.Option(help="Divide every vector by its length.")] = True,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")] = False,
+    dtype: DtypeOption = None,
+    weights: WeightsOption = "auto",
+    fast: FastOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text.")] = False,
 ) -> None:
     """Print the embedding of a text, or of each line of standard input ('-')."""
@@ -117,7 +128,7 @@ def embed(
     from oxjax.llm import LLM
 
     with _progress("loading") as progress:
-        llm = LLM(model, exact=not fast, dtype=dtype, progress=progress)
+        llm = LLM(model, exact=not fast, dtype=dtype, weights=weights, progress=progress)
     with llm:
         for line, vectors in zip(texts, llm.embed(texts, pooling, normalize), strict=True):
             if as_json:

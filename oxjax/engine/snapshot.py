@@ -35,6 +35,7 @@ from oxjax.config import ModelConfig
 from oxjax.engine.output import Chunk, Output
 from oxjax.engine.scheduler import Sequence
 from oxjax.errors import InvalidRequestError, RequestTooLargeError, SnapshotError, SnapshotMismatchError, TokenizerError
+from oxjax.kernels import native
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
@@ -96,13 +97,17 @@ class _Counts:
 
 
 def model_fingerprint(config: ModelConfig, params: Any) -> str:
-    """Names a model by its content: config and every parameter, to the bit. Reads some 1 GB a second."""
+    """Names a model by its content, config and every parameter, to the bit, and by how it is computed.
+
+    Reads some 1 GB a second.
+    """
     digest = blake2b(repr(config).encode(), digest_size=16, person=b"oxjax model")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8))
-    return f"{config.architecture} {config.dtype} {'exact' if config.exact else 'fast'} {digest.hexdigest()}"
+    kind = f"{config.dtype} {'exact' if config.exact else 'fast'} {'native' if native.kernels() else 'XLA'}"
+    return f"{config.architecture} {kind} {digest.hexdigest()}"
 
 
 def state_specs(state: Any) -> tuple[Specs, Specs]:
@@ -186,7 +191,7 @@ def decode(host: Host, blob: bytes, check: Callable[[Sequence], None]) -> list[E
         check: raises RequestTooLargeError for a sequence that can never run there.
 
     Raises:
-        SnapshotMismatchError: another model, dtype or exactness.
+        SnapshotMismatchError: another model, dtype or exactness, or one of the two computed without native kernels.
         SnapshotError: damaged, of another version, inconsistent, or a request does not fit.
     """
     header = _header(blob)

@@ -21,13 +21,16 @@ from oxjax.kernels import native
 ROW_TILE = 16  # 16 rows cost one decode row 2x and 512 rows 1.4x of the plain product; 8 and 32 are worse at one end
 
 
+FEW_ROWS = 4
+
+
 def least_rows(*, exact: bool) -> int:
     """Rows that a program should have at least.
 
-    Exact programs have two: of a lone row the compiler makes other operations, which round at other places. Without
-    native kernels they have a row tile, as products do.
+    Of one row, and with a handful of experts of two, the compiler makes other operations than of more, which round at
+    other places; so exact programs have `FEW_ROWS`. Without native kernels they have a row tile, as products do.
     """
-    return (2 if native.kernels() else ROW_TILE) if exact else 1
+    return (FEW_ROWS if native.kernels() else ROW_TILE) if exact else 1
 
 
 def _by_tiles(fn: Callable[[Array], Any], x: Float[Array, "rows ..."]) -> Any:

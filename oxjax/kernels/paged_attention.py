@@ -3,7 +3,6 @@
 Queries come in tiles of one sequence, keys in blocks of `KV_BLOCK` tokens counted from position 0 whatever
 the page size, so every row meets the same products in the same order however it was batched; a fully masked
 block changes no bit. The native kernel cuts keys alike, and queries as it likes.
-Online softmax: Milakov & Gimelshein 2018 (https://arxiv.org/abs/1805.02867).
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
 from oxjax.kernels import native
+from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
 
 KV_BLOCK = 128
 EXACT_Q_TILE = 8
 FAST_Q_TILE = 32
-_MASKED = -1e30  # finite, so that a row with nothing to see yet does not make NaN
 
 
 def q_tile_rows(n_rows: int, n_seqs: int, *, exact: bool) -> int:
@@ -89,36 +88,28 @@ def paged_attention(
     if slopes is not None:  # per row of a tile: key head, then query row, then head within the group
         by_row = np.broadcast_to(slopes.astype(np.float32).reshape(n_kv, 1, group), (n_kv, q_tile, group))
         slopes = by_row.reshape(n_kv, q_tile * group, 1)
-    tables = _whole_blocks(layout.tile_tables, k_pages.shape[1])
+    tables = whole_blocks(layout.tile_tables, k_pages.shape[1])
 
     def oldest_seen(positions: Array) -> Array:
         if window is not None:
             return positions - window + 1
         return jnp.zeros_like(positions) if chunk is None else positions // chunk * chunk
 
-    def one_block(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        best, total = carry
+    def one_block(block: Array, sums: Sums) -> Sums:
         k, v = _read_block(keys, v_pages, tables, block, layout.tile_kv_lens)
         positions = block * KV_BLOCK + jnp.arange(KV_BLOCK, dtype=jnp.int32)
-        scores = _batched_dot(tiles, k, contract=3) * scale
+        scores = batched_dot(tiles, k, contract=3) * scale
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)
         if slopes is not None:
             scores -= slopes * (q_positions - positions).astype(jnp.float32)
         visible = (positions <= q_positions) & (positions >= oldest_seen(q_positions))
-        scores = jnp.where(visible, scores, _MASKED)
-        new_best = jnp.maximum(best, jnp.max(scores, axis=-1, keepdims=True))
-        weights = jnp.where(visible, jnp.exp(scores - new_best), 0.0)
-        total = total * jnp.exp(best - new_best) + _batched_dot(weights.astype(v.dtype), v, contract=2)
-        return new_best, total
+        return add_block(sums, scores, visible, v)
 
     last = jnp.max(layout.tile_positions)
     oldest = jnp.min(jnp.where(layout.tile_positions < 0, last, layout.tile_positions))
     first = jnp.maximum(oldest_seen(oldest), 0) // KV_BLOCK
-    empty = (
-        jnp.full((n_tiles, n_kv, q_tile * group, 1), _MASKED, jnp.float32),
-        jnp.zeros((n_tiles, n_kv, q_tile * group, value_dim + 1), jnp.float32),
-    )
+    empty = no_sums(n_tiles, n_kv, q_tile * group, value_dim=value_dim)
     best, total = lax.fori_loop(first, last // KV_BLOCK + 1, one_block, empty)
     values, denominator = total[..., :-1], total[..., -1:]
     if sinks is not None:
@@ -130,7 +121,7 @@ def paged_attention(
     return out[layout.row_tile, layout.row_place].astype(q.dtype)
 
 
-def _whole_blocks(tables: Array, page_size: int) -> Array:
+def whole_blocks(tables: Array, page_size: int) -> Array:
     """Block tables cut into `[tiles, blocks, pages per block]`, padded with the null page."""
     per_block = KV_BLOCK // page_size
     padded = jnp.pad(tables, ((0, 0), (0, -tables.shape[1] % per_block)))
@@ -158,11 +149,4 @@ def _read_block(
     written = (positions < kv_lens[:, None])[:, None, :, None]
     v = jnp.where(written, v, jnp.zeros((), v.dtype))
     k = k[0] if len(k) == 1 else jnp.concatenate(k, axis=-1)
-    return k, jnp.concatenate([v, jnp.ones((*v.shape[:3], 1), v.dtype)], axis=-1)
-
-
-def _batched_dot(a: Array, b: Array, *, contract: int) -> Array:
-    """Product over a's last axis and b's axis `contract`, batched over tiles and key heads, in float32."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dims = (((3,), (contract,)), ((0, 1), (0, 1)))
-    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+    return k, with_ones(v)

@@ -1,7 +1,7 @@
 """Attention of whole texts in both directions: every row of a text sees all of its rows, before and after it.
 
 As in `paged_attention`, queries come in tiles of one text and keys in blocks of `KV_BLOCK` rows counted from the
-text's first, with an online softmax (https://arxiv.org/abs/1805.02867). Tiles are worked off a few at a time,
+text's first. Tiles are worked off a few at a time,
 always the same number, so nothing as large as text by text is ever held, and every row meets the same products
 in the same order whatever else is in the batch.
 """
@@ -14,11 +14,11 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
 from oxjax.kernels.paged_attention import KV_BLOCK
 
 Q_TILE = 32  # texts come whole, so a tile can hold more rows than where most sequences have one
 TILES_AT_ONCE = 8
-_MASKED = -1e30  # finite, so that a row with nothing to see yet does not make NaN
 
 
 @struct.dataclass
@@ -104,15 +104,13 @@ def text_attention(
         queries = queries.reshape(TILES_AT_ONCE, Q_TILE, n_kv, group, -1).swapaxes(1, 2)
         queries = queries.reshape(TILES_AT_ONCE, n_kv, Q_TILE * group, -1)
 
-        def one_block(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            best, total = carry
+        def one_block(block: Array, sums: Sums) -> Sums:
             places = block * KV_BLOCK + jnp.arange(KV_BLOCK, dtype=jnp.int32)
             rows = jnp.minimum(start[:, None] + places, n_rows - 1)
             inside = places < length[:, None]
             # Rows of other texts may hold anything, NaN included: their values are zeroed, their scores masked.
-            values = jnp.where(inside[..., None, None], v[rows], jnp.zeros((), v.dtype)).swapaxes(1, 2)
-            values = jnp.concatenate([values, jnp.ones((*values.shape[:3], 1), v.dtype)], axis=-1)
-            scores = _batched_dot(queries, k[rows].swapaxes(1, 2), contract=3) * scale
+            values = with_ones(jnp.where(inside[..., None, None], v[rows], jnp.zeros((), v.dtype)).swapaxes(1, 2))
+            scores = batched_dot(queries, k[rows].swapaxes(1, 2), contract=3) * scale
             after = places - q_places[..., None]
             visible = jnp.broadcast_to(inside[:, None], after.shape)
             if half is not None:
@@ -123,20 +121,13 @@ def text_attention(
                 furthest = bias.shape[0] // 2
                 scores += per_query(bias[jnp.clip(after, -furthest, furthest) + furthest])
             visible = jnp.repeat(visible, group, axis=1)[:, None]
-            scores = jnp.where(visible, scores, _MASKED)
-            new_best = jnp.maximum(best, jnp.max(scores, axis=-1, keepdims=True))
-            weights = jnp.where(visible, jnp.exp(scores - new_best), 0.0)
-            total = total * jnp.exp(best - new_best) + _batched_dot(weights.astype(v.dtype), values, contract=2)
-            return new_best, total
+            return add_block(sums, scores, visible, values)
 
         first, stop = jnp.zeros_like(length), length
         if half is not None:
             first = jnp.where(length > 0, jnp.maximum(place - half, 0), n_rows)
             stop = jnp.minimum(length, place + Q_TILE + half)
-        empty = (
-            jnp.full((TILES_AT_ONCE, n_kv, Q_TILE * group, 1), _MASKED, jnp.float32),
-            jnp.zeros((TILES_AT_ONCE, n_kv, Q_TILE * group, value_dim + 1), jnp.float32),
-        )
+        empty = no_sums(TILES_AT_ONCE, n_kv, Q_TILE * group, value_dim=value_dim)
         blocks = jnp.min(first) // KV_BLOCK, (jnp.max(stop) + KV_BLOCK - 1) // KV_BLOCK
         _, total = lax.fori_loop(*blocks, one_block, empty)
         values, denominator = total[..., :-1], total[..., -1:]
@@ -146,10 +137,3 @@ def text_attention(
     tiles = (x.reshape(-1, TILES_AT_ONCE) for x in (layout.tile_start, layout.tile_length, layout.tile_place))
     out = lax.map(some_tiles, tuple(tiles)).reshape(-1, Q_TILE, n_heads, value_dim)
     return out[layout.row_tile, layout.row_place].astype(q.dtype)
-
-
-def _batched_dot(a: Array, b: Array, *, contract: int) -> Array:
-    """Product over a's last axis and b's axis `contract`, batched over tiles and key heads, in float32."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dims = (((3,), (contract,)), ((0, 1), (0, 1)))
-    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)

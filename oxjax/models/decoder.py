@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from oxjax.batch import Batch, RowLayout, row_layout
+from oxjax.batch import Batch, RowLayout, padded, row_layout
 from oxjax.cache.pages import KVPages, LatentPages
 from oxjax.cache.slots import RecurrentState
 from oxjax.cache.transfer import page_arrays
 from oxjax.config import DTYPES, LatentSpec, LayerSpec, MixerSpec, ModelConfig, RecurrentSpec
+from oxjax.kernels.dot import least_rows
 from oxjax.kernels.paged_attention import q_tile_rows
 from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.models.architectures import ARCHITECTURES
@@ -107,6 +108,7 @@ def hidden_states(
     params: Params, state: EngineState, batch: Batch, config: ModelConfig
 ) -> tuple[Float[Array, "N d_model"], EngineState]:
     """What `step` makes logits from: rows after the final norm, in the model's dtype, and the new state."""
+    batch = padded(batch, least_rows(exact=config.exact))
     page_size = next((array.shape[1] for array in page_arrays(state)), 1)
     q_tile = q_tile_rows(batch.tokens.shape[0], batch.kv_lens.shape[0], exact=config.exact)
     layout = row_layout(batch, page_size=page_size, q_tile=q_tile)

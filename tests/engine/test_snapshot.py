@@ -20,6 +20,7 @@ from oxjax.assets import embedded_draft, embedded_model
 from oxjax.engine import snapshot
 from oxjax.engine.engine import Engine
 from oxjax.errors import SnapshotError, SnapshotMismatchError
+from oxjax.kernels import native
 from oxjax.machine import enable_compilation_cache
 
 PROBE = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
@@ -460,6 +461,14 @@ def test_a_snapshot_of_another_model_is_refused(model, engine, blob):
         assert foreign._host.fingerprint in str(error.value)
         assert not foreign.scheduler.waiting
     assert make(oxjax.load(embedded_model()))._host.fingerprint == ours
+
+
+def test_a_snapshot_of_other_kernels_is_refused(model, blob, monkeypatch):
+    """The bits of one model differ between native kernels and XLA."""
+    there = native.kernels()
+    monkeypatch.setattr(native, "kernels", lambda: None if there else "some")
+    with pytest.raises(SnapshotMismatchError):
+        make(model).resume(blob)
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])

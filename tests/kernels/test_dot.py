@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oxjax.kernels.dot import ROW_TILE, dot, log_softmax, row_sum, softmax
+from oxjax.kernels.dot import ROW_TILE, dot, least_rows, log_softmax, row_sum, softmax
 
 ROWS = [1, 2, ROW_TILE - 1, ROW_TILE, ROW_TILE + 1, 2 * ROW_TILE, 5 * ROW_TILE + 3]
 
@@ -89,3 +89,14 @@ def test_what_is_not_finite_stays_in_its_row():
     expected = dot(x, w, exact=True)[0]
     np.testing.assert_array_equal(broken[np.array([0, 1, 4])], expected[np.array([0, 1, 4])])
     assert jnp.isnan(broken[2]).all() and jnp.isposinf(broken[3]).all()
+
+
+@pytest.mark.parametrize("width", [1, 3, 5, 6, 7, 8, 13])
+def test_what_follows_a_narrow_product_keeps_its_bits(width):
+    """Programs of fewer rows than `FEW_ROWS` fuse the exponential's last product with the sum in some widths."""
+    rng = np.random.default_rng(3)
+    x, w = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((512, 64), (64, width)))
+    run = jax.jit(lambda x: jax.nn.sigmoid(dot(x, 0.1 * w, exact=True)[0]))
+    whole, rows = np.asarray(run(x)), least_rows(exact=True)
+    for start in range(0, 512, rows):
+        np.testing.assert_array_equal(run(x[start : start + rows]), whole[start : start + rows])

@@ -1,9 +1,13 @@
 """Norms of rows against their formulas in float64."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from oxjax.kernels.dot import least_rows
 from oxjax.kernels.row_norm import row_norm
 
 pytestmark = pytest.mark.usefixtures("form")
@@ -22,9 +26,9 @@ def textbook(x, weight, bias, *, eps, centred):
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
 @pytest.mark.parametrize("weights", [0, 1, 3])
-def test_every_width(weights, centred, exact):
+def test_every_width(form, weights, centred, exact):
     rng = np.random.default_rng(0)
-    for d in WIDTHS:
+    for d in WIDTHS if form == "native" else (1, 17, 64):
         x = rng.standard_normal((12, d), np.float32) * 3 + 1
         weight = rng.standard_normal((weights, d), np.float32) if weights else None
         bias = rng.standard_normal(d, np.float32) if weights == 1 else None
@@ -35,19 +39,18 @@ def test_every_width(weights, centred, exact):
 
 
 @pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
-def test_bits_of_a_row_are_its_own(centred):
+def test_bits_of_a_row_are_its_own(form, centred):
+    """In programs of as many rows as exact mode has at least, or more."""
     rng = np.random.default_rng(1)
-    for d in WIDTHS:
+    norm = jax.jit(partial(row_norm, eps=1e-6, centred=centred, exact=True))
+    least = least_rows(exact=True)
+    for d in WIDTHS if form == "native" else (17, 64):
         x = rng.standard_normal((2 * 8192 // d + 40, d), np.float32)
         x[3] = np.nan
-        weight, _ = _on_device(rng.standard_normal((1, d), np.float32), None)
-
-        def norm(rows, weight=weight):
-            return np.asarray(row_norm(jnp.asarray(rows), weight, None, eps=1e-6, centred=centred, exact=True))
-
-        whole = norm(x)
-        for rows in (1, 2, 15, 16, 17):
-            np.testing.assert_array_equal(norm(x[-rows:]), whole[-rows:])
+        weight = jnp.asarray(rng.standard_normal((1, d), np.float32))
+        whole = np.asarray(norm(x, weight, None))
+        for rows in (least, least + 1, 2 * least, 17):
+            np.testing.assert_array_equal(norm(x[-rows:], weight, None), whole[-rows:])
         assert np.isnan(whole[3]).all() and np.isfinite(np.delete(whole, 3, axis=0)).all()
 
 

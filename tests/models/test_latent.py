@@ -1,5 +1,8 @@
-"""Latent attention: what it keeps, and that the absorbed form is the published one."""
+"""Latent attention: what it keeps, and that both of its forms are the published one."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,16 +11,17 @@ import oxjax
 from oxjax.batch import Batch, row_layout
 from oxjax.cache.pages import LatentPages
 from oxjax.cache.transfer import export_state, import_state
-from oxjax.config import LatentSpec, LayerSpec, ModelConfig
+from oxjax.config import LatentSpec, LayerSpec, ModelConfig, TemperatureSpec
 from oxjax.kernels.dot import ROW_TILE, dot_heads
-from oxjax.kernels.paged_attention import EXACT_Q_TILE
+from oxjax.kernels.expanded_attention import expanding_pays
+from oxjax.kernels.paged_attention import q_tile_rows
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.latent import LatentAttention, latent_attention
 from oxjax.models.layers.linear import Linear
 from oxjax.models.layers.norms import Norm
 from oxjax.models.layers.rope import RopeSpec, rope_angles
 
-D, ROWS = 48, 21
+D = 48
 SPEC = LatentSpec(n_heads=3, q_rank=20, kv_rank=24, nope_dim=10, rope_dim=6, value_dim=7, scale=0.3)
 
 
@@ -72,9 +76,8 @@ def params():
     )
 
 
-def expanded(p, x, cos, sin):
-    """Keys and values of every head written out, in float64 (DeepSeek-V2, equations 37 to 47)."""
-    s = SPEC
+def published(p, x, cos, sin, spec, first=0):
+    """Keys and values of every head written out, in float64 (DeepSeek-V2, equations 37 to 47), from row `first` on."""
 
     def normed(weight, y):
         return y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-5) * np.asarray(weight, np.float64)
@@ -86,39 +89,74 @@ def expanded(p, x, cos, sin):
 
     x = np.asarray(x, np.float64)
     q = normed(p.q_norm.weight, x @ p.q_low.weight) @ np.asarray(p.q.weight, np.float64)
-    q = q.reshape(len(x), s.n_heads, -1)
+    q = q.reshape(len(x), spec.n_heads, -1)
+    if spec.temperature is not None:
+        t = spec.temperature
+        q = q * (1 + t.scale * np.log1p((np.arange(len(x)) + t.offset) // t.length))[:, None, None]
     low = x @ np.asarray(p.kv_low.weight, np.float64)
-    latent, k_rope = normed(p.kv_norm.weight, low[:, : s.kv_rank]), rotated(low[:, s.kv_rank :])
+    latent, k_rope = normed(p.kv_norm.weight, low[:, : spec.kv_rank]), rotated(low[:, spec.kv_rank :])
     k = np.einsum("tc,hnc->thn", latent, p.k_up)
     v = np.einsum("tc,hcv->thv", latent, p.v_up)
-    scores = np.einsum("qhn,khn->hqk", q[..., : s.nope_dim], k)
-    scores = (scores + np.einsum("qhr,kr->hqk", rotated(q[..., s.nope_dim :]), k_rope)) * s.scale
+    scores = np.einsum("qhn,khn->hqk", q[..., : spec.nope_dim], k)
+    scores = (scores + np.einsum("qhr,kr->hqk", rotated(q[..., spec.nope_dim :]), k_rope)) * spec.scale
     scores = np.where(np.tril(np.ones((len(x), len(x)), bool)), scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     mixed = np.einsum("hqk,khv->qhv", weights / weights.sum(-1, keepdims=True), v)
-    return mixed.reshape(len(x), -1) @ np.asarray(p.out.weight, np.float64)
+    return (mixed.reshape(len(x), -1) @ np.asarray(p.out.weight, np.float64))[first:]
 
 
+# Rows and context of each sequence: around the tiles of rows and the blocks of keys, and none at all.
+MANY = [(130, 130), (1, 1), (0, 0), (127, 300), (128, 128), (257, 400), (3, 3)]
+FEW = [(5, 400), (1, 129), (0, 0), (7, 257)] * 10
+
+
+@pytest.mark.parametrize("temperature", [None, TemperatureSpec(scale=0.3, length=50)])
+@pytest.mark.parametrize("cut", [MANY, FEW, [(21, 21)]])
 @pytest.mark.parametrize("exact", [True, False])
-def test_the_absorbed_form_is_the_expanded_one(exact):
-    x = jnp.asarray(np.random.default_rng(2).standard_normal((ROWS, D), np.float32))
-    positions = jnp.arange(ROWS, dtype=jnp.int32)
-    batch = Batch(
-        tokens=jnp.zeros(ROWS, jnp.int32),
-        positions=positions,
-        cu_q_lens=jnp.array([0, ROWS], jnp.int32),
-        kv_lens=jnp.array([ROWS], jnp.int32),
-        block_tables=jnp.array([[3, 1]], jnp.int32),
-        read_slots=jnp.zeros(1, jnp.int32),
-        write_slots=jnp.zeros(1, jnp.int32),
-        logits_rows=jnp.zeros(1, jnp.int32),
-    )
-    p, angles = params(), rope_angles(positions, jnp.array([1.0, 0.3, 0.1]), 1.0)
-    ctx = Context(row_layout(batch, page_size=16, q_tile=EXACT_Q_TILE), (angles,), config(SPEC, exact=exact))
-    pages = LatentPages(jnp.full((4, 16, SPEC.kv_rank), jnp.nan), jnp.full((4, 16, SPEC.rope_dim), jnp.nan))
-    y, _ = latent_attention(p, x, pages, SPEC, ctx)
-    # Float32 products of width up to 48 against float64, values of size about one.
-    np.testing.assert_allclose(y, expanded(p, x, *(np.asarray(a, np.float64) for a in angles)), rtol=0, atol=1e-5)
+def test_both_forms_are_the_published_one(exact, cut, temperature):
+    """Ragged batches whose sequences have a past; pages and rows that nobody owns hold NaN."""
+    spec, p, rng = dataclasses.replace(SPEC, temperature=temperature), params(), np.random.default_rng(2)
+    texts = [rng.standard_normal((context, D), np.float32) for _, context in cut]
+    inv_freq = jnp.array([1.0, 0.3, 0.1])
+    tables = 1 + rng.permutation(26 * len(cut)).reshape(len(cut), 26)
+    pages = LatentPages(*(jnp.full((1 + tables.size, 16, n), jnp.nan) for n in (spec.kv_rank, spec.rope_dim)))
+
+    @jax.jit
+    def step(x, pages, batch):
+        layout = row_layout(batch, page_size=16, q_tile=q_tile_rows(x.shape[0], len(cut), exact=exact))
+        angles = rope_angles(batch.positions, inv_freq, 1.0)
+        dims = {"nope_dim": spec.nope_dim, "rope_dim": spec.rope_dim, "value_dim": spec.value_dim}
+        pays = expanding_pays(layout, rank=spec.kv_rank, **dims)
+        return *latent_attention(p, x, pages, spec, Context(layout, (angles,), config(spec, exact=exact))), pays
+
+    def run(pages, chunks):
+        """Rows `start` to `stop` of each sequence, and seven of padding."""
+        positions = np.concatenate([np.arange(*chunk) for chunk in chunks])
+        batch = Batch(
+            tokens=jnp.zeros(len(positions) + 7, jnp.int32),
+            positions=jnp.asarray(np.pad(positions, (0, 7)), jnp.int32),
+            cu_q_lens=jnp.asarray(np.cumsum([0, *(stop - start for start, stop in chunks)]), jnp.int32),
+            kv_lens=jnp.asarray([stop for _, stop in chunks], jnp.int32),
+            block_tables=jnp.asarray(tables, jnp.int32),
+            read_slots=jnp.zeros(len(cut), jnp.int32),
+            write_slots=jnp.zeros(len(cut), jnp.int32),
+            logits_rows=jnp.zeros(1, jnp.int32),
+        )
+        x = np.concatenate([text[start:stop] for text, (start, stop) in zip(texts, chunks, strict=True)])
+        return step(jnp.asarray(np.pad(x, ((0, 7), (0, 0)), constant_values=np.nan)), pages, batch)
+
+    _, pages, _ = run(pages, [(0, context - rows) for rows, context in cut])
+    y, _, pays = run(pages, [(context - rows, context) for rows, context in cut])
+    assert bool(pays) == (cut is MANY)
+    at = 0
+    for text, (rows, context) in zip(texts, cut, strict=True):
+        if not rows:
+            continue
+        angles = rope_angles(jnp.arange(context), inv_freq, 1.0)
+        expected = published(p, text, *(np.asarray(a, np.float64) for a in angles), spec, context - rows)
+        # Float32 products of width up to 48 against float64, values of size about one.
+        np.testing.assert_allclose(y[at : at + rows], expected, rtol=0, atol=1e-5)
+        at += rows
 
 
 def test_products_by_head_keep_the_bits_of_a_row():

@@ -76,7 +76,7 @@ def test_matrices_hold_the_files_numbers(tmp_path):
     path = write(tmp_path / "m.gguf")
     _, params = load(path)
     with GGUFFile.open(path) as file:
-        np.testing.assert_array_equal(params.layers[0].attn.k.weight, file.tensor("blk.0.attn_k.weight").T)
+        np.testing.assert_array_equal(params.layers[0].mixers[0].k.weight, file.tensor("blk.0.attn_k.weight").T)
         np.testing.assert_array_equal(params.embedding, file.tensor("token_embd.weight"))
 
 
@@ -88,7 +88,7 @@ def test_matrices_hold_the_files_numbers(tmp_path):
         ({"llama.attention.key_length": 32}, {}, r"attn_q.weight.*\(64, 64\).*\(128, 64\)"),
         ({"llama.embedding_length": 128}, {}, r"token_embd.weight.*\(40, 64\).*\(40, 128\)"),
         ({"llama.vocab_size": 41}, {}, r"token_embd.weight.*\(40, 64\).*\(41, 64\)"),
-        ({"llama.block_count": 2}, {}, "blk.1.attn_norm.weight.*missing"),
+        ({"llama.block_count": 2}, {}, "blk.1.attn_q.weight.*missing"),
         ({"llama.block_count": 0}, {}, "block_count.*found 0"),
         (
             {"llama.attention.head_count": 8, "llama.attention.head_count_kv": 3},

@@ -26,7 +26,7 @@ class EncoderRecipe(Recipe):
     bare_first: bool = False  # no attn_norm in the first block
     buckets: int = 0
     bias_everywhere: bool = False  # T5: each block has biases of its own
-    decoder: bool = False  # T5: a tensor of a decoder
+    decoder: bool = False  # T5: as many blocks of a decoder
     activation: str = "gelu"
 
     def tensors(self, vocab: int, context: int) -> dict[str, tuple[int, ...]]:
@@ -51,7 +51,9 @@ class EncoderRecipe(Recipe):
         for i in range(self.layers if self.bias_everywhere else 1):
             renamed[f"enc.blk.{i}.attn_rel_b.weight"] = (self.buckets, self.heads)
         if self.decoder:
-            renamed["dec.output_norm.weight"] = (self.d_model,)
+            ours = {name.replace("enc.", "dec."): shape for name, shape in renamed.items() if name.startswith("enc.")}
+            crossing = {name.replace("attn_", "cross_attn_"): shape for name, shape in ours.items() if "attn_" in name}
+            renamed |= ours | {name: shape for name, shape in crossing.items() if "rel_b" not in name}
         return renamed
 
 
@@ -128,6 +130,7 @@ ENCODERS: dict[str, tuple[EncoderRecipe, EncoderRecipe | None]] = {
     ),
     "modern-bert: sliding base": (_MODERN.but({"rope.freq_base_swa": 100.0}), _MODERN),
     "t5encoder": (_T5, None),
+    "t5": (_T5.but({"decoder_start_token_id": 0, "decoder_block_count": 2}, arch="t5", decoder=True), None),
     "t5encoder: gated": (_T5.but(mlp="gated", activation="gelu"), None),
     "t5encoder: biases in each block": (_T5.but(bias_everywhere=True), None),
     "t5encoder: head_dim": (_T5.but(head_dim=24), None),

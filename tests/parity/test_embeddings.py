@@ -15,7 +15,7 @@ from oxjax.models.layers import mlp
 # scores have no scale), or ggml's 16-bit GELU table, which test_parity has more about.
 CLOSE, GELU = 2e-4, 6e-3
 QUICK = ["bert", "nomic-bert", "jina-bert-v2: code", "jina-bert-v2: fused gate", "modern-bert", "t5encoder"]
-QUICK += ["nomic-bert-moe"]
+QUICK += ["nomic-bert-moe", "t5"]
 IDS = np.random.default_rng(1).integers(1000, 30000, 180).tolist()  # past one block of keys, and past T5's last bucket
 POOLINGS = ["none", "mean", "cls", "last"]
 
@@ -118,11 +118,3 @@ def test_bits_do_not_depend_on_company(data, tmp_path, monkeypatch, name):
             found = llm.embed([texts[i] for i in order], "none")
             for i, tokens in zip(order, found, strict=True):
                 np.testing.assert_array_equal(tokens, alone[i])
-
-
-def test_a_t5_with_a_decoder_embeds_as_its_encoder(data, tmp_path):
-    recipe, tokenizer = ENCODERS["t5encoder"][0], data / "archs" / "bert.gguf"
-    with LLM(write(tmp_path / "whole.gguf", recipe.but(arch="t5", decoder=True), tokenizer)) as llm:
-        whole = llm.embed([IDS[:20]])
-    with LLM(write(tmp_path / "encoder.gguf", recipe, tokenizer)) as llm:
-        np.testing.assert_array_equal(llm.embed([IDS[:20]]), whole)

@@ -18,6 +18,7 @@ from oxjax.models.layers.conv import Conv, causal_conv
 from oxjax.models.layers.delta_net import delta_scan, unit
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, rms_norm
+from oxjax.models.layers.recurrence import chunk_size
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def kimi_delta(
     q, k = (heads(unit(y.reshape(-1, head_dim), eps, exact)) for y in (q, k))
     log_decay = jax.nn.softplus(heads(decay)) * p.a[:, None]
     beta, q = jax.nn.sigmoid(beta), q * head_dim**-0.5
-    y, ssm = delta_scan(q, k, heads(v), log_decay, beta, old.ssm, layout, exact=exact)
+    y, ssm = delta_scan(q, k, heads(v), log_decay, beta, old.ssm, layout, size=chunk_size(exact=exact))
     y = rms_norm(p.norm, y, eps=eps, exact=exact).reshape(x.shape[0], -1) * jax.nn.sigmoid(gate)
     out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)

@@ -1,19 +1,22 @@
 """Multi-head latent attention: heads whose keys and values all come from one narrow latent per position.
 
-DeepSeek-V2, https://arxiv.org/abs/2405.04434, section 2.1. Pages hold the latent and the rotated key; the matrices
-that lead from the latent to keys and values are applied to queries and outputs instead ("absorbed"), so attention
-is over one key head, `[latent | rotated]`, whose values are the latent.
+DeepSeek-V2, https://arxiv.org/abs/2405.04434, section 2.1. Pages hold the latent and the rotated key. In the absorbed
+form the matrices that lead from the latent to keys and values are applied to queries and outputs instead, so attention
+is over one key head, `[latent | rotated]`, whose values are the latent; exact mode knows no other. In the expanded form
+keys and values are written out.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Float
 
 from oxjax.cache.pages import LatentPages, write_rows
 from oxjax.config import LatentSpec
 from oxjax.kernels.dot import dot_heads
+from oxjax.kernels.expanded_attention import Q_TILE, expanded_attention, expanding_pays
 from oxjax.kernels.paged_attention import paged_attention
 from oxjax.models.layers.attention import growth
 from oxjax.models.layers.context import Context
@@ -75,12 +78,49 @@ def latent_attention(
     if spec.rope is not None:
         q_rope, rope_k = (apply_rope(y, ctx.angles[spec.rope], config.ropes[spec.rope]) for y in (q_rope, rope_k))
     latent = rms_norm(p.kv_norm, low[:, : spec.kv_rank], **norm)
-    absorbed = dot_heads(q[..., : spec.nope_dim], p.k_up, exact=config.exact).astype(x.dtype)
-    q = jnp.concatenate([absorbed, q_rope], axis=-1)
-    if spec.temperature is not None:
-        q = q * growth(spec.temperature, layout.positions).astype(q.dtype)
     pages = write_rows(pages, latent, rope_k[:, 0], page=layout.write_page, offset=layout.write_offset)
-    latent_pages, rope_pages = (a[:, :, None] for a in (pages.latent, pages.rope_k))
-    mixed = paged_attention(q, latent_pages, latent_pages, layout, scale=spec.scale, more_k_pages=rope_pages)
-    values = dot_heads(mixed, p.v_up, exact=config.exact).astype(x.dtype)
+    q = q[..., : spec.nope_dim], q_rope
+    if config.exact or x.shape[0] < Q_TILE:
+        values = _absorbed(p, *q, pages, spec, ctx)
+    else:
+        dims = {"nope_dim": spec.nope_dim, "rope_dim": spec.rope_dim, "value_dim": spec.value_dim}
+        values = lax.cond(
+            expanding_pays(layout, rank=spec.kv_rank, **dims),
+            lambda: _expanded(p, *q, pages, spec, ctx),
+            lambda: _absorbed(p, *q, pages, spec, ctx),
+        )
     return linear(p.out, x=values.reshape(x.shape[0], -1), exact=config.exact)[0], pages
+
+
+def _absorbed(
+    p: LatentAttention,
+    q_nope: Float[Array, "T heads nope_dim"],
+    q_rope: Float[Array, "T heads rope_dim"],
+    pages: LatentPages,
+    spec: LatentSpec,
+    ctx: Context,
+) -> Float[Array, "T heads value_dim"]:
+    exact, dtype = ctx.config.exact, q_nope.dtype
+    q = jnp.concatenate([dot_heads(q_nope, p.k_up, exact=exact).astype(dtype), q_rope], axis=-1)
+    q = _grown(q, spec, ctx)
+    latent_pages, rope_pages = (a[:, :, None] for a in (pages.latent, pages.rope_k))
+    mixed = paged_attention(q, latent_pages, latent_pages, ctx.layout, scale=spec.scale, more_k_pages=rope_pages)
+    return dot_heads(mixed, p.v_up, exact=exact).astype(dtype)
+
+
+def _expanded(
+    p: LatentAttention,
+    q_nope: Float[Array, "T heads nope_dim"],
+    q_rope: Float[Array, "T heads rope_dim"],
+    pages: LatentPages,
+    spec: LatentSpec,
+    ctx: Context,
+) -> Float[Array, "T heads value_dim"]:
+    q = _grown(jnp.concatenate([q_nope, q_rope], axis=-1), spec, ctx)
+    return expanded_attention(q, pages.latent, pages.rope_k, p.k_up, p.v_up, ctx.layout, scale=spec.scale)
+
+
+def _grown(q: Float[Array, "T heads key_dim"], spec: LatentSpec, ctx: Context) -> Float[Array, "T heads key_dim"]:
+    if spec.temperature is None:
+        return q
+    return q * growth(spec.temperature, ctx.layout.positions).astype(q.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
@@ -17,7 +18,7 @@ from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, rms_norm
-from oxjax.models.layers.recurrence import recurrence
+from oxjax.models.layers.recurrence import chunk_size, recurrence
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def mamba(
     inner, window = causal_conv(p.conv, inner, old.conv, layout)
     inner = jax.nn.silu(inner)
     dt, b, c = scan_inputs(p, inner.astype(x.dtype), ctx)
-    y, ssm = selective_scan(p.a, dt, inner, b, c, old.ssm, layout)
+    y, ssm = selective_scan(p.a, dt, inner, b, c, old.ssm, layout, size=chunk_size(exact=exact, rows_on_cpu=True))
     y = (y + p.d * inner) * jax.nn.silu(gate)
     out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)
@@ -109,12 +110,24 @@ def selective_scan(
     c: Float[Array, "T d_state"],
     initial: Float[Array, "S d_state d_inner"],
     layout: RowLayout,
+    *,
+    size: int | None,
 ) -> tuple[Float[Array, "T d_inner"], Float[Array, "S d_state d_inner"]]:
-    """h ← exp(dt a) h + b ⊗ (dt x), y = cᵀ h: every channel has d_state numbers of its own (algorithm 2)."""
+    """h ← exp(dt a) h + b ⊗ (dt x), y = cᵀ h: every channel has d_state numbers of its own (algorithm 2).
+
+    For `size` see `chunk_size`.
+    """
 
     def step(h: Array, dt: Array, x: Array, b: Array, c: Array) -> tuple[Array, Array]:
         h = h * jnp.exp(dt * a) + b[:, None] * (dt * x)
         return h, jnp.sum(h * c[:, None], axis=0)
 
-    # A scan by doubling inside of chunks is five times slower than this on two CPU cores.
-    return recurrence(step, None, initial, (dt, x, b, c), layout)
+    def chunk(h: Array, dt: Array, x: Array, b: Array, c: Array) -> tuple[Array, Array]:
+        # Every number fades at its own rate, which leaves no matrix product to make of it but the scan of section
+        # 3.3.2. On two CPU cores 512 rows of 2048 channels take 140 ms so, in chunks of 16, and 15 ms one by one.
+        decay, fed = jnp.exp(dt[:, None] * a), b[:, :, None] * (dt * x)[:, None]
+        decay, fed = lax.associative_scan(lambda y, z: (y[0] * z[0], y[1] * z[0] + z[1]), (decay, fed))
+        states = decay * h + fed
+        return states[-1], jnp.sum(states * c[:, :, None], axis=1)
+
+    return recurrence(step, chunk, initial, (dt, x, b, c), layout, size=size)

@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 from oxjax.batch import RowLayout
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
+from oxjax.models.layers.chunks import decay_between, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, rms_norm
-from oxjax.models.layers.recurrence import product, recurrence
+from oxjax.models.layers.recurrence import chunk_size, recurrence
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def mamba2(
     heads = xbc[:, :d_inner].reshape(n_rows, n_heads, head_dim)
     b = xbc[:, d_inner : d_inner + d_groups].reshape(n_rows, spec.n_groups, d_state)
     c = xbc[:, d_inner + d_groups :].reshape(n_rows, spec.n_groups, d_state)
-    y, ssm = decaying_scan(p.a, jax.nn.softplus(dt), heads, b, c, old.ssm, layout, exact=exact)
+    y, ssm = decaying_scan(p.a, jax.nn.softplus(dt), heads, b, c, old.ssm, layout, size=chunk_size(exact=exact))
     y = (y + p.d[:, None] * heads).reshape(n_rows, -1) * jax.nn.silu(z)
     if p.norm is not None:
         grouped = y.reshape(n_rows, spec.n_groups, -1)
@@ -95,9 +96,12 @@ def decaying_scan(
     initial: Float[Array, "S n_heads d_state head_dim"],
     layout: RowLayout,
     *,
-    exact: bool,
+    size: int | None,
 ) -> tuple[Float[Array, "T n_heads head_dim"], Float[Array, "S n_heads d_state head_dim"]]:
-    """h ← exp(dt a) h + b ⊗ (dt x), y = cᵀ h for each head; head h uses group h // (n_heads / n_groups)."""
+    """h ← exp(dt a) h + b ⊗ (dt x), y = cᵀ h for each head; head h uses group h // (n_heads / n_groups).
+
+    For `size` see `chunk_size`.
+    """
     per_group = a.shape[0] // b.shape[1]
 
     def step(h: Array, dt: Array, x: Array, b: Array, c: Array) -> tuple[Array, Array]:
@@ -107,17 +111,13 @@ def decaying_scan(
 
     def chunk(h: Array, dt: Array, x: Array, b: Array, c: Array) -> tuple[Array, Array]:
         # Section 6 of the paper: pairs of rows inside the chunk as attention, everything before as one state.
-        size = dt.shape[0]
-        log_decay = jnp.cumsum(dt * a, axis=0).T
-        pairs = jnp.tril(jnp.ones((size, size), bool))
-        decay = jnp.exp(jnp.where(pairs, log_decay[:, :, None] - log_decay[:, None], -jnp.inf))
+        decay, before, after = decay_between(jnp.exp(dt * a).T)
         b, c = (jnp.swapaxes(y, 0, 1) for y in (b, c))
         scores = jnp.repeat(product(c, jnp.swapaxes(b, 1, 2)), per_group, axis=0) * decay
         b, c = (jnp.repeat(y, per_group, axis=0) for y in (b, c))
         fed = jnp.swapaxes(dt[..., None] * x, 0, 1)
-        y = product(scores, fed) + jnp.exp(log_decay)[..., None] * product(c, h)
-        left = jnp.exp(log_decay[:, -1:] - log_decay)[..., None] * fed
-        h = jnp.exp(log_decay[:, -1])[:, None, None] * h + product(jnp.swapaxes(b, 1, 2), left)
+        y = product(scores, fed) + before * product(c, h)
+        h = before[:, -1:] * h + product(jnp.swapaxes(b, 1, 2), after * fed)
         return h, jnp.swapaxes(y, 0, 1)
 
-    return recurrence(step, None if exact else chunk, initial, (dt, x, b, c), layout)
+    return recurrence(step, chunk, initial, (dt, x, b, c), layout, size=size)

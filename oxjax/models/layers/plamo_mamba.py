@@ -21,6 +21,7 @@ from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.mamba import scan_inputs
 from oxjax.models.layers.mamba2 import decaying_scan
 from oxjax.models.layers.norms import Norm
+from oxjax.models.layers.recurrence import chunk_size
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def plamo_mamba(
     inner = jax.nn.silu(inner)
     dt, b, c = scan_inputs(p, inner.astype(x.dtype), ctx)
     heads = inner.reshape(x.shape[0], spec.ssm[0], spec.ssm[2])
-    y, ssm = decaying_scan(p.a, dt, heads, b[:, None], c[:, None], old.ssm, layout, exact=exact)
+    y, ssm = decaying_scan(p.a, dt, heads, b[:, None], c[:, None], old.ssm, layout, size=chunk_size(exact=exact))
     y = (y + p.d[:, None] * heads).reshape(x.shape[0], -1) * jax.nn.silu(z)
     out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)

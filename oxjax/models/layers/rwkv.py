@@ -98,7 +98,7 @@ def rwkv_block(
 def _rounded(x: Float[Array, "T d_model"]) -> Float[Array, "T d_model"]:
     """The same in float32, rounded before it is used.
 
-    The norm's last product and the difference to the row before may become one operation that rounds once, and with a
-    single row, where nothing is shifted, they do. A bound that never binds keeps them apart; barriers do not.
+    The norm's last product and the difference to the row before may become one operation that rounds once, and in a
+    program of a single row tile they do. A bound that never binds keeps them apart; barriers do not.
     """
     return jnp.maximum(x.astype(jnp.float32), jnp.finfo(jnp.float32).min)

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
 from oxjax.config import RecurrentSpec
+from oxjax.models.layers.chunks import fading_products, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, layer_norm
-from oxjax.models.layers.recurrence import recurrence
+from oxjax.models.layers.recurrence import chunk_size, recurrence
 
 HEAD_NORM_EPS = 64e-5  # of the norm of each head's output
 
@@ -100,18 +101,19 @@ def time_mix6(
     low = jnp.split(jnp.tanh(project(x + step * p.share, p.low)), 5, axis=1)
     shares = (share + project(y, up) for share, y, up in zip(p.shares, low, p.up, strict=True))
     for_decay, for_key, for_value, for_receptance, for_gate = (x + step * share for share in shares)
-    decay = jnp.exp(-jnp.exp(project(jnp.tanh(project(for_decay, p.decay_low)), p.decay)))
-    receptance, decay = (y.reshape(n_rows, n_heads, head_dim) for y in (project(for_receptance, p.receptance), decay))
+    log_decay = -jnp.exp(project(jnp.tanh(project(for_decay, p.decay_low)), p.decay))
+    receptance = project(for_receptance, p.receptance)
+    receptance, log_decay = (y.reshape(n_rows, n_heads, head_dim) for y in (receptance, log_decay))
     key, value = (
         jnp.repeat(project(y, layer).reshape(n_rows, spec.n_kv_heads, head_dim), n_heads // spec.n_kv_heads, axis=1)
         for y, layer in ((for_key, p.key), (for_value, p.value))
     )
     if p.bonus is None:
         gate = jax.nn.sigmoid(project(for_gate, p.gate))
-        receptance, key = receptance * head_dim**-0.5, key * (1.0 - decay)
+        receptance, key = receptance * head_dim**-0.5, key * (1.0 - jnp.exp(log_decay))
     else:
         gate = jax.nn.silu(project(for_gate, p.gate))
-    y, ssm = wkv6(p.bonus, receptance, decay, key, value, ssm, ctx.layout)
+    y, ssm = wkv6(p.bonus, receptance, log_decay, key, value, ssm, ctx.layout, size=chunk_size(exact=exact))
     return project(normed_heads(p.head_norm, y, exact=exact) * gate, p.out), ssm
 
 
@@ -128,18 +130,35 @@ def normed_heads(
 def wkv6(
     bonus: Float[Array, "n_heads key_dim"] | None,
     receptance: Float[Array, "T n_heads key_dim"],
-    decay: Float[Array, "T n_heads key_dim"],
+    log_decay: Float[Array, "T n_heads key_dim"],
     key: Float[Array, "T n_heads key_dim"],
     value: Float[Array, "T n_heads value_dim"],
     initial: Float[Array, "S n_heads key_dim value_dim"],
     layout: RowLayout,
+    *,
+    size: int | None,
 ) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
-    """y = (h + (bonus k) ⊗ v)ᵀ r, then h ← decay h + k ⊗ v, for each head; without a bonus y = hᵀ r comes after."""
+    """y = (h + (bonus k) ⊗ v)ᵀ r, then h ← decay h + k ⊗ v, for each head; without a bonus y = hᵀ r comes after.
 
-    def step(h: Array, receptance: Array, decay: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    For `size` see `chunk_size`.
+    """
+
+    def step(h: Array, receptance: Array, log_decay: Array, key: Array, value: Array) -> tuple[Array, Array]:
         stored = key[:, :, None] * value[:, None]
-        new = h * decay[:, :, None] + stored
+        new = h * jnp.exp(log_decay)[:, :, None] + stored
         seen = new if bonus is None else h + bonus[:, :, None] * stored
         return new, jnp.sum(seen * receptance[:, :, None], axis=1)
 
-    return recurrence(step, None, initial, (receptance, decay, key, value), layout)
+    def chunk(h: Array, receptance: Array, log_decay: Array, key: Array, value: Array) -> tuple[Array, Array]:
+        # Gated linear attention in chunks (https://arxiv.org/abs/2312.06635, section 4.2).
+        receptance, log_decay, key, value = (jnp.swapaxes(y, 0, 1) for y in (receptance, log_decay, key, value))
+        decay = jnp.exp(log_decay)
+        own = key if bonus is None else bonus[:, None] * key
+        seeing = receptance * decay if bonus is None else receptance
+        pairs, late, early, whole = fading_products(seeing[:, None], key[:, None], decay)
+        y = product(late[:, 0], h) + product(pairs[:, 0, 0], value)
+        y = y + jnp.sum(receptance * own, axis=2, keepdims=True) * value
+        h = whole[..., None] * h + product(jnp.swapaxes(early[:, 0], 1, 2), value)
+        return h, jnp.swapaxes(y, 0, 1)
+
+    return recurrence(step, chunk, initial, (receptance, log_decay, key, value), layout, size=size)

@@ -13,10 +13,11 @@ from jaxtyping import Array, Float
 from oxjax.batch import RowLayout
 from oxjax.config import RecurrentSpec
 from oxjax.kernels.dot import row_sum
+from oxjax.models.layers.chunks import fading_products, inverse_of_unit_lower, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm
-from oxjax.models.layers.recurrence import recurrence
+from oxjax.models.layers.recurrence import chunk_size, recurrence
 from oxjax.models.layers.rwkv6 import normed_heads
 
 
@@ -112,7 +113,7 @@ def time_mix7(
     for_receptance, for_decay, for_key, for_value, for_rate, *for_gate = (x + step * share for share in p.shares)
     receptance, key, value = project(for_receptance, p.receptance), project(for_key, p.key), project(for_value, p.value)
     # No channel fades faster than by exp(-exp(-0.5)) a row.
-    decay = jnp.exp(-math.exp(-0.5) * jax.nn.sigmoid(project(jnp.tanh(project(for_decay, p.decay[0])), p.decay[1])))
+    log_decay = -math.exp(-0.5) * jax.nn.sigmoid(project(jnp.tanh(project(for_decay, p.decay[0])), p.decay[1]))
     if spec.first:
         first_value = value
     else:
@@ -122,8 +123,8 @@ def time_mix7(
     replaced = replaced / jnp.maximum(jnp.sqrt(head_sum(replaced * replaced)), 1e-12)
     key = key * (1.0 + (rate - 1.0) * p.key_rate)
     own = head_sum(heads(receptance * key * p.bonus))
-    receptance, decay, key, value, rate = (heads(y) for y in (receptance, decay, key, value, rate))
-    y, ssm = wkv7(receptance, decay, key, value, replaced, rate, ssm, ctx.layout)
+    receptance, log_decay, key, value, rate = (heads(y) for y in (receptance, log_decay, key, value, rate))
+    y, ssm = wkv7(receptance, log_decay, key, value, replaced, rate, ssm, ctx.layout, size=chunk_size(exact=exact))
     y = normed_heads(p.head_norm, y, exact=exact) + (own * value).reshape(x.shape)
     if p.gate is not None:
         y = y * project(jax.nn.sigmoid(project(for_gate[0], p.gate[0])), p.gate[1])
@@ -132,21 +133,46 @@ def time_mix7(
 
 def wkv7(
     receptance: Float[Array, "T n_heads key_dim"],
-    decay: Float[Array, "T n_heads key_dim"],
+    log_decay: Float[Array, "T n_heads key_dim"],
     key: Float[Array, "T n_heads key_dim"],
     value: Float[Array, "T n_heads value_dim"],
     replaced: Float[Array, "T n_heads key_dim"],
     rate: Float[Array, "T n_heads key_dim"],
     initial: Float[Array, "S n_heads key_dim value_dim"],
     layout: RowLayout,
+    *,
+    size: int | None,
 ) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
-    """h ← decay h - (rate replaced) ⊗ hᵀ replaced + k ⊗ v; y = hᵀ r, for each head."""
+    """h ← decay h - (rate replaced) ⊗ hᵀ replaced + k ⊗ v; y = hᵀ r, for each head; for `size` see `chunk_size`."""
 
     def step(
-        h: Array, receptance: Array, decay: Array, key: Array, value: Array, replaced: Array, rate: Array
+        h: Array, receptance: Array, log_decay: Array, key: Array, value: Array, replaced: Array, rate: Array
     ) -> tuple[Array, Array]:
         stored = jnp.sum(h * replaced[:, :, None], axis=1)
-        h = h * decay[:, :, None] + key[:, :, None] * value[:, None] - (rate * replaced)[:, :, None] * stored[:, None]
+        h = h * jnp.exp(log_decay)[:, :, None] + key[:, :, None] * value[:, None]
+        h = h - (rate * replaced)[:, :, None] * stored[:, None]
         return h, jnp.sum(h * receptance[:, :, None], axis=1)
 
-    return recurrence(step, None, initial, (receptance, decay, key, value, replaced, rate), layout)
+    def chunk(
+        h: Array, receptance: Array, log_decay: Array, key: Array, value: Array, replaced: Array, rate: Array
+    ) -> tuple[Array, Array]:
+        # As for DeltaNet, what the rows of a chunk replace solves one triangular system per head.
+        receptance, log_decay, key, value, replaced, rate = (
+            jnp.swapaxes(y, 0, 1) for y in (receptance, log_decay, key, value, replaced, rate)
+        )
+        decay, removed = jnp.exp(log_decay), -rate * replaced
+        pairs, late, early, whole = fading_products(
+            jnp.stack([replaced, receptance * decay], axis=1), jnp.stack([removed, key], axis=1), decay
+        )
+        before = product(late, h[:, None])
+        stored = before[:, 0] + product(pairs[:, 0, 1], value)
+        stored = product(inverse_of_unit_lower(-pairs[:, 0, 0]), stored)
+        y = before[:, 1] + product(pairs[:, 1, 0], stored) + product(pairs[:, 1, 1], value)
+        y = y + jnp.sum(receptance * removed, axis=2, keepdims=True) * stored
+        y = y + jnp.sum(receptance * key, axis=2, keepdims=True) * value
+        removed, key = jnp.swapaxes(early[:, 0], 1, 2), jnp.swapaxes(early[:, 1], 1, 2)
+        h = whole[..., None] * h + product(removed, stored) + product(key, value)
+        return h, jnp.swapaxes(y, 0, 1)
+
+    rows = (receptance, log_decay, key, value, replaced, rate)
+    return recurrence(step, chunk, initial, rows, layout, size=size)
