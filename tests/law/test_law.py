@@ -91,6 +91,16 @@ def test_shapes(harness, expected, shape):
     assert harness.run(IDS, **shape) == expected(harness)
 
 
+@pytest.mark.usefixtures("without_kernels")
+@pytest.mark.parametrize("name", [EMBEDDED, *(pytest.param(n, marks=pytest.mark.slow) for n in KINDS)])
+def test_shapes_without_native_kernels(data, name):
+    """XLA's own forms, in row tiles."""
+    harness = Harness(load(name, data))
+    expected = harness.alone(IDS)
+    for shape in list(SHAPES.values())[:4]:
+        assert harness.run(IDS, **shape) == expected
+
+
 @pytest.mark.slow
 @for_all
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 128, 129, 150])
