@@ -54,7 +54,8 @@ class Comparison:
         self.entrants = entrants(options.peers)
 
     def run(self) -> dict[str, Any]:
-        options, lines, profiles = self.options, [], {}
+        options, profiles = self.options, {}
+        lines: list[Line] = []
         with ExitStack() as stack:
             sizes = {"megabytes": options.stream_megabytes, "width": options.product_width}
             machine = stack.enter_context(Worker("benchmarks.limits", sizes, options.threads))
@@ -71,29 +72,33 @@ class Comparison:
                     _say("profiles")
                     profiles = {c.name: workers[OURS].ask("profile", c.work, self._prompts(c), c.new) for c in cases}
             limits.append(machine.ask("measure"))
-        if {"start-up", "memory"} & set(options.only):
-            lines += self._fresh_processes()
+        fresh = Case("decode", options.text, 1, options.new)
+        for work in ("start-up", "memory"):
+            if work in options.only and (reason := self._obstacle(fresh)):
+                left_out.append(f"{work}: {reason}")
+            elif work in options.only:
+                lines += self._start_up(fresh) if work == "start-up" else self._peak_memory(fresh)
         best = {kind: max(found[kind] for found in limits) for kind in limits[0]}
         return {"facts": self.facts, "limits": best, "lines": lines, "profiles": profiles, "left_out": left_out}
 
     def _plan(self) -> tuple[list[Case], list[str]]:
         """What can be measured, and why the rest cannot."""
-        options, facts = self.options, self.facts
+        options = self.options
         wanted = [Case("prefill", length) for length in options.prompts]
         wanted += [Case("decode", length, n, options.new) for length in options.contexts for n in options.sequences]
         wanted.append(Case("score", options.text))
-        room = facts["memory"] - 4 * facts["file_bytes"]  # each engine has its own form of the weights
-        cases, left_out = [], []
-        for case in (case for case in wanted if case.work in options.only):
-            n, length = case.shape
-            need = 2 * n * length * facts["cache_bytes"]  # ours, and that of the one whose turn it is
-            if length > facts["context"]:
-                left_out.append(f"{case.name}: needs {length} tokens, the model has a context of {facts['context']}")
-            elif need > room:
-                left_out.append(f"{case.name}: two caches take {need >> 20} MiB, {max(room, 0) >> 20} MiB are free")
-            else:
-                cases.append(case)
-        return cases, left_out
+        reasons = {case: self._obstacle(case) for case in wanted if case.work in options.only}
+        left_out = [f"{case.name}: {reason}" for case, reason in reasons.items() if reason]
+        return [case for case, reason in reasons.items() if not reason], left_out
+
+    def _obstacle(self, case: Case) -> str | None:
+        """Why something cannot be measured."""
+        facts, (n, length) = self.facts, case.shape
+        if length > facts["context"]:
+            return f"needs {length} tokens, the model has a context of {facts['context']}"
+        room = max(0, facts["memory"] - 4 * facts["file_bytes"])  # each engine has its own form of the weights
+        need = 2 * n * length * facts["cache_bytes"]  # ours, and that of the one whose turn it is
+        return f"two caches take {need >> 20} MiB, {room >> 20} MiB are free" if need > room else None
 
     def _worker(self, name: str, cases: list[Case], environment: dict[str, str] | None = None) -> Worker:
         given: dict[str, Any] = {"model": self.model}
@@ -114,7 +119,7 @@ class Comparison:
             yield i, self.entrants[first:] + self.entrants[:first]
 
     def _measure(self, case: Case, workers: dict[str, Worker]) -> Line:
-        costs: dict[tuple[str, str], list[float]] = {(name, label(s)): [] for name, s in self.entrants}
+        costs = self._no_costs()
         for i, order in self._turns():
             prompts = self._prompts(case)
             for name, settings in order:
@@ -124,42 +129,44 @@ class Comparison:
                     costs[name, label(settings)].append(seconds / tokens)
         return Line(case.name, "tokens/s", costs, case)
 
-    def _fresh_processes(self) -> list[Line]:
-        """Start-up and peak memory: a new process each time."""
-        names = ["start-up, nothing compiled", "start-up", f"peak memory, prompt of {self.options.text}"]
-        lines = [
-            Line(name, unit, {(engine, label(s)): [] for engine, s in self.entrants})
-            for name, unit in zip(names, ("s", "s", "MiB"), strict=True)
-        ]
+    def _start_up(self, case: Case) -> list[Line]:
+        """Seconds from the start of a process to its first token, for us also where nothing was compiled before."""
+        cold, warm = (Line(name, "s", self._no_costs()) for name in ("start-up, nothing compiled", "start-up"))
         for i, order in self._turns():
-            _say(f"fresh processes, round {i} of {self.options.rounds}")
-            for name, settings in order:
-                warm, peak = self._fresh(name, settings)
+            _say(f"start-up, round {i} of {self.options.rounds}")
+            for name, settings in (entrant for entrant in order if entrant[0] not in NO_FILE):
+                seconds = self._first_token(name, settings, case)
                 with tempfile.TemporaryDirectory() as empty:
-                    cold = self._fresh(name, settings, empty)[0] if name == OURS else warm
+                    programs = {"JAX_COMPILATION_CACHE_DIR": empty}
+                    without = self._first_token(name, settings, case, programs) if name == OURS else seconds
                 if i:
-                    for line, cost in zip(lines, (cold, warm, peak), strict=True):
-                        if line.unit != "s" or name not in NO_FILE:
-                            line.costs[name, label(settings)].append(cost)
-        wanted = {"start-up": lines[:2], "memory": lines[2:]}
-        return [line for work in self.options.only for line in wanted.get(work, ())]
+                    warm.costs[name, label(settings)].append(seconds)
+                    cold.costs[name, label(settings)].append(without)
+        return [cold, warm]
 
-    def _fresh(self, name: str, settings: dict[str, Any], programs: str | None = None) -> tuple[float, int]:
-        """Seconds from the start of a process to its first token, and its peak bytes after a prompt and some tokens.
-
-        Args:
-            name: whose.
-            settings: its.
-            programs: a folder for compiled programs, in place of the user's.
-        """
-        case = Case("decode", self.options.text, 1, self.options.new)
-        first, text = self._prompts(Case("prefill", _FIRST_PROMPT)), self._prompts(case)
+    def _first_token(
+        self, name: str, settings: dict[str, Any], case: Case, environment: dict[str, str] | None = None
+    ) -> float:
+        prompts = self._prompts(Case("prefill", _FIRST_PROMPT))
         start = time.perf_counter()
-        with self._worker(name, [case], programs and {"JAX_COMPILATION_CACHE_DIR": programs}) as worker:
-            worker.ask("first_token", first, settings)
-            seconds = time.perf_counter() - start
-            worker.ask("decode", text, case.new, settings)
-            return seconds, worker.ask("peak_memory")
+        with self._worker(name, [case], environment) as worker:
+            worker.ask("first_token", prompts, settings)
+            return time.perf_counter() - start
+
+    def _peak_memory(self, case: Case) -> list[Line]:
+        """Peak bytes of a process that computes a prompt and some tokens; mapped pages of the file count."""
+        line = Line(f"peak memory, prompt of {case.length}", "MiB", self._no_costs())
+        for i, order in self._turns():
+            _say(f"memory, round {i} of {self.options.rounds}")
+            for name, settings in order:
+                with self._worker(name, [case]) as worker:
+                    worker.ask("decode", self._prompts(case), case.new, settings)
+                    if i:
+                        line.costs[name, label(settings)].append(worker.ask("peak_memory"))
+        return [line]
+
+    def _no_costs(self) -> dict[tuple[str, str], list[float]]:
+        return {(name, label(settings)): [] for name, settings in self.entrants}
 
 
 def _say(text: str) -> None:
