@@ -19,8 +19,6 @@ from jaxtyping import Array, Float
 from oxjax.kernels import native
 
 ROW_TILE = 16  # 16 rows cost one decode row 2x and 512 rows 1.4x of the plain product; 8 and 32 are worse at one end
-
-
 FEW_ROWS = 4
 
 

@@ -112,7 +112,7 @@ void check_attention() {
           const bool wide = element == Element::kFloat32;
           const Pages keys{wide ? static_cast<const void*>(k.data()) : k_narrow.data(), element, key_dim};
           const Pages values{wide ? static_cast<const void*>(v.data()) : v_narrow.data(), element, value_dim};
-          const AttentionShape shape{rows, heads, kv, kPageSize, 2, length};
+          const AttentionShape shape{rows, heads, kv, kPageSize, length};
           for (const AttentionForm& form :
                {AttentionForm{0.3f, 0, 0, 0.0f, nullptr, nullptr}, AttentionForm{0.1f, 100, 0, 2.0f, nullptr, sinks.data()},
                 AttentionForm{1.0f, 0, 7, 0.0f, slopes.data(), nullptr}}) {

@@ -173,7 +173,7 @@ ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuff
       !fits(slopes, heads) || !fits(sinks, heads) || out->element_count() != rows * heads * v_dims[3])
     return ffi::Error::InvalidArgument("the shapes of attention do not fit");
   const AttentionShape shape{rows, heads, static_cast<size_t>(v_dims[2]), static_cast<size_t>(v_dims[1]),
-                             static_cast<size_t>(table_dims[0]), static_cast<size_t>(table_dims[1])};
+                             static_cast<size_t>(table_dims[1])};
   for (size_t i = 0; i < rows; ++i) {
     const int64_t seq = row_seq.typed_data()[i], position = positions.typed_data()[i];
     if (seq < 0) continue;

@@ -14,7 +14,7 @@ struct Pages {
 };
 
 struct AttentionShape {
-  size_t rows, n_heads, n_kv, page_size, tables, table_length;
+  size_t rows, n_heads, n_kv, page_size, table_length;
 };
 
 // Absent fields have the value that changes nothing.
