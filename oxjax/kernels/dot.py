@@ -95,9 +95,3 @@ def row_sum(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows 1"]
 def softmax(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows d"]:
     """Softmax of each float32 row."""
     return _by_tiles(jax.nn.softmax, x) if exact else jax.nn.softmax(x)
-
-
-def log_softmax(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows d"]:
-    """Log-softmax of each row, in float32."""
-    shifted = x - jnp.max(x, axis=-1, keepdims=True)
-    return shifted - jnp.log(row_sum(jnp.exp(shifted), exact=exact))

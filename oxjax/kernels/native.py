@@ -33,6 +33,7 @@ _TARGETS = (
     "oxjax_float_matmul",
     "oxjax_paged_attention",
     "oxjax_quantized_matmul",
+    "oxjax_row_best",
     "oxjax_row_norm",
     "oxjax_row_sum",
 )

@@ -1,4 +1,5 @@
 // Runs the float kernels on odd sizes in buffers without slack and prints a checksum of all the bits they give.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -6,6 +7,7 @@
 
 #include "float_matmul.h"
 #include "paged_attention.h"
+#include "row_best.h"
 #include "row_norm.h"
 
 using namespace oxjax;
@@ -91,6 +93,20 @@ void check_norm() {
   }
 }
 
+void check_best() {
+  for (size_t d : {1, 15, 17, 8192, 8195}) {
+    const size_t rows = 5;
+    auto x = numbers(rows * d);
+    std::copy_n(x.data() + 3 * d, d, x.data() + 4 * d);
+    std::vector<int32_t> best(rows);
+    std::vector<float> largest(rows), sums(rows);
+    row_best(x.data(), rows, d, best.data(), largest.data(), sums.data(), backwards);
+    add(largest);
+    add(sums);
+    add(std::vector<float>(best.begin(), best.end()));
+  }
+}
+
 void check_attention() {
   const size_t kPageSize = 8, kPages = 40;
   for (size_t group : {1, 3, 70}) {
@@ -132,6 +148,7 @@ void check_attention() {
 int main() {
   check_matmul();
   check_norm();
+  check_best();
   check_attention();
   std::printf("%016llx\n", static_cast<unsigned long long>(checksum));
 }

@@ -11,6 +11,7 @@
 #include "float_matmul.h"
 #include "paged_attention.h"
 #include "quantized_matmul.h"
+#include "row_best.h"
 #include "row_norm.h"
 #include "simd.h"
 #include "xla/ffi/api/ffi.h"
@@ -133,6 +134,18 @@ ffi::Error sum(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<
   });
 }
 
+ffi::Error best(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::S32> at,
+                ffi::ResultBuffer<ffi::F32> largest, ffi::ResultBuffer<ffi::F32> sum) {
+  const auto dims = x.dimensions();
+  const auto fits = [&](auto& out) { return out->element_count() == static_cast<size_t>(dims[0]); };
+  if (dims.size() != 2 || dims[1] == 0 || !fits(at) || !fits(largest) || !fits(sum))
+    return ffi::Error::InvalidArgument("expected rows, and three numbers for each");
+  return run(pool, [&](const ParallelFor& parallel_for) {
+    row_best(x.typed_data(), dims[0], dims[1], at->typed_data(), largest->typed_data(), sum->typed_data(),
+             parallel_for);
+  });
+}
+
 ffi::Error norm(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> weight,
                 ffi::Buffer<ffi::F32> bias, float eps, bool centred, ffi::ResultBuffer<ffi::F32> out) {
   const auto dims = x.dimensions();
@@ -219,6 +232,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_float_matmul, oxjax::dense,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     oxjax_row_sum, oxjax::sum,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_row_best, oxjax::best,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_row_norm, oxjax::norm,
                               ffi::Ffi::Bind()
