@@ -20,7 +20,7 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", help="GGUF file, folder or hf://org/repo/file.gguf. Default: the embedded model."),
 ]
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or bfloat16.")]
-WeightsOption = Annotated[str, typer.Option(help="quantized stays as small as the file; auto is the dtype.")]
+WeightsOption = Annotated[str, typer.Option(help="auto, quantized (as small as the file), float32 or bfloat16.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 PromptArgument = Annotated[str | None, typer.Argument(help="Text; '-' reads standard input.", show_default=False)]

@@ -79,8 +79,8 @@ class LLM:
         model: a GGUF file, any shard of a split one, a directory that holds one model, or
             `hf://org/repo/file.gguf`. None is the small story model that comes with the package.
         exact: bits do not depend on batch mates, chunking or padding.
-        weights: "auto", "quantized" (less memory and faster on CPUs, with activations rounded to 8 bits),
-            "float32" or "bfloat16"; see `load`.
+        weights: how matrices are held: "auto", "quantized" (as in the file: less memory, and faster on CPUs, where
+            products round activations to 8 bits), "float32" or "bfloat16"; see `load`.
         dtype: "float32" or "bfloat16"; None takes float32 on CPU and bfloat16 on accelerators.
         max_batch: sequences that run at once, as far as memory for their keys and values goes; others wait.
         max_context: most tokens of a prompt and its output together; None takes what the model was trained

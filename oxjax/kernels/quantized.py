@@ -8,6 +8,7 @@ bytes holds four inputs of each output: what one integer dot instruction takes.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from oxjax.gguf.planes import SUPER_BLOCK, PlaneFormat, Planes
 from oxjax.kernels import native
-from oxjax.kernels.dot import dot
+from oxjax.kernels.dot import dot_by_parts
 
 PANEL = 16  # outputs that lie together
 CHUNK = 32  # inputs whose codes lie together; activations share a scale over as many
@@ -146,6 +147,12 @@ def dequantize(w: QuantizedTensor) -> Float[Array, "d_in d_out"]:
     return values.reshape(-1, d_in)[:d_out].T
 
 
+def _outputs(w: QuantizedTensor, start: Array | int, n: int) -> Float[Array, "d_in n"]:
+    """The weights of some outputs, from a multiple of `PANEL` on."""
+    data = lax.dynamic_slice_in_dim(w.data, start // PANEL, -(-n // PANEL))
+    return dequantize(QuantizedTensor(data, (w.shape[0], n), w.format))
+
+
 def columns(w: QuantizedTensor, ids: Int[Array, " n"]) -> Float[Array, "n d_in"]:
     """Chosen outputs' weights in float32: rows of an embedding table."""
     d_in = w.shape[0]
@@ -175,7 +182,7 @@ def quantized_matmul(
             always the latter.
     """
     if activations == "float32" or native.kernels() is None:
-        return dot(x, *map(dequantize, weights), exact=exact)
+        return tuple(dot_by_parts(x, partial(_outputs, w), w.shape[1], exact=exact) for w in weights)
     forms = (w.format for w in weights)
     fields = [(f.bits, f.offset, f.group, f.two_level, f.minima) for f in forms]
     results = [jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), jnp.float32) for w in weights]
