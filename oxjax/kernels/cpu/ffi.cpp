@@ -12,6 +12,7 @@
 #include "paged_attention.h"
 #include "quantized_matmul.h"
 #include "row_norm.h"
+#include "simd.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -246,4 +247,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_paged_attention, oxjax::attention,
                                   .RemainingArgs()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-extern "C" const char* oxjax_instructions() { return oxjax::best_isa(); }
+extern "C" const char* oxjax_instructions() { return oxjax::kInstructions; }

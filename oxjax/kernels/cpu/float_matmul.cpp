@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "padding.h"
 #include "tile.h"
 
 namespace oxjax {
@@ -49,8 +50,10 @@ void product(const float* x, size_t rows, size_t d_in, const Matrix& m, size_t f
 
 }  // namespace
 
-void float_matmul(const float* x, size_t rows, size_t d_in, const Matrix* matrices, size_t n_matrices,
+void float_matmul(const float* x, size_t n_rows, size_t d_in, const Matrix* matrices, size_t n_matrices,
                   const ParallelFor& parallel_for) {
+  const Distinct distinct(x, n_rows, d_in);
+  const size_t rows = distinct.rows;
   std::vector<size_t> ends, widths;  // of each matrix: one past its last task, and the outputs of a task
   for (size_t i = 0; i < n_matrices; ++i) {
     widths.push_back(is_read_in_place(matrices[i], rows) ? kFewWidth : kWidth);
@@ -62,10 +65,11 @@ void float_matmul(const float* x, size_t rows, size_t d_in, const Matrix* matric
     const Matrix& m = matrices[i];
     const size_t first = (task - (i ? ends[i - 1] : 0)) * widths[i], width = std::min(widths[i], m.d_out - first);
     switch (m.element) {
-      case Element::kFloat32: return product<float>(x, rows, d_in, m, first, width);
-      case Element::kBFloat16: return product<BFloat16>(x, rows, d_in, m, first, width);
-      case Element::kFloat16: return product<Float16>(x, rows, d_in, m, first, width);
+      case Element::kFloat32: product<float>(x, rows, d_in, m, first, width); break;
+      case Element::kBFloat16: product<BFloat16>(x, rows, d_in, m, first, width); break;
+      case Element::kFloat16: product<Float16>(x, rows, d_in, m, first, width); break;
     }
+    distinct.fill(m.out, n_rows, m.d_out, first, width);
   });
 }
 
