@@ -449,6 +449,7 @@ def test_a_snapshot_of_another_model_is_refused(model, engine, blob):
     variants = [
         replace(model, params=jax.tree.unflatten(tree, [jnp.asarray(changed), *leaves[1:]])),
         oxjax.load(embedded_model(), weights="bfloat16"),
+        oxjax.load(embedded_model(), weights="quantized", activations="float32"),
         oxjax.load(embedded_draft()),
         oxjax.load(embedded_model(), exact=False),
         oxjax.load(embedded_model(), dtype="bfloat16"),

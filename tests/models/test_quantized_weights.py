@@ -122,6 +122,50 @@ def test_a_tied_table_is_never_whole_in_float32():
         assert compiled_memory(lambda table: tied_logits(table, jnp.ones((4, d)), exact=True)) < n * d // 4
 
 
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("source", [embedded_model, lambda: "archs/falcon.gguf"], ids=["embedded", "falcon"])
+def test_quantised_at_load_is_the_file_that_the_gguf_package_writes(data, tmp_path, source, kind):
+    plain = rewrite(data / source(), tmp_path / "plain.gguf", gguf.GGMLQuantizationType.BF16)
+    written = rewrite(plain, tmp_path / "written.gguf", gguf.GGMLQuantizationType[kind.upper()])
+    with GGUFFile.open(plain) as file, GGUFFile.open(written) as other:
+        (_, ours), (_, theirs) = load_params(file, quantize=kind), load_params(other, weights="quantized")
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)  # the same matrices are quantised
+    assert isinstance(ours.embedding, QuantizedTensor)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_rows_that_a_format_does_not_fit_stay_plain(data):
+    with GGUFFile.open(data / "models" / "stories260K" / "stories260K.gguf") as file:
+        _, params = load_params(file, quantize="q8_0")
+    mlp = params.layers[0].mlp
+    assert isinstance(mlp.up.weight, QuantizedTensor)
+    assert mlp.down.weight.shape == (172, 64)
+    assert mlp.down.weight.dtype == jnp.float32
+
+
+def test_float_activations_are_dequantised_math_in_the_memory_of_integers():
+    how = {"weights": "quantized", "activations": "float32"}
+    ours, theirs = logits(embedded_model(), **how), logits(embedded_model(), weights="float32")
+    if native.kernels() is not None:
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * theirs.std())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activations": "int4"}, "activations 'int4' is not one of int8, float32"),
+        ({"quantize": "q5_0"}, "quantize 'q5_0' is not one of q8_0, q4_0"),
+        ({"quantize": "q8_0", "weights": "float32"}, "makes quantised weights, but weights is 'float32'"),
+    ],
+    ids=lambda v: str(v)[:30],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ModelError, match=message):
+        oxjax.load(embedded_model(), **options)
+
+
 def test_weights_are_one_of_the_known_kinds(data):
     with pytest.raises(ModelError, match=r"'int3'.*auto, quantized, float32, bfloat16"):
         oxjax.load(data / "quants" / "llama-pure-Q8_0.gguf", weights="int3")
