@@ -1,4 +1,4 @@
-// Runs the kernel on odd sizes in buffers without slack, compares rows with themselves alone, and prints a checksum of
+// Runs both products on odd sizes in buffers without slack, compares rows with themselves alone, and prints a checksum of
 // all the bits.
 #include <cstdio>
 #include <cstring>
@@ -36,20 +36,22 @@ int main() {
           // The last rows are alike, or zeros.
           for (size_t r = rows - rows / 3; r < rows; ++r)
             for (size_t i = 0; i < d_in; ++i) x[r * d_in + i] = rows % 2 ? 0.0f : x[i];
-          std::vector<float> out(rows * d_out), one(d_out);
-          const Weights weights{format, packed.data(), d_out, out.data()};
-          quantized_matmul(x.data(), rows, d_in, &weights, 1, backwards);
-          for (float v : out) {
-            uint32_t bits;
-            std::memcpy(&bits, &v, sizeof bits);
-            checksum = (checksum ^ bits) * 1099511628211u;
-          }
-          for (size_t r = 0; r < rows; ++r) {
-            const Weights same{format, packed.data(), d_out, one.data()};
-            quantized_matmul(x.data() + r * d_in, 1, d_in, &same, 1, backwards);
-            if (std::memcmp(one.data(), out.data() + r * d_out, d_out * sizeof(float)) != 0) {
-              std::printf("a row alone differs: %d bits, %zu x %zu, row %zu of %zu\n", format.bits, d_in, d_out, r, rows);
-              return 1;
+          for (auto product : {quantized_matmul, dequantized_matmul}) {
+            std::vector<float> out(rows * d_out), one(d_out);
+            const Weights weights{format, packed.data(), d_out, out.data()};
+            product(x.data(), rows, d_in, &weights, 1, backwards);
+            for (float v : out) {
+              uint32_t bits;
+              std::memcpy(&bits, &v, sizeof bits);
+              checksum = (checksum ^ bits) * 1099511628211u;
+            }
+            for (size_t r = 0; r < rows; ++r) {
+              const Weights same{format, packed.data(), d_out, one.data()};
+              product(x.data() + r * d_in, 1, d_in, &same, 1, backwards);
+              if (std::memcmp(one.data(), out.data() + r * d_out, d_out * sizeof(float)) != 0) {
+                std::printf("a row alone differs: %d bits, %zu x %zu, row %zu of %zu\n", format.bits, d_in, d_out, r, rows);
+                return 1;
+              }
             }
           }
         }

@@ -16,6 +16,7 @@ from oxjax.gguf.ggml_types import GGMLType
 from oxjax.gguf.planes import PLANE_FORMATS, planes
 from oxjax.gguf.quants import dequantize as dequantize_file
 from oxjax.kernels import native
+from oxjax.kernels.dot import dot
 from oxjax.kernels.quantized import QuantizedTensor, columns, dequantize, pack, panel_bytes, quantized_matmul
 
 CPU = Path(native.__file__).parent / "cpu"
@@ -82,8 +83,19 @@ def test_kernel_is_the_product_of_what_it_quantised(ggml_type, n, k):
     assert (np.abs(got - rounded @ weights.T.astype(np.float64)) <= bound).all()
     exact = x.astype(np.float64) @ weights.T.astype(np.float64)
     assert np.sqrt(np.mean((got - exact) ** 2) / np.mean(exact**2)) < 0.02  # 7 bits of activations
-    reference = quantized_matmul(jnp.asarray(x), w, exact=True, activations="float32")[0]
-    np.testing.assert_allclose(reference, exact, atol=1e-4 * np.abs(exact).max())
+
+
+@needs_kernels
+@for_all_formats
+@pytest.mark.parametrize(("n", "k"), [(1, 256), (15, 768), (300, 1024)])
+def test_float_activations_have_the_bits_of_dequantised_weights(ggml_type, n, k):
+    w, weights = quantized(ggml_type, n, k)
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((17, k), np.float32))
+    expected = dot(x, jnp.asarray(weights.T), exact=True)[0]
+    for rows in (1, 2, 8, 17):
+        got = quantized_matmul(x[:rows], w.replace(activations="float32"), exact=True)[0]
+        np.testing.assert_array_equal(got, expected[:rows])
+    assert (got != quantized_matmul(x, w, exact=True)[0]).any()
 
 
 @needs_kernels

@@ -73,7 +73,7 @@ std::optional<Element> element_of(ffi::AnyBuffer buffer) {
   }
 }
 
-ffi::Error matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Span<const int64_t> formats,
+ffi::Error matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Span<const int64_t> formats, bool rounds,
                   ffi::RemainingArgs args, ffi::RemainingRets rets) {
   constexpr size_t kFields = 5;
   const auto dims = x.dimensions();
@@ -98,7 +98,7 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Span<const
     weights.push_back({format, data->typed_data(), d_out, (*out)->typed_data()});
   }
   return run(pool, [&](const ParallelFor& parallel_for) {
-    quantized_matmul(x.typed_data(), rows, d_in, weights.data(), weights.size(), parallel_for);
+    (rounds ? quantized_matmul : dequantized_matmul)(x.typed_data(), rows, d_in, weights.data(), weights.size(), parallel_for);
   });
 }
 
@@ -218,6 +218,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_quantized_matmul, oxjax::matmul,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Attr<ffi::Span<const int64_t>>("formats")
+                                  .Attr<bool>("rounds")
                                   .RemainingArgs()
                                   .RemainingRets());
 

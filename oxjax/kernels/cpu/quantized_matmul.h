@@ -38,4 +38,8 @@ struct Weights {
 void quantized_matmul(const float* x, size_t rows, size_t d_in, const Weights* weights, size_t n_weights,
                       const ParallelFor& parallel_for);
 
+// The same with x as it is: the bits of float_matmul() with the dequantised weights.
+void dequantized_matmul(const float* x, size_t rows, size_t d_in, const Weights* weights, size_t n_weights,
+                        const ParallelFor& parallel_for);
+
 }  // namespace oxjax

@@ -21,7 +21,7 @@ _SMALLEST_SUM = 6.103515625e-5  # the weights of the chosen experts are divided 
 
 @struct.dataclass
 class Experts:
-    """A linear map of every expert, or of one, in the model's dtype, with optional float32 biases."""
+    """A linear map of every expert, or of one, of any float dtype, with optional float32 biases."""
 
     weight: Float[Array, "*n_experts d_in d_out"]
     bias: Float[Array, "*n_experts d_out"] | None = None
@@ -135,5 +135,5 @@ def _best_groups(ranked: Array, spec: MoESpec) -> Array:
 def _affine(x: Array, p: Experts) -> Array:
     """Rows times one expert's map, `p` holding that one alone."""
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    y = jnp.matmul(x, p.weight, precision=precision, preferred_element_type=jnp.float32)
+    y = jnp.matmul(x, p.weight.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
     return (y if p.bias is None else y + p.bias).astype(x.dtype)
