@@ -61,12 +61,18 @@ void check_matmul() {
     for (size_t d_in : {1, 8, 17, 128, 131}) {
       for (size_t d_out : {1, 15, 64, 67, 257, 530}) {
         const auto x = numbers(rows * d_in), w = numbers(d_in * d_out);
+        std::vector<int32_t> from, to;
+        for (size_t i = 0; i < rows; ++i) from.push_back(source() % rows), to.push_back(rows - i);
         for (Element element : {Element::kFloat32, Element::kBFloat16, Element::kFloat16}) {
           const auto narrow = halves(w, element);
           const void* data = element == Element::kFloat32 ? static_cast<const void*>(w.data()) : narrow.data();
-          std::vector<float> out(rows * d_out), turned(rows * d_out);
-          const Matrix both[] = {{data, element, false, d_out, out.data()}, {data, element, true, d_out, turned.data()}};
-          float_matmul(x.data(), rows, d_in, both, 2, backwards);
+          std::vector<float> out(rows * d_out), turned(rows * d_out), moved((rows + 1) * d_out);
+          const Product products[] = {
+              {rows, d_in, d_out, {x.data(), d_in}, data, element, false, {out.data(), d_out}},
+              {rows, d_in, d_out, {x.data(), d_in}, data, element, true, {turned.data(), d_out}},
+              {rows, d_in, d_out, {x.data(), d_in, from.data()}, data, element, false, {moved.data(), d_out, to.data()}}};
+          float_matmul(products, 3, backwards);
+          add(moved);
           add(out);
           add(turned);
         }

@@ -105,7 +105,8 @@ ffi::Error dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, bool transposed,
   const auto dims = x.dimensions();
   if (dims.size() != 2 || args.size() != rets.size())
     return ffi::Error::InvalidArgument("expected rows, and a result for each matrix");
-  std::vector<Matrix> matrices;
+  const size_t rows = dims[0], d_in = dims[1];
+  std::vector<Product> products;
   for (size_t i = 0; i < args.size(); ++i) {
     const auto data = args.get<ffi::AnyBuffer>(i);
     auto out = rets.get<ffi::Buffer<ffi::F32>>(i);
@@ -115,11 +116,31 @@ ffi::Error dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, bool transposed,
     if (!element || shape.size() != 2 || shape[transposed] != dims[1] || out_dims.size() != 2 ||
         out_dims[0] != dims[0] || out_dims[1] != shape[!transposed])
       return ffi::Error::InvalidArgument("a matrix is not of floats, or its shape does not fit");
-    matrices.push_back({data->untyped_data(), *element, transposed, static_cast<size_t>(shape[!transposed]),
-                        (*out)->typed_data()});
+    const size_t d_out = out_dims[1];
+    products.push_back({rows, d_in, d_out, {x.typed_data(), d_in}, data->untyped_data(), *element, transposed,
+                        {(*out)->typed_data(), d_out}});
   }
   return run(pool, [&](const ParallelFor& parallel_for) {
-    float_matmul(x.typed_data(), dims[0], dims[1], matrices.data(), matrices.size(), parallel_for);
+    float_matmul(products.data(), products.size(), parallel_for);
+  });
+}
+
+ffi::Error by_head(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer matrices,
+                   ffi::ResultBuffer<ffi::F32> out) {
+  const auto dims = x.dimensions(), shape = matrices.dimensions(), out_dims = out->dimensions();
+  const auto element = element_of(matrices);
+  if (!element || dims.size() != 3 || shape.size() != 3 || out_dims.size() != 3 || shape[0] != dims[1] ||
+      shape[1] != dims[2] || out_dims[0] != dims[0] || out_dims[1] != dims[1] || out_dims[2] != shape[2])
+    return ffi::Error::InvalidArgument("the matrices of heads are not of floats, or their shape does not fit");
+  const size_t rows = dims[0], heads = dims[1], d_in = dims[2], d_out = shape[2];
+  std::vector<Product> products;
+  for (size_t h = 0; h < heads; ++h) {
+    const char* matrix = static_cast<const char*>(matrices.untyped_data()) + h * d_in * d_out * bytes_of(*element);
+    products.push_back({rows, d_in, d_out, {x.typed_data() + h * d_in, heads * d_in}, matrix, *element, false,
+                        {out->typed_data() + h * d_out, heads * d_out}});
+  }
+  return run(pool, [&](const ParallelFor& parallel_for) {
+    float_matmul(products.data(), products.size(), parallel_for);
   });
 }
 
@@ -214,6 +235,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_float_matmul, oxjax::dense,
                                   .Attr<bool>("transposed")
                                   .RemainingArgs()
                                   .RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_dot_heads, oxjax::by_head,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     oxjax_row_sum, oxjax::sum,
