@@ -32,6 +32,7 @@ _COMPILERS = ("c++", "g++", "clang++")
 _TARGETS = (
     "oxjax_dot_heads",
     "oxjax_float_matmul",
+    "oxjax_grouped_matmul",
     "oxjax_paged_attention",
     "oxjax_quantized_matmul",
     "oxjax_row_norm",

@@ -21,9 +21,6 @@ typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x32 __attribute__((vector_size(64)));
 typedef uint8_t u8x64 __attribute__((vector_size(64)));
 
-using PanelProduct = void (*)(const Format&, const Chunk* x, size_t rows, size_t chunks, const uint8_t* panel,
-                              float* out, size_t stride, size_t width);
-
 namespace generic {
 #define TARGET
 constexpr int kTallest = 1;
@@ -136,16 +133,6 @@ INLINE TARGET i32x16 dot(i32x16 sum, u8x64 codes, int32_t four) {
 }  // namespace avx512vnni
 #endif
 
-PanelProduct panel_product_for(const Format& format, Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::kAvx512Vnni || (isa == Isa::kBest && supported(Isa::kAvx512Vnni)))
-    return avx512vnni::panel_product_for(format);
-  if (isa == Isa::kAvx2 || (isa == Isa::kBest && supported(Isa::kAvx2))) return avx2::panel_product_for(format);
-#endif
-  (void)isa;
-  return generic::panel_product_for(format);
-}
-
 // A group that holds an infinity or NaN gets the scale NaN, one smaller than floats can divide by counts as zero.
 Chunk quantized(const float* x) {
   constexpr uint32_t kInfinity = 0x7f800000;
@@ -196,6 +183,20 @@ const char* best_isa() {
   return supported(Isa::kAvx512Vnni) ? "AVX-512 VNNI" : supported(Isa::kAvx2) ? "AVX2" : "generic";
 }
 
+PanelProduct panel_product_for(const Format& format, Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512Vnni || (isa == Isa::kBest && supported(Isa::kAvx512Vnni)))
+    return avx512vnni::panel_product_for(format);
+  if (isa == Isa::kAvx2 || (isa == Isa::kBest && supported(Isa::kAvx2))) return avx2::panel_product_for(format);
+#endif
+  (void)isa;
+  return generic::panel_product_for(format);
+}
+
+void quantize(const float* x, size_t chunks, Chunk* to) {
+  for (size_t c = 0; c < chunks; ++c) to[c] = quantized(x + c * kChunk);
+}
+
 void quantized_matmul(const float* x, size_t rows, size_t d_in, const Weights* weights, size_t n_weights,
                       const ParallelFor& parallel_for, Isa isa) {
   const size_t chunks = d_in / kChunk;
@@ -203,8 +204,8 @@ void quantized_matmul(const float* x, size_t rows, size_t d_in, const Weights* w
   constexpr size_t kRowsAtOnce = 16;
   parallel_for((rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](size_t part) {
     const DefaultArithmetic arithmetic;
-    const size_t last = std::min(rows, (part + 1) * kRowsAtOnce) * chunks;
-    for (size_t c = part * kRowsAtOnce * chunks; c < last; ++c) inputs[c] = quantized(x + c * kChunk);
+    const size_t first = part * kRowsAtOnce, n = std::min(rows - first, kRowsAtOnce);
+    quantize(x + first * d_in, n * chunks, &inputs[first * chunks]);
   });
 
   // A task is some panels of one matrix, by rows that stay in the second cache.

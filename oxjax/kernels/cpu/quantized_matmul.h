@@ -46,6 +46,15 @@ enum class Isa { kBest, kGeneric, kAvx2, kAvx512Vnni };
 bool supported(Isa isa);  // by this processor
 const char* best_isa();   // a name to print
 
+// 32 inputs at a time.
+void quantize(const float* x, size_t chunks, Chunk* to);
+
+// Rows of chunks times one panel: `width` outputs of each, `stride` apart.
+using PanelProduct = void (*)(const Format&, const Chunk* x, size_t rows, size_t chunks, const uint8_t* panel,
+                              float* out, size_t stride, size_t width);
+
+PanelProduct panel_product_for(const Format& format, Isa isa);
+
 // out = x @ w for each of the weights. `d_in` is a multiple of 32, and of 256 where a format has two levels.
 void quantized_matmul(const float* x, size_t rows, size_t d_in, const Weights* weights, size_t n_weights,
                       const ParallelFor& parallel_for, Isa isa = Isa::kBest);
