@@ -57,10 +57,11 @@ def write(path: str | Path, shape: Shape, kind: str) -> None:
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
         source = Path(folder) / "f16.gguf"
         _write_plain(source, shape, gguf.GGMLQuantizationType.F16)
-        _quantize(source, path, kind)
+        quantize(source, path, kind)
 
 
-def _quantize(source: Path, target: str | Path, kind: str) -> None:
+def quantize(source: str | Path, target: str | Path, kind: str) -> None:
+    """Let llama.cpp write a model again as one of its file types."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()

@@ -12,7 +12,7 @@ from oxjax.kernels import native
 from oxjax.kernels.dot import ROW_TILE, dot
 from oxjax.kernels.quantized import QuantizedTensor, dequantize, format_fields
 
-Matrices = Float[Array, "n_experts d_in d_out"] | QuantizedTensor  # the latter's data leads with the expert
+Matrices = Float[Array, "n_experts d_in _"] | QuantizedTensor  # the latter's data leads with the expert
 
 
 def grouped_matmul(

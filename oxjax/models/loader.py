@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from oxjax.config import DTYPES, AttentionSpec, MLPSpec, MoESpec
 from oxjax.errors import ModelError
-from oxjax.gguf import GGUFFile
+from oxjax.gguf import GGUFFile, block_layout
 from oxjax.gguf.planes import PLANE_FORMATS, planes
 from oxjax.kernels.quantized import PANEL, QuantizedTensor, pack, panel_bytes
 from oxjax.models.layers.attention import Attention
@@ -137,15 +137,21 @@ class ParamLoader:
 
     def _packed(self, name: str, d_in: int, start: int, stop: int) -> QuantizedTensor:
         """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns, without dequantising them."""
-        info, raw = self.file.tensors[name], self.file.raw(name)
-        form, row_bytes = PLANE_FORMATS[info.ggml_type], info.n_bytes // info.shape[0]
+        form = PLANE_FORMATS[self.file.tensors[name].ggml_type]
         data = _aligned((-(-(stop - start) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
+        self._pack(name, data, d_in, start, stop)
+        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, stop - start), form)
+
+    def _pack(self, name: str, data: np.ndarray, d_in: int, start: int, stop: int) -> None:
+        """Fill panels with rows `start` to `stop`, counted over all leading axes."""
+        ggml_type, raw = self.file.tensors[name].ggml_type, self.file.raw(name)
+        per_block, block_bytes = block_layout(ggml_type)
+        row_bytes = d_in // per_block * block_bytes
         step = max(_SLAB_BYTES // (4 * d_in * PANEL), 1)  # panels at a time
         for panel in range(0, len(data), step):
             first, last = start + panel * PANEL, min(start + (panel + step) * PANEL, stop)
-            parts = planes(raw[first * row_bytes : last * row_bytes], info.ggml_type, (last - first, d_in))
-            pack(parts, form, data[panel : panel + step])
-        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, stop - start), form)
+            parts = planes(raw[first * row_bytes : last * row_bytes], ggml_type, (last - first, d_in))
+            pack(parts, PLANE_FORMATS[ggml_type], data[panel : panel + step])
 
     @staticmethod
     def _slabs(n_rows: int, row: int) -> Iterable[tuple[int, int]]:
@@ -265,30 +271,50 @@ class ParamLoader:
     def experts(self, name: str, n: int, d_in: int, d_outs: tuple[int, ...]) -> tuple[Experts, ...]:
         """Stacked maps `<name>_exps`, or `<name>.0` and so on in old files, taken apart where several are in one."""
         total, stack = sum(d_outs), f"{name}_exps"
-        found = [np.empty((n, d_in, d), self.dtype) for d in d_outs]
-        ends = np.cumsum(d_outs)
-        scales = self.vector(f"{stack}.scale", n) if self.has(f"{stack}.scale") else np.ones(n, np.float32)
+        scales = self.vector(f"{stack}.scale", n) if self.has(f"{stack}.scale") else None
         self._used.add(f"{stack}.input_scale")
         stacked = self.has(f"{stack}.weight") or not self.has(f"{name}.0.weight")
-        if stacked:
-            self._check(f"{stack}.weight", (n, total, d_in))
-        for e in range(n):
-            if stacked:
-                matrix = self.file.rows(f"{stack}.weight", e, e + 1)[0]
-            else:
-                self._check(f"{name}.{e}.weight", (total, d_in))
-                matrix = self.file.tensor(f"{name}.{e}.weight")
-                self._read(f"{name}.{e}.weight")
-            for weight, start, stop in zip(found, ends - d_outs, ends, strict=True):
-                np.multiply(matrix[start:stop].T, scales[e], out=weight[e], casting="unsafe")
-        if stacked:
-            self._read(f"{stack}.weight")
+        names = [f"{stack}.weight"] if stacked else [f"{name}.{e}.weight" for e in range(n)]
+        for found in names:
+            self._check(found, (n, total, d_in) if stacked else (total, d_in))
+        places = [(names[0], e) if stacked else (names[e], 0) for e in range(n)]
+        types = {self.file.tensors[found].ggml_type for found in names}
+        if scales is None and len(types) == 1 and self._keeps(names[0]):
+            weights = self._packed_experts(places, d_in, d_outs)
+        else:
+            weights = self._dense_experts(places, d_in, d_outs, scales)
+        for found in names:
+            self._read(found)
         bias = self.vector(f"{stack}.bias", n, total) if self.has(f"{stack}.bias") else None
-        parts = [None] * len(d_outs) if bias is None else np.split(bias, ends[:-1], axis=1)
+        parts = [None] * len(d_outs) if bias is None else np.split(bias, np.cumsum(d_outs)[:-1], axis=1)
         return tuple(
-            Experts(weight=jax.device_put(w), bias=None if b is None else jax.device_put(b.copy()))
-            for w, b in zip(found, parts, strict=True)
+            Experts(weight=w, bias=None if b is None else jax.device_put(b.copy()))
+            for w, b in zip(weights, parts, strict=True)
         )
+
+    def _packed_experts(
+        self, places: list[tuple[str, int]], d_in: int, d_outs: tuple[int, ...]
+    ) -> list[QuantizedTensor]:
+        """Maps of experts, of which each is the matrix of some number in a tensor."""
+        form, total, weights = PLANE_FORMATS[self.file.tensors[places[0][0]].ggml_type], sum(d_outs), []
+        for end, d_out in zip(np.cumsum(d_outs).tolist(), d_outs, strict=True):
+            data = _aligned((len(places), -(-d_out // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
+            for panels, (name, i) in zip(data, places, strict=True):
+                self._pack(name, panels, d_in, i * total + end - d_out, i * total + end)
+            weights.append(QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, d_out), form))
+        return weights
+
+    def _dense_experts(
+        self, places: list[tuple[str, int]], d_in: int, d_outs: tuple[int, ...], scales: np.ndarray | None
+    ) -> list[Array]:
+        weights, ends = [_aligned((len(places), d_in, d_out), self.dtype) for d_out in d_outs], np.cumsum(d_outs)
+        for e, (name, i) in enumerate(places):
+            stacked = len(self.file.tensors[name].shape) == 3
+            matrix = self.file.rows(name, i, i + 1)[0] if stacked else self.file.tensor(name)
+            scale = np.float32(1.0) if scales is None else scales[e]
+            for weight, part in zip(weights, np.split(matrix, ends[:-1]), strict=True):
+                np.multiply(part.T, scale, out=weight[e], casting="unsafe")
+        return [jax.device_put(w, may_alias=True) for w in weights]
 
     def skip(self, prefix: str) -> None:
         """Count the tensors whose names begin so as used: they are known to have no part in the answer."""

@@ -4,7 +4,7 @@
 #include <random>
 #include <vector>
 
-#include "float_matmul.h"
+#include "grouped_matmul.h"
 #include "paged_attention.h"
 #include "row_norm.h"
 
@@ -66,17 +66,38 @@ void check_matmul() {
         for (Element element : {Element::kFloat32, Element::kBFloat16, Element::kFloat16}) {
           const auto narrow = halves(w, element);
           const void* data = element == Element::kFloat32 ? static_cast<const void*>(w.data()) : narrow.data();
-          std::vector<float> out(rows * d_out), turned(rows * d_out), moved((rows + 1) * d_out);
-          const Product products[] = {
-              {rows, d_in, d_out, {x.data(), d_in}, data, element, false, {out.data(), d_out}},
-              {rows, d_in, d_out, {x.data(), d_in}, data, element, true, {turned.data(), d_out}},
-              {rows, d_in, d_out, {x.data(), d_in, from.data()}, data, element, false, {moved.data(), d_out, to.data()}}};
-          float_matmul(products, 3, backwards);
-          add(moved);
+          std::vector<float> out(rows * d_out), turned(rows * d_out);
+          const Matrix both[] = {{data, element, false, d_out, out.data()}, {data, element, true, d_out, turned.data()}};
+          float_matmul(x.data(), rows, d_in, both, 2, backwards);
           add(out);
           add(turned);
+          std::vector<float> moved((rows + 1) * d_out);
+          const Product scattered{rows, d_in, d_out, {x.data(), d_in, from.data()}, data, element, false,
+                                  {moved.data(), d_out, to.data()}};
+          float_products(&scattered, 1, backwards);
+          add(moved);
         }
       }
+    }
+  }
+}
+
+// Experts of odd sizes, of which one is chosen by nobody, and pairs without any.
+void check_experts() {
+  for (size_t d_in : {1, 17, 131}) {
+    for (size_t d_out : {1, 67, 530}) {
+      const size_t rows = 11, experts = 5;
+      std::vector<int32_t> chosen;
+      for (size_t i = 0; i < 2 * rows; ++i) chosen.push_back(source() % 3 ? source() % 4 : experts);
+      const Groups groups = grouped(chosen.data(), chosen.size(), experts);
+      const auto w = numbers(experts * d_in * d_out), x = numbers(rows * d_in);
+      const auto narrow = halves(w, Element::kBFloat16);
+      std::vector<float> wide(2 * rows * d_out), out(2 * rows * d_out);
+      const FloatExperts maps[] = {{w.data(), Element::kFloat32, d_out, wide.data()},
+                                   {narrow.data(), Element::kBFloat16, d_out, out.data()}};
+      grouped_matmul(x.data(), d_in, 2, groups, maps, 2, backwards);
+      add(wide);
+      add(out);
     }
   }
 }
@@ -137,6 +158,7 @@ void check_attention() {
 
 int main() {
   check_matmul();
+  check_experts();
   check_norm();
   check_attention();
   std::printf("%016llx\n", static_cast<unsigned long long>(checksum));

@@ -160,21 +160,3 @@ def test_without_a_compiler_xla_does_the_work(tmp_path, monkeypatch, caplog):
     finally:
         monkeypatch.undo()
         native._load.cache_clear()
-
-
-@pytest.mark.slow
-@needs_kernels
-def test_sanitizers_and_all_instructions_agree(tmp_path):
-    """The kernel by itself under ASan and UBSan: odd sizes in buffers without slack, the same bits from every set."""
-    flags = [
-        "-std=c++17",
-        "-O1",
-        "-g",
-        "-ffp-contract=off",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-    ]
-    sources = [Path(__file__).parent / "check_quantized_matmul.cpp", CPU / "quantized_matmul.cpp"]
-    made = tmp_path / "check"
-    subprocess.run(["c++", "-w", *flags, f"-I{CPU}", *map(str, sources), "-o", made], check=True, capture_output=True)
-    assert "all agree" in subprocess.run([made], capture_output=True, text=True, check=True).stdout

@@ -13,6 +13,7 @@
 #include "paged_attention.h"
 #include "quantized_matmul.h"
 #include "row_norm.h"
+#include "simd.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -162,8 +163,7 @@ ffi::Error dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, bool transposed,
   const auto dims = x.dimensions();
   if (dims.size() != 2 || args.size() != rets.size())
     return ffi::Error::InvalidArgument("expected rows, and a result for each matrix");
-  const size_t rows = dims[0], d_in = dims[1];
-  std::vector<Product> products;
+  std::vector<Matrix> matrices;
   for (size_t i = 0; i < args.size(); ++i) {
     const auto data = args.get<ffi::AnyBuffer>(i);
     auto out = rets.get<ffi::Buffer<ffi::F32>>(i);
@@ -173,12 +173,11 @@ ffi::Error dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, bool transposed,
     if (!element || shape.size() != 2 || shape[transposed] != dims[1] || out_dims.size() != 2 ||
         out_dims[0] != dims[0] || out_dims[1] != shape[!transposed])
       return ffi::Error::InvalidArgument("a matrix is not of floats, or its shape does not fit");
-    const size_t d_out = out_dims[1];
-    products.push_back({rows, d_in, d_out, {x.typed_data(), d_in}, data->untyped_data(), *element, transposed,
-                        {(*out)->typed_data(), d_out}});
+    matrices.push_back({data->untyped_data(), *element, transposed, static_cast<size_t>(shape[!transposed]),
+                        (*out)->typed_data()});
   }
   return run(pool, [&](const ParallelFor& parallel_for) {
-    float_matmul(products.data(), products.size(), parallel_for);
+    float_matmul(x.typed_data(), dims[0], dims[1], matrices.data(), matrices.size(), parallel_for);
   });
 }
 
@@ -197,7 +196,7 @@ ffi::Error by_head(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer
                         {out->typed_data() + h * d_out, heads * d_out}});
   }
   return run(pool, [&](const ParallelFor& parallel_for) {
-    float_matmul(products.data(), products.size(), parallel_for);
+    float_products(products.data(), products.size(), parallel_for);
   });
 }
 
@@ -341,4 +340,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_paged_attention, oxjax::attention,
                                   .RemainingArgs()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-extern "C" const char* oxjax_instructions() { return oxjax::best_isa(); }
+extern "C" const char* oxjax_instructions() { return oxjax::kInstructions; }

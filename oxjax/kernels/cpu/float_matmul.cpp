@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "padding.h"
 #include "tile.h"
 
 namespace oxjax {
@@ -67,7 +68,7 @@ void outputs(const Product& p, size_t first, size_t width) {
 
 }  // namespace
 
-void float_matmul(const Product* products, size_t n_products, const ParallelFor& parallel_for) {
+void float_products(const Product* products, size_t n_products, const ParallelFor& parallel_for) {
   std::vector<size_t> ends;  // of each product: one past its last task
   const auto task_width = [](const Product& p) { return is_read_in_place(p) ? kFewWidth : kWidth; };
   for (size_t i = 0; i < n_products; ++i) {
@@ -85,6 +86,20 @@ void float_matmul(const Product* products, size_t n_products, const ParallelFor&
       case Element::kBFloat16: return outputs<BFloat16>(p, first, width);
       case Element::kFloat16: return outputs<Float16>(p, first, width);
     }
+  });
+}
+
+void float_matmul(const float* x, size_t n_rows, size_t d_in, const Matrix* matrices, size_t n_matrices,
+                  const ParallelFor& parallel_for) {
+  const Distinct distinct(x, n_rows, d_in);
+  std::vector<Product> products;
+  for (size_t i = 0; i < n_matrices; ++i) {
+    const Matrix& m = matrices[i];
+    products.push_back({distinct.rows, d_in, m.d_out, {x, d_in}, m.data, m.element, m.transposed, {m.out, m.d_out}});
+  }
+  float_products(products.data(), n_matrices, parallel_for);
+  parallel_for(n_matrices, [&](size_t i) {
+    distinct.fill(matrices[i].out, n_rows, matrices[i].d_out, 0, matrices[i].d_out);
   });
 }
 

@@ -31,6 +31,19 @@ struct Product {
 };
 
 // The bits of a row depend on that row and the matrix alone.
-void float_matmul(const Product* products, size_t n_products, const ParallelFor& parallel_for);
+void float_products(const Product* products, size_t n_products, const ParallelFor& parallel_for);
+
+// [d_in, d_out], or transposed in memory.
+struct Matrix {
+  const void* data;
+  Element element;
+  bool transposed;
+  size_t d_out;
+  float* out;  // [rows, d_out]
+};
+
+// The same rows times several matrices; those at the end that are all alike are computed once.
+void float_matmul(const float* x, size_t rows, size_t d_in, const Matrix* matrices, size_t n_matrices,
+                  const ParallelFor& parallel_for);
 
 }  // namespace oxjax

@@ -1,13 +1,15 @@
 #include "grouped_matmul.h"
 
 #include <algorithm>
-#include <cstring>
-#include <memory>
+
+#include "activations.h"
 
 namespace oxjax {
 namespace {
 
 size_t n_experts(const Groups& groups) { return groups.bounds.size() - 1; }
+
+size_t panels(const QuantizedExperts& map) { return (map.d_out + kPanel - 1) / kPanel; }
 
 // Pairs without an expert come last.
 template <typename Map>
@@ -45,49 +47,52 @@ void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Gro
     }
   }
   clear_others(groups, maps, n_maps);
-  float_matmul(products.data(), products.size(), parallel_for);
+  float_products(products.data(), products.size(), parallel_for);
 }
 
 void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Groups& groups,
-                    const QuantizedExperts* maps, size_t n_maps, const ParallelFor& parallel_for, Isa isa) {
-  const size_t chunks = d_in / kChunk, n_pairs = groups.bounds.back();
-  std::vector<int32_t> place(groups.pairs.size());
-  for (size_t i = 0; i < place.size(); ++i) place[groups.pairs[i]] = i;
+                    const QuantizedExperts* maps, size_t n_maps, const ParallelFor& parallel_for) {
+  // Where each pair's activations go: tiles are made of the rows of one expert.
+  std::vector<Place> places(groups.pairs.size());
+  for (size_t e = 0; e < n_experts(groups); ++e) {
+    const size_t first = groups.bounds[e], last = groups.bounds[e + 1];
+    for (size_t r = first, height; r < last; r += height) {
+      height = height_at(r - first, last - first);
+      for (size_t i = 0; i < height; ++i) places[groups.pairs[r + i]] = {r, height, i};
+    }
+  }
 
-  // Each row is quantised once, to the places of all its pairs.
-  const std::unique_ptr<Chunk[]> inputs(new Chunk[n_pairs * chunks]);
-  constexpr size_t kRowsAtOnce = 16;
+  // Each row is quantised once, and copied for its further pairs.
+  Activations inputs(groups.bounds.back(), d_in, maps, n_maps);
+  constexpr size_t kRowsAtOnce = 8;
   const size_t rows = groups.pairs.size() / pairs_per_row;
   parallel_for((rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](size_t part) {
     const DefaultArithmetic arithmetic;
     for (size_t r = part * kRowsAtOnce; r < std::min(rows, (part + 1) * kRowsAtOnce); ++r) {
-      const Chunk* made = nullptr;
+      const Place* made = nullptr;
       for (size_t pair = r * pairs_per_row; pair < (r + 1) * pairs_per_row; ++pair) {
-        if (static_cast<size_t>(place[pair]) >= n_pairs) continue;
-        Chunk* to = &inputs[place[pair] * chunks];
+        if (places[pair].height == 0) continue;  // without an expert
         if (made) {
-          std::copy_n(made, chunks, to);
+          inputs.copy(*made, places[pair]);
         } else {
-          quantize(x + r * d_in, chunks, to);
-          made = to;
+          inputs.quantize(x + r * d_in, places[pair]);
+          made = &places[pair];
         }
       }
     }
   });
 
   // A task is some panels of one expert's matrix and all rows that chose it.
-  constexpr size_t kTaskBytes = 128 << 10, kBlockRows = 256;
+  constexpr size_t kTaskBytes = 128 << 10;
   struct Task {
     size_t expert, map, first_panel, last_panel;
   };
   std::vector<Task> tasks;
   for (size_t e = 0; e < n_experts(groups); ++e) {
-    if (groups.bounds[e] == groups.bounds[e + 1]) continue;
-    for (size_t m = 0; m < n_maps; ++m) {
-      const size_t panels = (maps[m].d_out + kPanel - 1) / kPanel;
+    for (size_t m = 0; m < n_maps && groups.bounds[e] < groups.bounds[e + 1]; ++m) {
       const size_t at_once = std::max<size_t>(kTaskBytes / maps[m].format.panel_bytes(d_in), 1);
-      for (size_t panel = 0; panel < panels; panel += at_once)
-        tasks.push_back({e, m, panel, std::min(panels, panel + at_once)});
+      for (size_t panel = 0; panel < panels(maps[m]); panel += at_once)
+        tasks.push_back({e, m, panel, std::min(panels(maps[m]), panel + at_once)});
     }
   }
   clear_others(groups, maps, n_maps);
@@ -95,18 +100,17 @@ void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Gro
     const DefaultArithmetic arithmetic;
     const Task& task = tasks[i];
     const QuantizedExperts& map = maps[task.map];
-    const PanelProduct product = panel_product_for(map.format, isa);
-    const size_t bytes = map.format.panel_bytes(d_in), panels = (map.d_out + kPanel - 1) / kPanel;
-    const size_t last_row = groups.bounds[task.expert + 1];
-    float out[kBlockRows * kPanel];
-    for (size_t first = groups.bounds[task.expert]; first < last_row; first += kBlockRows) {
-      const size_t n = std::min(kBlockRows, last_row - first);
-      for (size_t panel = task.first_panel; panel < task.last_panel; ++panel) {
-        const size_t width = std::min(kPanel, map.d_out - panel * kPanel);
-        product(map.format, &inputs[first * chunks], n, chunks, map.panels + (task.expert * panels + panel) * bytes,
-                out, kPanel, width);
-        for (size_t r = 0; r < n; ++r)
-          std::copy_n(out + r * kPanel, width, map.out + groups.pairs[first + r] * map.d_out + panel * kPanel);
+    const size_t bytes = map.format.panel_bytes(d_in), first = groups.bounds[task.expert];
+    const size_t last = groups.bounds[task.expert + 1];
+    const uint8_t* matrix = map.panels + task.expert * panels(map) * bytes;
+    for (size_t panel = task.first_panel; panel < task.last_panel; ++panel) {
+      const size_t width = std::min(kPanel, map.d_out - panel * kPanel);
+      for (size_t r = first, height; r < last; r += height) {
+        height = height_at(r - first, last - first);
+        float out[kTallestTile * kPanel];
+        tile_for(map.format, height)(inputs.at(r, task.map), d_in / kChunk, matrix + panel * bytes, out, kPanel, width);
+        for (size_t j = 0; j < height; ++j)
+          std::copy_n(out + j * kPanel, width, map.out + groups.pairs[r + j] * map.d_out + panel * kPanel);
       }
     }
   });

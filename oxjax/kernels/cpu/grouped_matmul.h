@@ -35,7 +35,6 @@ using QuantizedExperts = Weights;
 void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Groups& groups, const FloatExperts* maps,
                     size_t n_maps, const ParallelFor& parallel_for);
 void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Groups& groups,
-                    const QuantizedExperts* maps, size_t n_maps, const ParallelFor& parallel_for,
-                    Isa isa = Isa::kBest);
+                    const QuantizedExperts* maps, size_t n_maps, const ParallelFor& parallel_for);
 
 }  // namespace oxjax
