@@ -117,7 +117,10 @@ def dot_by_parts(
 def dot_heads(
     x: Float[Array, "rows heads d_in"], weight: Float[Array, "heads d_in d_out"], *, exact: bool
 ) -> Float[Array, "rows heads d_out"]:
-    """Each head's part of a row times that head's matrix, in float32; `exact` as in `dot`."""
+    """Each head's part of a row times that head's matrix, in float32; dtypes and `exact` as in `dot`."""
+    if exact and native.kernels():
+        call = jax.ffi.ffi_call("oxjax_dot_heads", jax.ShapeDtypeStruct((*x.shape[:2], weight.shape[2]), jnp.float32))
+        return call(x.astype(jnp.float32), weight)
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
     def product(tile: Array) -> Array:

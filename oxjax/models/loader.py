@@ -42,7 +42,8 @@ class ParamLoader:
         progress: called with the bytes of the file read so far, after each tensor.
         weights: how matrices are held: in a dtype, or "quantized", which keeps the integers or the 16 bits of the
             file, and has the rest in `dtype`. None is `dtype`.
-        activations: what quantised matrices are multiplied with; see `QuantizedTensor`.
+        activations: what quantised matrices are multiplied with; see `QuantizedTensor`. Experts know "int8" only,
+            and are dequantised for others.
         quantize: the format that plain matrices are quantised to, where their rows fit it; None leaves them.
     """
 
@@ -165,23 +166,33 @@ class ParamLoader:
 
     def _packed(self, name: str, d_in: int, start: int, stop: int) -> QuantizedTensor:
         """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns, in the format that it is held in."""
-        kind = self._format_of(name)
-        form = PLANE_FORMATS[kind]
+        form = PLANE_FORMATS[self._format_of(name)]
         data = _aligned((-(-(stop - start) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
+        self._pack(name, data, d_in, start, stop)
+        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, stop - start), form, self._activations)
+
+    def _pack(self, name: str, data: np.ndarray, d_in: int, start: int, stop: int) -> None:
+        """Fill panels with rows `start` to `stop`, counted over all leading axes."""
+        kind = self._format_of(name)
         step = max(_SLAB_BYTES // (4 * d_in * PANEL), 1)  # panels at a time
         for panel in range(0, len(data), step):
             first, last = start + panel * PANEL, min(start + (panel + step) * PANEL, stop)
-            parts = planes(self._blocks(name, kind, first, last), kind, (last - first, d_in))
-            pack(parts, form, data[panel : panel + step])
-        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, stop - start), form, self._activations)
+            parts = planes(self._blocks(name, kind, d_in, first, last), kind, (last - first, d_in))
+            pack(parts, PLANE_FORMATS[kind], data[panel : panel + step])
 
-    def _blocks(self, name: str, kind: GGMLType, first: int, last: int) -> np.ndarray:
-        """Bytes of rows in a format: the file's, or what the `gguf` package makes of plain ones."""
+    def _blocks(self, name: str, kind: GGMLType, d_in: int, first: int, last: int) -> np.ndarray:
+        """Bytes of rows of a matrix in a format: the file's, or what the `gguf` package makes of plain ones."""
         info = self.file.tensors[name]
         if info.ggml_type == kind:
-            row_bytes = info.n_bytes // info.shape[0]
+            per_block, block_bytes = block_layout(kind)
+            row_bytes = d_in // per_block * block_bytes
             return self.file.raw(name)[first * row_bytes : last * row_bytes]
-        rows = np.ascontiguousarray(self.file.rows(name, first, last), np.float32)
+        if len(info.shape) == 3:  # of one expert
+            expert, first = divmod(first, info.shape[1])
+            rows = self.file.rows(name, expert, expert + 1)[0][first : last - expert * info.shape[1]]
+        else:
+            rows = self.file.rows(name, first, last)
+        rows = np.ascontiguousarray(rows, np.float32)
         return gguf_quants.quantize(rows, GGMLQuantizationType(kind)).reshape(-1)
 
     @staticmethod
@@ -304,30 +315,51 @@ class ParamLoader:
     def experts(self, name: str, n: int, d_in: int, d_outs: tuple[int, ...]) -> tuple[Experts, ...]:
         """Stacked maps `<name>_exps`, or `<name>.0` and so on in old files, taken apart where several are in one."""
         total, stack = sum(d_outs), f"{name}_exps"
-        found = [np.empty((n, d_in, d), self._dense) for d in d_outs]
-        ends = np.cumsum(d_outs)
-        scales = self.vector(f"{stack}.scale", n) if self.has(f"{stack}.scale") else np.ones(n, np.float32)
+        scales = self.vector(f"{stack}.scale", n) if self.has(f"{stack}.scale") else None
         self._used.add(f"{stack}.input_scale")
         stacked = self.has(f"{stack}.weight") or not self.has(f"{name}.0.weight")
-        if stacked:
-            self._check(f"{stack}.weight", (n, total, d_in))
-        for e in range(n):
-            if stacked:
-                matrix = self.file.rows(f"{stack}.weight", e, e + 1)[0]
-            else:
-                self._check(f"{name}.{e}.weight", (total, d_in))
-                matrix = self.file.tensor(f"{name}.{e}.weight")
-                self._read(f"{name}.{e}.weight")
-            for weight, start, stop in zip(found, ends - d_outs, ends, strict=True):
-                np.multiply(matrix[start:stop].T, scales[e], out=weight[e], casting="unsafe")
-        if stacked:
-            self._read(f"{stack}.weight")
+        names = [f"{stack}.weight"] if stacked else [f"{name}.{e}.weight" for e in range(n)]
+        for found in names:
+            self._check(found, (n, total, d_in) if stacked else (total, d_in))
+        places = [(names[0], e) if stacked else (names[e], 0) for e in range(n)]
+        kinds = {self._format_of(found) for found in names}
+        if scales is None and len(kinds) == 1 and None not in kinds and self._activations == "int8":
+            weights = self._packed_experts(places, d_in, d_outs)
+        else:
+            weights = self._dense_experts(places, d_in, d_outs, scales)
+        for found in names:
+            self._read(found)
         bias = self.vector(f"{stack}.bias", n, total) if self.has(f"{stack}.bias") else None
-        parts = [None] * len(d_outs) if bias is None else np.split(bias, ends[:-1], axis=1)
+        parts = [None] * len(d_outs) if bias is None else np.split(bias, np.cumsum(d_outs)[:-1], axis=1)
         return tuple(
-            Experts(weight=jax.device_put(w), bias=None if b is None else jax.device_put(b.copy()))
-            for w, b in zip(found, parts, strict=True)
+            Experts(weight=w, bias=None if b is None else jax.device_put(b.copy()))
+            for w, b in zip(weights, parts, strict=True)
         )
+
+    def _packed_experts(
+        self, places: list[tuple[str, int]], d_in: int, d_outs: tuple[int, ...]
+    ) -> list[QuantizedTensor]:
+        """Maps of experts, of which each is the matrix of some number in a tensor."""
+        form, total, weights = PLANE_FORMATS[self._format_of(places[0][0])], sum(d_outs), []
+        for end, d_out in zip(np.cumsum(d_outs).tolist(), d_outs, strict=True):
+            data = _aligned((len(places), -(-d_out // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
+            for panels, (name, i) in zip(data, places, strict=True):
+                self._pack(name, panels, d_in, i * total + end - d_out, i * total + end)
+            weights.append(QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, d_out), form))
+        return weights
+
+    def _dense_experts(
+        self, places: list[tuple[str, int]], d_in: int, d_outs: tuple[int, ...], scales: np.ndarray | None
+    ) -> list[Array]:
+        dtype, ends = self._dtype_of(places[0][0]), np.cumsum(d_outs)
+        weights = [_aligned((len(places), d_in, d_out), dtype) for d_out in d_outs]
+        for e, (name, i) in enumerate(places):
+            stacked = len(self.file.tensors[name].shape) == 3
+            matrix = self.file.rows(name, i, i + 1)[0] if stacked else self.file.tensor(name)
+            scale = np.float32(1.0) if scales is None else scales[e]
+            for weight, part in zip(weights, np.split(matrix, ends[:-1]), strict=True):
+                np.multiply(part.T, scale, out=weight[e], casting="unsafe")
+        return [jax.device_put(w, may_alias=True) for w in weights]
 
     def skip(self, prefix: str) -> None:
         """Count the tensors whose names begin so as used: they are known to have no part in the answer."""

@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "float_matmul.h"
+#include "grouped_matmul.h"
 #include "paged_attention.h"
 #include "row_best.h"
 #include "row_norm.h"
@@ -63,6 +63,8 @@ void check_matmul() {
     for (size_t d_in : {1, 8, 17, 128, 131}) {
       for (size_t d_out : {1, 15, 64, 67, 257, 530}) {
         const auto x = numbers(rows * d_in), w = numbers(d_in * d_out);
+        std::vector<int32_t> from, to;
+        for (size_t i = 0; i < rows; ++i) from.push_back(source() % rows), to.push_back(rows - i);
         for (Element element : {Element::kFloat32, Element::kBFloat16, Element::kFloat16}) {
           const auto narrow = halves(w, element);
           const void* data = element == Element::kFloat32 ? static_cast<const void*>(w.data()) : narrow.data();
@@ -71,8 +73,33 @@ void check_matmul() {
           float_matmul(x.data(), rows, d_in, both, 2, backwards);
           add(out);
           add(turned);
+          std::vector<float> moved((rows + 1) * d_out);
+          const Product scattered{rows, d_in, d_out, {x.data(), d_in, from.data()}, data, element, false,
+                                  {moved.data(), d_out, to.data()}};
+          float_products(&scattered, 1, backwards);
+          add(moved);
         }
       }
+    }
+  }
+}
+
+// Experts of odd sizes, of which one is chosen by nobody, and pairs without any.
+void check_experts() {
+  for (size_t d_in : {1, 17, 131}) {
+    for (size_t d_out : {1, 67, 530}) {
+      const size_t rows = 11, experts = 5;
+      std::vector<int32_t> chosen;
+      for (size_t i = 0; i < 2 * rows; ++i) chosen.push_back(source() % 3 ? source() % 4 : experts);
+      const Groups groups = grouped(chosen.data(), chosen.size(), experts);
+      const auto w = numbers(experts * d_in * d_out), x = numbers(rows * d_in);
+      const auto narrow = halves(w, Element::kBFloat16);
+      std::vector<float> wide(2 * rows * d_out), out(2 * rows * d_out);
+      const FloatExperts maps[] = {{w.data(), Element::kFloat32, d_out, wide.data()},
+                                   {narrow.data(), Element::kBFloat16, d_out, out.data()}};
+      grouped_matmul(x.data(), d_in, 2, groups, maps, 2, backwards);
+      add(wide);
+      add(out);
     }
   }
 }
@@ -147,6 +174,7 @@ void check_attention() {
 
 int main() {
   check_matmul();
+  check_experts();
   check_norm();
   check_best();
   check_attention();

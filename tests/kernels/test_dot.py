@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oxjax.kernels.dot import ROW_TILE, dot, least_rows, row_sum, softmax
+from oxjax.kernels.dot import ROW_TILE, dot, dot_heads, least_rows, row_sum, softmax
 
 ROWS = [1, 2, ROW_TILE - 1, ROW_TILE, ROW_TILE + 1, 2 * ROW_TILE, 5 * ROW_TILE + 3]
 
@@ -72,6 +72,21 @@ def test_every_size_and_type(form, dtype, contract):
         np.testing.assert_allclose(whole, expected, rtol=0, atol=2e-4)
         rows = int(rng.integers(1, 11))
         np.testing.assert_array_equal(dot(x[-rows:], w, exact=True, contract=contract)[0], whole[-rows:])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(("heads", "d_in", "d_out"), [(1, 1, 1), (4, 40, 24), (3, 129, 67), (2, 17, 530), (60, 8, 16)])
+def test_products_by_head(heads, d_in, d_out, dtype):
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.standard_normal((3 * ROW_TILE + 5, heads, d_in)), dtype)
+    w = jnp.asarray(rng.standard_normal((heads, d_in, d_out)), dtype)
+    expected = np.einsum("thi,hio->tho", np.asarray(x, np.float64), np.asarray(w, np.float64))
+    whole = np.asarray(dot_heads(x, w, exact=True))
+    # As above, of up to 129.
+    for got in (whole, dot_heads(x, w, exact=False)):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+    for start, rows in ((0, 1), (9, 1), (3, 8), (4, 9), (3, 15), (1, 16), (8, 17)):
+        np.testing.assert_array_equal(dot_heads(x[start : start + rows], w, exact=True), whole[start : start + rows])
 
 
 def test_what_is_not_finite_stays_in_its_row():
