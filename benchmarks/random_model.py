@@ -57,14 +57,20 @@ def write(path: str | Path, shape: Shape, kind: str) -> None:
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
         source = Path(folder) / "f16.gguf"
         _write_plain(source, shape, gguf.GGMLQuantizationType.F16)
-        _quantize(source, path, kind)
+        quantize(source, path, kind)
 
 
-def _quantize(source: Path, target: str | Path, kind: str) -> None:
+def quantize(source: str | Path, target: str | Path, kind: str) -> None:
+    """Write a file's weights in a mix of types of llama.cpp's, such as Q4_K_M.
+
+    Raises:
+        RuntimeError: llama.cpp refused.
+    """
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    params.allow_requantize = True
     status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     if status:
         raise RuntimeError(f"llama.cpp's quantiser returned {status} for {kind}")

@@ -20,7 +20,9 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", help="GGUF file, folder or hf://org/repo/file.gguf. Default: the embedded model."),
 ]
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or bfloat16.")]
-WeightsOption = Annotated[str, typer.Option(help="quantized stays as small as the file; auto is the dtype.")]
+WeightsOption = Annotated[str, typer.Option(help="auto, quantized (as small as the file), float32 or bfloat16.")]
+ActivationsOption = Annotated[str, typer.Option(help="int8 or float32: what multiplies quantised weights.")]
+QuantizeOption = Annotated[str | None, typer.Option(help="q8_0 or q4_0: quantise plain weights while loading.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 PromptArgument = Annotated[str | None, typer.Argument(help="Text; '-' reads standard input.", show_default=False)]
@@ -57,6 +59,8 @@ def generate(
     max_context: Annotated[int | None, typer.Option(help="Most tokens, prompt included.")] = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
+    activations: ActivationsOption = "int8",
+    quantize: QuantizeOption = None,
     fast: FastOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -84,6 +88,8 @@ def generate(
             exact=not fast,
             dtype=dtype,
             weights=weights,
+            activations=activations,
+            quantize=quantize,
             max_batch=min(samples, 8),
             max_context=max_context,
             progress=progress,
@@ -120,6 +126,8 @@ def embed(
     normalize: Annotated[bool, typer.Option(help="Divide every vector by its length.")] = True,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
+    activations: ActivationsOption = "int8",
+    quantize: QuantizeOption = None,
     fast: FastOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text.")] = False,
 ) -> None:
@@ -128,7 +136,15 @@ def embed(
     from oxjax.llm import LLM
 
     with _progress("loading") as progress:
-        llm = LLM(model, exact=not fast, dtype=dtype, weights=weights, progress=progress)
+        llm = LLM(
+            model,
+            exact=not fast,
+            dtype=dtype,
+            weights=weights,
+            activations=activations,
+            quantize=quantize,
+            progress=progress,
+        )
     with llm:
         for line, vectors in zip(texts, llm.embed(texts, pooling, normalize), strict=True):
             if as_json:

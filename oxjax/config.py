@@ -201,7 +201,7 @@ class ModelConfig:
         residual_scale: multiplier of what a branch adds to the residual stream.
         logit_scale: multiplier of the logits.
         final_softcap: cap of the logits; None for no cap.
-        dtype: of weights, activations and pages. Norms, softmax, RoPE and logits are float32 always.
+        dtype: of activations and pages. Norms, softmax, RoPE and logits are float32 always.
         exact: bits of a row do not depend on batch, chunking or padding.
         causal: positions see those before them; otherwise whole texts are encoded, and nothing is generated.
         pooling: how a text's hidden states become its embedding unless a call says; a value of `POOLINGS`.

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from oxjax.errors import OxjaxError
-from oxjax.gguf import GGUFFile
+from oxjax.gguf import GGMLType, GGUFFile, TensorInfo
+from oxjax.gguf.planes import PLANE_FORMATS
 from oxjax.tokenizer import Tokenizer
 
 
@@ -89,15 +90,24 @@ def _model(file: GGUFFile) -> dict[str, Any]:
 
 
 def _memory(file: GGUFFile) -> dict[str, int]:
-    """Bytes in float32, which is what a CPU runs; bfloat16 takes half."""
+    """Bytes of parameters as they are held by default and as float32, and of the rest in float32."""
     config = _config(file)
     per_token = config.page_bytes(1)
     return {
+        "parameters": sum(map(_held, file.tensors.values())),
         "parameters_float32": 4 * sum(t.n_elements for t in file.tensors.values()),
         "kv_per_token_float32": per_token,
         "kv_full_context_float32": per_token * config.context_length,
         "state_per_sequence": config.slot_bytes,
     }
+
+
+def _held(tensor: TensorInfo) -> int:
+    """Bytes of a tensor in memory: matrices stay what they are where there are kernels for that, else float32."""
+    from oxjax.kernels import native
+
+    keeps = tensor.ggml_type in PLANE_FORMATS or tensor.ggml_type in (GGMLType.F16, GGMLType.BF16)
+    return tensor.n_bytes if len(tensor.shape) == 2 and keeps and native.kernels() else 4 * tensor.n_elements
 
 
 def _tokenizer(file: GGUFFile) -> dict[str, Any]:

@@ -79,8 +79,10 @@ class LLM:
         model: a GGUF file, any shard of a split one, a directory that holds one model, or
             `hf://org/repo/file.gguf`. None is the small story model that comes with the package.
         exact: bits do not depend on batch mates, chunking or padding.
-        weights: "auto", "quantized" (less memory and faster on CPUs, with activations rounded to 8 bits),
-            "float32" or "bfloat16"; see `load`.
+        weights: how matrices are held: "auto", "quantized" (as in the file: less memory, and faster on CPUs, where
+            products round activations to 8 bits), "float32" or "bfloat16"; see `load`.
+        activations: "int8" or "float32", what quantised matrices are multiplied with; see `load`.
+        quantize: "q8_0" or "q4_0" quantises plain matrices while they are loaded; see `load`.
         dtype: "float32" or "bfloat16"; None takes float32 on CPU and bfloat16 on accelerators.
         max_batch: sequences that run at once, as far as memory for their keys and values goes; others wait.
         max_context: most tokens of a prompt and its output together; None takes what the model was trained
@@ -98,6 +100,8 @@ class LLM:
         exact: bool = True,
         dtype: str | None = None,
         weights: str = "auto",
+        activations: str = "int8",
+        quantize: str | None = None,
         max_batch: int = 8,
         max_context: int | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -110,7 +114,14 @@ class LLM:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         path = embedded_model() if model is None else resolve(model)
         self.model: Model | None = load(
-            path, dtype=dtype, weights=weights, exact=exact, max_context=max_context, progress=progress
+            path,
+            dtype=dtype,
+            weights=weights,
+            activations=activations,
+            quantize=quantize,
+            exact=exact,
+            max_context=max_context,
+            progress=progress,
         )
         self.config = self.model.config
         self.tokenizer: Tokenizer = self.model.tokenizer

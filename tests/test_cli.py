@@ -62,6 +62,8 @@ def test_info_describes_a_file(data):
     assert facts["parameters"] == sum(t["parameters"] for t in facts["tensors"].values())
     assert facts["file_bytes"] == file.stat().st_size
     assert facts["memory"]["parameters_float32"] == 4 * facts["parameters"]
+    kept = sum(t["bytes"] for t in facts["tensors"].values())
+    assert facts["memory"]["parameters"] == (kept if "native" in facts["kernels"] else 4 * facts["parameters"])
     assert facts["memory"]["kv_per_token_float32"] > 0
     shown = oxjax("info", file).stdout
     assert "Q4_K" in shown
@@ -139,10 +141,10 @@ assert "jax" not in sys.modules
 def test_embed_prints_a_vector_per_line_of_input(data):
     model = data / "models" / "all-MiniLM-L6-v2"
     cases = json.loads((model / "reference.json").read_text())[:2]
-    lines = "\n".join(c["text"] for c in cases)
-    found = [json.loads(x) for x in oxjax("embed", "-m", model, "-", "--json", input=lines).stdout.splitlines()]
+    lines, how = "\n".join(c["text"] for c in cases), ("-m", model, "--weights", "float32")
+    found = [json.loads(x) for x in oxjax("embed", *how, "-", "--json", input=lines).stdout.splitlines()]
     assert [f["text"] for f in found] == [c["text"] for c in cases]
     # See tests/test_embed.py.
     np.testing.assert_allclose([f["embedding"] for f in found], [c["embedding"] for c in cases], rtol=0, atol=1.5e-4)
-    bare = oxjax("embed", "-m", model, cases[0]["text"]).stdout
+    bare = oxjax("embed", *how, cases[0]["text"]).stdout
     np.testing.assert_allclose([float(x) for x in bare.split()], found[0]["embedding"], rtol=1e-6)

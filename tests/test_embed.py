@@ -33,7 +33,7 @@ def cases(minilm):
 
 @pytest.fixture(scope="module")
 def encoder(minilm):
-    with LLM(minilm) as llm:
+    with LLM(minilm, weights="float32") as llm:
         yield llm
 
 
@@ -63,6 +63,16 @@ def difference(llm, cases, report, what):
 def test_the_real_encoder_gives_the_reference_embeddings(encoder, cases, report):
     # Of numbers about 0.05 large: llama.cpp looks GELU up in a table of 16-bit floats, see the next test.
     assert difference(encoder, cases, report, "GELU") < 1.5e-4
+
+
+def test_quantised_products_give_nearly_the_same(minilm, cases, report):
+    """By default the matrices stay the file's integers, and activations are rounded to 8 bits."""
+    expected = np.array([c["embedding"] for c in cases])
+    with LLM(minilm) as llm:
+        got = llm.embed([c["text"] for c in cases])
+    cosine = np.sum(got * expected, axis=1)
+    report(f"all-MiniLM-L6-v2, quantised products: cosine at least {cosine.min():.6f}")
+    assert cosine.min() > 0.998
 
 
 def bert_in_float64(path, ids):
@@ -193,7 +203,7 @@ def test_an_encoder_generates_nothing(encoder):
 
 
 def test_hidden_states_that_are_not_finite_are_an_error(minilm):
-    with LLM(minilm) as llm:
+    with LLM(minilm, weights="float32") as llm:
         params = llm.model.params
         broken = params.embedding.at[llm.tokenizer.encode("dog")[1]].set(jnp.nan)
         llm.model = llm.model.replace(params=params.replace(embedding=broken))

@@ -102,6 +102,7 @@ def model_fingerprint(config: ModelConfig, params: Any) -> str:
     Reads some 1 GB a second.
     """
     digest = blake2b(repr(config).encode(), digest_size=16, person=b"oxjax model")
+    digest.update(str(jax.tree.structure(params)).encode())  # the formats of quantised weights are part of it
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from oxjax.kernels import native
 
+PART = 2048  # outputs whose weights are float32 at a time, where they are held in another form
 ROW_TILE = 16  # 16 rows cost one decode row 2x and 512 rows 1.4x of the plain product; 8 and 32 are worse at one end
 FEW_ROWS = 4
 
@@ -52,15 +53,20 @@ def dot(
     """`x @ w` for each weight `[d_in, d_out]` (or `[d_out, d_in]` with `contract=1`), in float32.
 
     Args:
-        x: activations; they and the weights have the same dtype.
-        weights: several share one pass over the row tiles.
+        x: activations.
+        weights: several share one pass over the row tiles. Of what has another dtype than x, no more than a part is in
+            float32 at any time.
         exact: the bits of a row do not depend on the number of rows nor on the other rows.
         contract: which axis of the weights is `d_in`.
     """
-    if exact and native.kernels():
+    mixed = any(w.dtype != x.dtype for w in weights)
+    if native.kernels() and (exact or mixed):
         results = [jax.ShapeDtypeStruct((x.shape[0], w.shape[1 - contract]), jnp.float32) for w in weights]
         call = jax.ffi.ffi_call("oxjax_float_matmul", results)
         return tuple(call(x.astype(jnp.float32), *weights, transposed=contract == 1))
+
+    if mixed:
+        return tuple(_mixed(x, w, contract, exact=exact) for w in weights)
 
     def products(tile: Array) -> tuple[Array, ...]:
         return tuple(_product(tile, w, contract) for w in weights)
@@ -68,10 +74,53 @@ def dot(
     return _by_tiles(products, x) if exact else products(x)
 
 
+def _mixed(x: Array, weight: Array, contract: int, *, exact: bool) -> Array:
+    def part(start: Array | int, n: int) -> Array:
+        # The barrier keeps XLA from converting the whole matrix before the loop over its parts.
+        whole, first = lax.optimization_barrier((weight, start))
+        return lax.dynamic_slice_in_dim(whole, first, n, 1 - contract).astype(jnp.float32)
+
+    return dot_by_parts(x, part, weight.shape[1 - contract], exact=exact, contract=contract)
+
+
+def dot_by_parts(
+    x: Float[Array, "rows d_in"],
+    part: Callable[[Array | int, int], Float[Array, "_ _"]],
+    d_out: int,
+    *,
+    exact: bool,
+    contract: int = 0,
+) -> Float[Array, "rows d_out"]:
+    """The product with a matrix of which `PART` outputs at a time are made and thrown away.
+
+    Args:
+        x: activations.
+        part: gives the float32 weights of outputs from a multiple of `PART` on, so many.
+        d_out: outputs in all.
+        exact: see `dot`.
+        contract: see `dot`.
+    """
+    n_parts, rest = divmod(d_out, PART)
+
+    def product(start: Array | int, n: int) -> Array:
+        return dot(x.astype(jnp.float32), part(start, n), exact=exact, contract=contract)[0]
+
+    found = []
+    if n_parts:
+        by_part = lax.map(lambda i: product(i * PART, PART), jnp.arange(n_parts))
+        found.append(by_part.swapaxes(0, 1).reshape(x.shape[0], n_parts * PART))
+    if rest:
+        found.append(product(n_parts * PART, rest))
+    return jnp.concatenate(found, axis=1)
+
+
 def dot_heads(
     x: Float[Array, "rows heads d_in"], weight: Float[Array, "heads d_in d_out"], *, exact: bool
 ) -> Float[Array, "rows heads d_out"]:
-    """Each head's part of a row times that head's matrix, in float32; `exact` as in `dot`."""
+    """Each head's part of a row times that head's matrix, in float32; dtypes and `exact` as in `dot`."""
+    if exact and native.kernels():
+        call = jax.ffi.ffi_call("oxjax_dot_heads", jax.ShapeDtypeStruct((*x.shape[:2], weight.shape[2]), jnp.float32))
+        return call(x.astype(jnp.float32), weight)
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
     def product(tile: Array) -> Array:
@@ -95,9 +144,3 @@ def row_sum(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows 1"]
 def softmax(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows d"]:
     """Softmax of each float32 row."""
     return _by_tiles(jax.nn.softmax, x) if exact else jax.nn.softmax(x)
-
-
-def log_softmax(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows d"]:
-    """Log-softmax of each row, in float32."""
-    shifted = x - jnp.max(x, axis=-1, keepdims=True)
-    return shifted - jnp.log(row_sum(jnp.exp(shifted), exact=exact))

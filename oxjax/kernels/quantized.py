@@ -8,6 +8,7 @@ bytes holds four inputs of each output: what one integer dot instruction takes.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,19 +20,24 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from oxjax.gguf.planes import SUPER_BLOCK, PlaneFormat, Planes
 from oxjax.kernels import native
-from oxjax.kernels.dot import dot
+from oxjax.kernels.dot import dot_by_parts
 
 PANEL = 16  # outputs that lie together
+ACTIVATIONS = ("int8", "float32")
 CHUNK = 32  # inputs whose codes lie together; activations share a scale over as many
 
 
 @struct.dataclass
 class QuantizedTensor:
-    """A matrix `[d_in, d_out]` in panels of 16 outputs, the last one filled up with zeros."""
+    """A matrix `[d_in, d_out]` in panels of 16 outputs, the last one filled up with zeros; or one for each expert.
 
-    data: UInt8[Array, "panels panel_bytes"]
+    `activations` is one of `ACTIVATIONS`: "int8" lets the native kernel round what it multiplies the matrix with.
+    """
+
+    data: UInt8[Array, "*n_experts panels panel_bytes"]
     shape: tuple[int, int] = struct.field(pytree_node=False)
     format: PlaneFormat = struct.field(pytree_node=False)
+    activations: str = struct.field(pytree_node=False, default="int8")
 
 
 def _sections(d_in: int, form: PlaneFormat) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -146,6 +152,12 @@ def dequantize(w: QuantizedTensor) -> Float[Array, "d_in d_out"]:
     return values.reshape(-1, d_in)[:d_out].T
 
 
+def _outputs(w: QuantizedTensor, start: Array | int, n: int) -> Float[Array, "d_in n"]:
+    """The weights of some outputs, from a multiple of `PANEL` on."""
+    data = lax.dynamic_slice_in_dim(w.data, start // PANEL, -(-n // PANEL))
+    return dequantize(QuantizedTensor(data, (w.shape[0], n), w.format))
+
+
 def columns(w: QuantizedTensor, ids: Int[Array, " n"]) -> Float[Array, "n d_in"]:
     """Chosen outputs' weights in float32: rows of an embedding table."""
     d_in = w.shape[0]
@@ -159,25 +171,31 @@ def columns(w: QuantizedTensor, ids: Int[Array, " n"]) -> Float[Array, "n d_in"]
     return _values({name: one_lane(name, part) for name, part in parts.items()}, w.format)
 
 
+def format_fields(f: PlaneFormat) -> tuple[int, ...]:
+    """As native kernels take it."""
+    return f.bits, f.offset, f.group, f.two_level, f.minima
+
+
 def quantized_matmul(
-    x: Float[Array, "rows d_in"], *weights: QuantizedTensor, exact: bool, activations: str = "int8"
+    x: Float[Array, "rows d_in"], *weights: QuantizedTensor, exact: bool
 ) -> tuple[Float[Array, "rows _"], ...]:
     """`x @ w` for each weight, in float32.
 
     The native kernel quantises groups of 32 activations to int8 and sums integers; what it gives differs from the
-    product with `dequantize(w)` by that rounding, and the bits of a row never depend on other rows.
+    product with `dequantize(w)` by that rounding. With `activations="float32"` it has the bits of
+    `dot(x, dequantize(w), exact=True)`, and no more than a small part of the matrix is dequantised at any time. Either
+    way the bits of a row never depend on other rows. Without native kernels activations are never rounded.
 
     Args:
         x: float32 activations.
-        weights: several share the quantised activations.
-        exact: see `oxjax.kernels.dot`; concerns float activations.
-        activations: "int8", or "float32" for the product with `dequantize(w)`. Where there is no native kernel, it is
-            always the latter.
+        weights: several share the quantised activations; all have the same `activations`.
+        exact: see `oxjax.kernels.dot`; matters without native kernels.
     """
-    if activations == "float32" or native.kernels() is None:
-        return dot(x, *map(dequantize, weights), exact=exact)
-    forms = (w.format for w in weights)
-    fields = [(f.bits, f.offset, f.group, f.two_level, f.minima) for f in forms]
+    if native.kernels() is None:
+        return tuple(dot_by_parts(x, partial(_outputs, w), w.shape[1], exact=exact) for w in weights)
+    rounds = weights[0].activations == "int8"
+    assert all(w.activations == weights[0].activations for w in weights)
+    fields = [format_fields(w.format) for w in weights]
     results = [jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), jnp.float32) for w in weights]
     call = jax.ffi.ffi_call("oxjax_quantized_matmul", results)
-    return tuple(call(x, *(w.data for w in weights), formats=np.array(fields, np.int64).reshape(-1)))
+    return tuple(call(x, *(w.data for w in weights), formats=np.array(fields, np.int64).reshape(-1), rounds=rounds))

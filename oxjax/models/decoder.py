@@ -116,7 +116,7 @@ def hidden_states(
         rope_angles(batch.positions, inv_freq, spec.mscale)
         for inv_freq, spec in zip(params.rope_inv_freq, config.ropes, strict=True)
     )
-    x = _embed(params, batch, config)
+    x = jnp.where(layout.is_real[:, None], _embed(params, batch, config), 0)  # kernels skip rows of zeros
     new_state = []
     for p, spec, old in zip(params.layers, config.layers, state, strict=True):
         x, new = _block(p, x, old, layout, angles, spec=spec, config=config)

@@ -8,10 +8,12 @@ import jax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from oxjax.config import LayerSpec, ModelConfig
+from oxjax.config import DTYPES, LayerSpec, ModelConfig
+from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.kernels.text_attention import TextLayout, text_layout
 from oxjax.models.layers.context import Angles
 from oxjax.models.layers.encoder import EncoderContext, EncoderLayer, encoder_block
+from oxjax.models.layers.linear import lookup
 from oxjax.models.layers.norms import Norm, norm
 from oxjax.models.layers.rope import rope_angles
 
@@ -21,7 +23,7 @@ class EncoderParams:
     """All numbers of an encoder.
 
     Attributes:
-        embedding: `[vocab, d_model]`.
+        embedding: `[vocab, d_model]`, or quantised as `[d_model, vocab]`.
         layers: one per block.
         rope_inv_freq: angle per position of each pair, `[dim/2]` float32, one per `config.ropes`.
         positions: learned vectors of the positions, where the architecture has them.
@@ -30,7 +32,7 @@ class EncoderParams:
         final_norm: after the last block.
     """
 
-    embedding: Float[Array, "vocab d_model"]
+    embedding: Float[Array, "vocab d_model"] | QuantizedTensor
     layers: tuple[EncoderLayer, ...]
     rope_inv_freq: tuple[Float[Array, " _"], ...] = ()
     positions: Float[Array, "context d_model"] | None = None
@@ -75,7 +77,7 @@ def encode(params: EncoderParams, texts: Texts, config: ModelConfig) -> Float[Ar
         rope_angles(layout.positions, inv_freq, spec.mscale)
         for inv_freq, spec in zip(params.rope_inv_freq, config.ropes, strict=True)
     )
-    x = params.embedding[texts.tokens]
+    x = lookup(params.embedding, texts.tokens, DTYPES[config.dtype])
     if params.token_type is not None:
         x = x + params.token_type
     if params.positions is not None:

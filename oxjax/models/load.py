@@ -14,7 +14,9 @@ from flax import struct
 
 from oxjax.config import DTYPES, POOLINGS, ModelConfig
 from oxjax.errors import ModelError, UnsupportedArchitectureError
-from oxjax.gguf import GGUFFile
+from oxjax.gguf import GGMLType, GGUFFile
+from oxjax.kernels import native
+from oxjax.kernels.quantized import ACTIVATIONS
 from oxjax.models.architectures import ARCHITECTURES
 from oxjax.models.base import Frequencies
 from oxjax.models.decoder import Params
@@ -24,6 +26,8 @@ from oxjax.models.layers.norms import Norm
 from oxjax.models.loader import ParamLoader
 from oxjax.tokenizer import Tokenizer
 
+QUANTIZE = {"q8_0": GGMLType.Q8_0, "q4_0": GGMLType.Q4_0}
+WEIGHTS = ("auto", "quantized", *DTYPES)
 _LOADING_THREADS = min(8, os.cpu_count() or 1)  # each holds a few MiB beside what it loads
 # Per-layer copies of the rotation table, which old converters wrote and nothing ever read.
 _IGNORED = (".attn_rot_embd.weight", ".rope_freqs.weight")
@@ -43,6 +47,8 @@ def load(
     *,
     dtype: str = "float32",
     weights: str = "auto",
+    activations: str = "int8",
+    quantize: str | None = None,
     exact: bool = True,
     max_context: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -51,10 +57,15 @@ def load(
 
     Args:
         path: a GGUF file, any shard of a split one, or a directory that holds one model.
-        dtype: "float32" or "bfloat16", of activations and pages, and of weights that are not quantised.
-        weights: "quantized" keeps matrices as the integers of the file, where the format allows it: the memory of
-            the file, and on CPUs native kernels that round activations to 8 bits, as llama.cpp's do. "auto" is the
-            dtype, which may also be named: "float32" or "bfloat16".
+        dtype: "float32" or "bfloat16", of activations and pages.
+        weights: how matrices are held. "quantized" keeps them as in the file: integers where the format allows it,
+            float16 and bfloat16 as they are, and what is neither in the dtype. Products with integers round
+            activations to 8 bits where there are native kernels, as llama.cpp's do. "float32" and "bfloat16"
+            dequantise. "auto" is "quantized" where there are native kernels, else the dtype.
+        activations: what quantised matrices are multiplied with: "int8", which is fast, or "float32", which computes
+            what dequantised weights would, in the memory of quantised ones.
+        quantize: "q8_0" or "q4_0" quantises the file's float32, float16 and bfloat16 matrices, whose rows must be of
+            a multiple of 32, while they are loaded, as the `gguf` package does. It goes with quantised weights.
         exact: see `ModelConfig.exact`.
         max_context: tokens per sequence to prepare for; only LongRoPE models depend on it.
         progress: called with (bytes read, bytes in all) while tensors are read.
@@ -70,7 +81,14 @@ def load(
     with GGUFFile.open(path) as file:
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(file.path))
         config, params = load_params(
-            file, dtype=dtype, weights=weights, exact=exact, max_context=max_context, progress=progress
+            file,
+            dtype=dtype,
+            weights=weights,
+            activations=activations,
+            quantize=quantize,
+            exact=exact,
+            max_context=max_context,
+            progress=progress,
         )
     return Model(config=config, params=params, tokenizer=tokenizer)
 
@@ -80,19 +98,30 @@ def load_params(
     *,
     dtype: str = "float32",
     weights: str = "auto",
+    activations: str = "int8",
+    quantize: str | None = None,
     exact: bool = True,
     max_context: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ModelConfig, Params | EncoderParams]:
     """The config and parameters of an open file, without its tokenizer; see `load`."""
-    if weights not in ("auto", "quantized", dtype):
-        raise ModelError(f"weights {weights!r} is not one of auto, quantized or the dtype, which is {dtype}")
+    for name, value, known in (("weights", weights, WEIGHTS), ("activations", activations, ACTIVATIONS)):
+        if value not in known:
+            raise ModelError(f"{name} {value!r} is not one of {', '.join(known)}")
+    if quantize is not None and quantize not in QUANTIZE:
+        raise ModelError(f"quantize {quantize!r} is not one of {', '.join(QUANTIZE)}")
+    if quantize is not None and weights not in ("auto", "quantized"):
+        raise ModelError(f"quantize {quantize!r} makes quantised weights, but weights is {weights!r}")
+    if weights == "auto":
+        weights = "quantized" if quantize is not None or native.kernels() else dtype
     total = sum(info.n_bytes for info in file.tensors.values())
     tensors = ParamLoader(
         file,
         dtype,
         None if progress is None else lambda done: progress(done, total),
-        quantized=weights == "quantized",
+        weights=weights,
+        activations=activations,
+        quantize=None if quantize is None else QUANTIZE[quantize],
     )
     architecture, config, frequencies = _configure(file, tensors, max_context)
     config = dataclasses.replace(config, dtype=dtype, exact=exact)
@@ -115,7 +144,7 @@ def _decoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequ
         final_norm=tensors.norm(final_norm, config.d_model) if config.norm_weights else Norm(),
         output=None if tied else tensors.linear("output", config.d_model, config.vocab_size),
         rope_inv_freq=tuple(jax.device_put(f) for f in frequencies),
-        positions=tensors.embedding("position_embd.weight", config.context_length, config.d_model, quantized=False)
+        positions=tensors.table("position_embd.weight", config.context_length, config.d_model)
         if config.learned_positions
         else None,
         embedding_norm=tensors.norm("token_embd_norm", config.d_model) if config.embedding_norm else None,
@@ -127,14 +156,12 @@ def _encoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequ
     tensors.skip("cls.")  # heads that judge pairs of texts, which have no part in an embedding
     token_type = None
     if tensors.has(types):
-        token_type = tensors.embedding(types, tensors.file.tensors[types].shape[0], d)[0]
+        token_type = tensors.table(types, tensors.file.tensors[types].shape[0], d)[0]
     return EncoderParams(
         embedding=tensors.embedding("token_embd.weight", config.vocab_size, d),
         layers=tuple(architecture.layer(tensors, i, s, config) for i, s in enumerate(config.layers)),
         rope_inv_freq=tuple(jax.device_put(f) for f in frequencies),
-        positions=tensors.embedding("position_embd.weight", config.context_length, d)
-        if config.learned_positions
-        else None,
+        positions=tensors.table("position_embd.weight", config.context_length, d) if config.learned_positions else None,
         token_type=token_type,
         embedding_norm=tensors.norm("token_embd_norm", d) if config.embedding_norm else None,
         final_norm=None if final is None else tensors.norm(final, d),

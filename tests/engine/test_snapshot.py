@@ -444,11 +444,13 @@ def test_another_version_is_refused(engine, blob, monkeypatch):
 
 def test_a_snapshot_of_another_model_is_refused(model, engine, blob):
     ours = engine._host.fingerprint
-    rounded = jax.tree.map(lambda x: x, model.params)
-    embedding = np.array(rounded.embedding)
-    embedding.view(np.uint32)[7, 7] ^= 1
+    leaves, tree = jax.tree.flatten(model.params)
+    changed = np.array(leaves[0])
+    changed.view(np.uint8)[7, 7] ^= 1
     variants = [
-        replace(model, params=replace(rounded, embedding=jnp.asarray(embedding))),
+        replace(model, params=jax.tree.unflatten(tree, [jnp.asarray(changed), *leaves[1:]])),
+        oxjax.load(embedded_model(), weights="bfloat16"),
+        oxjax.load(embedded_model(), weights="quantized", activations="float32"),
         oxjax.load(embedded_draft()),
         oxjax.load(embedded_model(), exact=False),
         oxjax.load(embedded_model(), dtype="bfloat16"),

@@ -18,7 +18,6 @@ from oxjax.machine import enable_compilation_cache
 from oxjax.tokenizer import Tokenizer
 
 EMBEDDED = "embedded"
-QUANTISED = ", quantised"  # after a name: its weights stay integers
 RANDOM = "random "  # before a name: a file of random weights, a case of `recurrent_synth`
 STORIES = "models/stories260K/stories260K"
 TOYS = tuple(f"toy {kind}" for kind in LAYERS)
@@ -37,11 +36,9 @@ def prompts(n, length, seed=0):
     return [rng.integers(3, 500, length + 7 * i).tolist() for i in range(n)]
 
 
-def load(name, data, *, exact=True):
+def load(name, data, *, exact=True, weights="auto"):
     """A model by name: the embedded one, a toy, a random file, or a file of the data folder."""
     enable_compilation_cache()
-    weights = "quantized" if name.endswith(QUANTISED) else "auto"
-    name = name.removesuffix(QUANTISED)
     if name == EMBEDDED:
         return oxjax.load(embedded_model(), exact=exact, weights=weights)
     if name in TOYS:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import EMBEDDED, PARAMS, QUANTISED, RANDOM, STORIES, TOYS, Harness, finish, load, outcome, prompts
+from harness import EMBEDDED, PARAMS, RANDOM, STORIES, TOYS, Harness, finish, load, outcome, prompts
 from harness import with_toys as _with_toys  # noqa: F401
 
 from oxjax.errors import OxjaxError
+from oxjax.kernels import native
+from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.sampling.params import sample_seed
 
 QUICK = [EMBEDDED, STORIES, "toy hybrid"]
@@ -459,9 +461,9 @@ def test_short_prompts_join_decoding_neighbours(data, exact, max_batch):
 
 
 @pytest.mark.parametrize("name", [EMBEDDED, pytest.param("toy hybrid", marks=pytest.mark.slow)])
-def test_fast_mode_agrees_up_to_rounding(data, harnesses, report, name):
-    harness = Harness(load(name, data, exact=False))
-    exact = np.frombuffer(harnesses(name).alone(IDS)[0], np.float32)
+def test_fast_mode_agrees_up_to_rounding(data, report, name):
+    harness, other = (Harness(load(name, data, exact=e, weights="float32")) for e in (False, True))
+    exact = np.frombuffer(other.alone(IDS)[0], np.float32)
     worst = max(
         np.abs(np.frombuffer(harness.run(IDS, **shape)[0], np.float32) - exact).max() for shape in SHAPES.values()
     )
@@ -473,5 +475,7 @@ def test_fast_mode_agrees_up_to_rounding(data, harnesses, report, name):
 @pytest.mark.parametrize("name", [EMBEDDED, pytest.param("quants/llama-mix-Q4_K_M", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_quantised_weights_change_nothing_about_it(harnesses, expected, name, shape):
-    harness = harnesses(name + QUANTISED)
+    harness = harnesses(name)
+    is_quantised = isinstance(harness.model.params.layers[0].mlp.up.weight, QuantizedTensor)
+    assert is_quantised == (native.kernels() is not None)
     assert harness.run(IDS, **SHAPES[shape]) == expected(harness)

@@ -11,6 +11,11 @@ import oxjax
 PAGE, ROWS, SEQUENCES = 16, 128, 3  # every batch but single rows is padded to these, so that it compiles once
 
 
+def load(path, **options) -> oxjax.Model:
+    """A model with dequantised math, which is what references are computed with."""
+    return oxjax.load(path, weights="float32", **options)
+
+
 class Loop:
     """A loop over `oxjax.step` for a few sequences side by side, with pages handed out back to front."""
 

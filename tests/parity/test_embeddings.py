@@ -24,7 +24,7 @@ POOLINGS = ["none", "mean", "cls", "last"]
 def test_reference_files(data, report, name, arch, allowed):
     reference = np.load(data / "archs" / "reference.npz")
     ids = reference[f"{name}__ids"].tolist()
-    with LLM(data / "archs" / f"{name}.gguf") as llm:
+    with LLM(data / "archs" / f"{name}.gguf", weights="float32") as llm:
         (tokens,), (pooled,) = (llm.embed([ids], p, normalize=False) for p in ("none", None))
     errors = worst(tokens, reference[f"{name}__tok"]), worst(pooled, reference[name])
     shown = f"{errors[0]:.1e} by token, {errors[1]:.1e} pooled"

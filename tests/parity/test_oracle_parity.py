@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 from oracle import LlamaCpp
+from rewrite import rewrite
 
 from oxjax import LLM
 from oxjax.assets import embedded_draft, embedded_model
@@ -15,35 +16,15 @@ FILES = ["demo", "draft", "quants/llama-mix-Q4_K_M", "quants/llama-pure-IQ3_S", 
 LENGTHS = [1, 2, 17, 130]
 
 
-def as_float32(source, target):
-    """The same model with every tensor in F32, decoded by the `gguf` package."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue
-        if field.types[0] == gguf.GGUFValueType.ARRAY:
-            writer.add_array(name, field.contents())
-        else:
-            writer.add_key_value(name, field.contents(), field.types[0])
-    for tensor in reader.tensors:
-        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, numbers.astype(np.float32).reshape(tensor.shape[::-1].tolist()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_logits_match_llama_cpp_on_dequantised_weights(request, report, tmp_path, name):
     if name in ("demo", "draft"):
         source = embedded_model() if name == "demo" else embedded_draft()
     else:
         source = request.getfixturevalue("data") / f"{name}.gguf"
-    as_float32(source, tmp_path / "f32.gguf")
+    rewrite(source, tmp_path / "f32.gguf", gguf.GGMLQuantizationType.F32)
     rng = np.random.default_rng(0)
-    with LLM(source, max_batch=len(LENGTHS)) as llm:
+    with LLM(source, weights="float32", max_batch=len(LENGTHS)) as llm:
         prompts = [rng.integers(3, llm.config.vocab_size, n).tolist() for n in LENGTHS]
         ours = llm.logits(prompts)
     with LlamaCpp(tmp_path / "f32.gguf", vocab_only=False) as oracle:

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from loop import Loop, gelu_by_table, worst
+from loop import Loop, gelu_by_table, load, worst
 
 import oxjax
 from oxjax.models.layers import mlp
@@ -69,7 +69,7 @@ MODES = [
 @pytest.mark.parametrize("name,exact", MODES)
 def test_logits_match_llama_cpp(data, reference, report, name, exact):
     ids, expected = reference[f"{name}__ids"], reference[name]
-    loop = Loop(oxjax.load(data / "archs" / f"{name}.gguf", exact=exact))
+    loop = Loop(load(data / "archs" / f"{name}.gguf", exact=exact))
     errors = {how: worst(loop.logits(ids, chunks), expected) for how, chunks in CHUNKS.items()}
     others = [(ids[::-1], [3, 20, 1, 30]), (ids[50:], [49, 1])]
     errors["in company"] = worst(loop.together([others[0], (ids, UNEVEN), others[1]])[1], expected)
@@ -80,7 +80,7 @@ def test_logits_match_llama_cpp(data, reference, report, name, exact):
 
 
 def test_llm_logits_are_the_same(data, reference):
-    with oxjax.LLM(data / "archs" / "qwen3.gguf") as llm:
+    with oxjax.LLM(data / "archs" / "qwen3.gguf", weights="float32") as llm:
         ids = reference["qwen3__ids"]
         short, whole = llm.logits([ids[:37].tolist(), ids.tolist()])
     assert whole.dtype == np.float32
@@ -98,7 +98,7 @@ def test_gelu_table_is_the_difference(data, reference, report, monkeypatch, name
     architectures without GELU do; without the table not even the best row comes within ten times of that.
     """
     ids, expected = reference[f"{name}__ids"], reference[name]
-    model = oxjax.load(data / "archs" / f"{name}.gguf")
+    model = load(data / "archs" / f"{name}.gguf")
     ours = np.abs(Loop(model).logits(ids, [N]) - expected).max(axis=1) / expected.std()
     monkeypatch.setitem(mlp.ACTIVATIONS, "gelu", gelu_by_table)
     jax.clear_caches()
@@ -121,7 +121,7 @@ MIXTURES = ["qwen2moe", "gptoss", "deepseek2_mla"]
 @pytest.mark.parametrize("name", ["mixtral", *(pytest.param(n, marks=pytest.mark.slow) for n in MIXTURES)])
 def test_bits_of_mixtures_do_not_depend_on_chunks(data, reference, name):
     ids = reference[f"{name}__ids"]
-    loop = Loop(oxjax.load(data / "archs" / f"{name}.gguf"))
+    loop = Loop(load(data / "archs" / f"{name}.gguf"))
     whole = loop.logits(ids, [N])
     for chunks in ([37, 1, 25, 37], [16] * 6 + [4], [1] * N):
         np.testing.assert_array_equal(loop.logits(ids, chunks), whole)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cuts import same_bits_however_cut
+from loop import load
 from oracle import LlamaCpp
 from recurrent_synth import CASES, plamo2, plamo_mamba, write
 
@@ -20,7 +21,7 @@ QUICK += ["kimi-linear", "rwkv6: shapes", "rwkv6qwen2: grouped", "rwkv7: shapes"
 
 
 def our_logits(path, exact):
-    model = oxjax.load(path, exact=exact)
+    model = load(path, exact=exact)
     state = oxjax.init_state(model.config, n_pages=5, page_size=16, n_slots=3)
     step, at, found = jax.jit(oxjax.step, static_argnames="config"), 0, []
     for i, n in enumerate(CHUNKS):

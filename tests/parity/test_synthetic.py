@@ -7,12 +7,11 @@ another by metadata alone must also change llama.cpp's answer, so that a key whi
 import jax
 import numpy as np
 import pytest
-from loop import Loop, worst
+from loop import Loop, load, worst
 from oracle import LlamaCpp
 from sweep import sweep
 from synth import RECIPES, write
 
-import oxjax
 from oxjax.models.base import vary_attention
 
 # Of the logits' standard deviation. float32 rounding; or ggml's 16-bit GELU table, where there is GELU.
@@ -87,7 +86,7 @@ def theirs(data, tmp_path_factory):
 
 def compare(recipe, theirs, report, name, *, exact):
     path, expected = theirs(recipe)
-    error = worst(Loop(oxjax.load(path, exact=exact)).logits(IDS, CHUNKS), expected)
+    error = worst(Loop(load(path, exact=exact)).logits(IDS, CHUNKS), expected)
     allowed = GELU if recipe.arch in WITH_GELU else DEEP if recipe.layers >= 32 else CLOSE
     report(f"parity {recipe.arch} (random, {name}): {error:.1e} of the logits' std, allowed {allowed:.0e}")
     assert error <= allowed
@@ -116,7 +115,7 @@ LAWFUL_MIXTURES = ["deepseek2: temperature", "glm4moe: groups", "gpt-oss", "grok
 def test_bits_do_not_depend_on_chunks(name, theirs):
     """ALiBi, growing queries, clamps, norms without weights, and experts keep the law."""
     path, _ = theirs(SWEEP[name][0] if name in SWEEP else RECIPES[name])
-    loop = Loop(oxjax.load(path))
+    loop = Loop(load(path))
     whole = loop.logits(IDS, [64])
     for chunks in (CHUNKS, [1] * 64, [7] * 9 + [1]):
         np.testing.assert_array_equal(loop.logits(IDS, chunks), whole)
@@ -130,7 +129,7 @@ def test_llama4_beyond_its_chunk(data, tmp_path, report):
     ids = np.random.default_rng(2).integers(3, 500, 8192 + 64)
     with LlamaCpp(path, vocab_only=False) as oracle:
         expected = oracle.logits(ids.tolist())
-    model = oxjax.load(path, exact=False)
+    model = load(path, exact=False)
     cuts = [128] * (len(ids) // 128) + [len(ids) % 128]
     allowed = 3 * CLOSE  # angles of thousands of radians are float32 numbers too
     error = worst(Loop(model).logits(ids, cuts), expected)

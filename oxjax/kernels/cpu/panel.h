@@ -1,106 +1,114 @@
-// Rows times one panel of 16 outputs, written once for all sets of instructions.
-//
-// Whoever includes this file is in a namespace of its own and has defined TARGET, which lets the compiler use the
-// set's instructions, and
-//   kTallest            rows that share one pass over the panel, by how many registers there are
-//   kSigned             dot() takes 8-bit codes with their offset subtracted
-//   from_halves(from)   16 float16 as f32x16
-//   from_bytes(from)    16 int8 as f32x16
-//   dot<bits>(sum, codes, four)   sum += codes of 16 outputs times four int8 inputs
-//
-// Vectors are those of GCC and Clang, which cut them to what the processor has.
+// Some rows times one panel of 16 outputs: the one loop that all quantised products are made of.
+#pragma once
 
-// Numbers at `from`, which need not be aligned.
-template <typename V>
-INLINE TARGET V load(const void* from) {
-  V v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
-}
+#include "quantized_matmul.h"
+#include "simd.h"
+
+namespace oxjax {
+
+#if defined(__AVX512F__)
+constexpr size_t kTallestTile = 8;  // rows that share one pass over the panel, by how many registers there are
+#else
+constexpr size_t kTallestTile = 2;
+#endif
+
+// Rows of a tile, laid out for it: `codes` [chunks, rows, 32], `scales` [chunks, rows], `corrections` [groups, rows].
+// A correction is what takes the offset off the codes of a group, -offset times the sum of the inputs' codes, or, where
+// a group has a minimum, the sum of the inputs as the bits of a float.
+struct Inputs {
+  const int8_t* codes;
+  const float* scales;
+  const int32_t* corrections;
+};
+
+using Tile = void (*)(const Inputs& x, size_t chunks, const uint8_t* panel, float* out, size_t stride, size_t width);
 
 // Bits of bytes, shifted (to the right, where positive) to stay within their bytes, and the others cleared.
 template <int kShift>
-INLINE TARGET u8x64 bits_of(u8x64 bytes, uint8_t mask) {
+OXJAX_INLINE u8x64 bits_of(u8x64 bytes, uint8_t mask) {
   const u16x32 pairs = (u16x32)bytes;  // processors have no shift for bytes
   return (u8x64)(kShift < 0 ? pairs << (kShift < 0 ? -kShift : 0) : pairs >> (kShift < 0 ? 0 : kShift)) & mask;
 }
 
 // Vector i of the eight that hold the codes of 32 inputs, four of each output; see `_packed_codes` in quantized.py.
-template <int kBits, int i>
-INLINE TARGET u8x64 unpacked(const uint8_t* from) {
-  if constexpr (kBits == 8) return kSigned ? load<u8x64>(from + 64 * i) ^ 128 : load<u8x64>(from + 64 * i);
-  u8x64 codes = bits_of<i / 4 * 4>(load<u8x64>(from + 64 * (i % 4)), 15);
-  if constexpr (kBits == 5) codes |= bits_of<i - 4>(load<u8x64>(from + 256), 16);
-  if constexpr (kBits == 6) codes |= bits_of<2 * (i % 4) - 4>(load<u8x64>(from + 256 + 64 * (i / 4)), 48);
+template <int kBits>
+OXJAX_INLINE u8x64 unpacked(const uint8_t* from, int i) {
+  if (kBits == 8) return load_as<u8x64>(from + 64 * i);
+  const u8x64 pairs = load_as<u8x64>(from + 64 * (i % 4));
+  u8x64 codes = i < 4 ? pairs & 15 : bits_of<4>(pairs, 15);
+  if (kBits == 5) {
+    const u8x64 fifth = load_as<u8x64>(from + 256);
+    switch (i) {
+      case 0: codes |= bits_of<-4>(fifth, 16); break;
+      case 1: codes |= bits_of<-3>(fifth, 16); break;
+      case 2: codes |= bits_of<-2>(fifth, 16); break;
+      case 3: codes |= bits_of<-1>(fifth, 16); break;
+      case 4: codes |= fifth & 16; break;
+      case 5: codes |= bits_of<1>(fifth, 16); break;
+      case 6: codes |= bits_of<2>(fifth, 16); break;
+      case 7: codes |= bits_of<3>(fifth, 16); break;
+    }
+  }
+  if (kBits == 6) {
+    const u8x64 further = load_as<u8x64>(from + 256 + 64 * (i / 4));
+    switch (i % 4) {
+      case 0: codes |= bits_of<-4>(further, 48); break;
+      case 1: codes |= bits_of<-2>(further, 48); break;
+      case 2: codes |= further & 48; break;
+      case 3: codes |= bits_of<2>(further, 48); break;
+    }
+  }
   return codes;
 }
 
-template <int kBits, int kGroup, bool kMinima, int kRows>
-TARGET void tile(const Format& format, const Chunk* x, size_t chunks, const uint8_t* panel, float* out, size_t stride,
-                 size_t width) {
+template <int kBits, int kGroup, bool kTwoLevel, bool kMinima, int kRows>
+void tile(const Inputs& x, size_t chunks, const uint8_t* panel, float* out, size_t stride, size_t width) {
   constexpr int kGroups = kChunk / kGroup;  // of weights, to one of activations
-  constexpr bool kShifted = !kMinima && !(kSigned && kBits == 8);
-  const size_t d_in = chunks * kChunk, n_scales = format.scales(d_in);
-  const uint8_t* scales = panel + chunks * 64 * kBits;
-  const uint8_t* minima = scales + n_scales * 2 * kPanel;
-  const uint8_t* sub_scales = minima + (kMinima ? n_scales * 2 * kPanel : 0);
-  const uint8_t* sub_minima = sub_scales + format.sub_scales(d_in) * kPanel;
+  constexpr size_t kChunks = kTwoLevel ? kSuperBlock / kChunk : 1;  // to a scale of the first level
+  constexpr size_t kAhead = 2048;  // bytes: few rows wait for memory
+  const size_t n_scales = chunks / kChunks * (kTwoLevel ? 1 : kGroups);
+  const Float16* scales = reinterpret_cast<const Float16*>(panel + chunks * 64 * kBits);
+  const Float16* minima = scales + n_scales * kPanel;
+  const int8_t* sub_scales = reinterpret_cast<const int8_t*>(minima + (kMinima ? n_scales * kPanel : 0));
+  const int8_t* sub_minima = sub_scales + chunks * kGroups * kPanel;
 
   f32x16 total[kRows] = {};
-  for (size_t c = 0; c < chunks; ++c) {
-    const uint8_t* packed = panel + c * 64 * kBits;
-    const u8x64 codes[8] = {unpacked<kBits, 0>(packed), unpacked<kBits, 1>(packed), unpacked<kBits, 2>(packed),
-                            unpacked<kBits, 3>(packed), unpacked<kBits, 4>(packed), unpacked<kBits, 5>(packed),
-                            unpacked<kBits, 6>(packed), unpacked<kBits, 7>(packed)};
+  for (size_t first = 0; first < chunks; first += kChunks) {
+    f32x16 scale, minimum;
+    if (kTwoLevel) scale = load(scales + first / kChunks * kPanel);
+    if (kTwoLevel && kMinima) minimum = load(minima + first / kChunks * kPanel);
+    for (size_t c = first; c < first + kChunks; ++c) {
+      const uint8_t* packed = panel + c * 64 * kBits;
+      for (int i = 0; i < kBits; ++i) __builtin_prefetch(packed + kAhead + 64 * i);
 #pragma GCC unroll 2
-    for (int g = 0; g < kGroups; ++g) {
-      const size_t at = c * kGroups + g, of_scale = format.two_level ? at * kGroup / kSuperBlock : at;
-      f32x16 scale = from_halves(scales + of_scale * 2 * kPanel), minimum = {};
-      if constexpr (kMinima) minimum = from_halves(minima + of_scale * 2 * kPanel);
-      if (format.two_level) {
-        scale *= from_bytes(sub_scales + at * kPanel);
-        if constexpr (kMinima) minimum *= from_bytes(sub_minima + at * kPanel);
-      }
+      for (int g = 0; g < kGroups; ++g) {
+        const size_t at = c * kGroups + g;
+        const f32x16 of_group = kTwoLevel ? scale * load(sub_scales + at * kPanel) : load(scales + at * kPanel);
+        i32x16 sums[kRows];
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const Chunk& inputs = x[r * chunks + c];
-        const int32_t negated_sum = kGroups == 2 ? inputs.negated_halves[g] : inputs.negated_sum;
-        i32x16 sum = {};
-        if constexpr (kShifted) sum = (sum + negated_sum) * (1 << (kBits - 1));
+        for (int r = 0; r < kRows; ++r)
+          sums[r] = i32x16{} + (kMinima || kCentresCodes<kBits> ? 0 : x.corrections[at * kRows + r]);
 #pragma GCC unroll 8
         for (int i = 0; i < kGroup / 4; ++i) {
-          sum = dot<kBits>(sum, codes[g * (kGroup / 4) + i], load<int32_t>(inputs.codes + g * kGroup + 4 * i));
+          const u8x64 codes = unpacked<kBits>(packed, g * (kGroup / 4) + i);
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r)
+            sums[r] = dot_bytes<kBits>(sums[r], codes,
+                                       load_as<int32_t>(x.codes + (c * kRows + r) * kChunk + g * kGroup + 4 * i));
         }
-        total[r] += __builtin_convertvector(sum, f32x16) * scale * inputs.scale;
-        if constexpr (kMinima) total[r] -= minimum * (inputs.scale * static_cast<float>(negated_sum));
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r)
+          total[r] = fma(__builtin_convertvector(sums[r], f32x16), of_group * x.scales[c * kRows + r], total[r]);
+        if (kMinima) {
+          const f32x16 least = kTwoLevel ? minimum * load(sub_minima + at * kPanel) : load(minima + at * kPanel);
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r)
+            total[r] = fma(least, broadcast(load_as<float>(x.corrections + at * kRows + r)), total[r]);
+        }
       }
     }
   }
-  for (int r = 0; r < kRows; ++r) __builtin_memcpy(out + r * stride, &total[r], width * sizeof(float));
+  for (int r = 0; r < kRows; ++r) store_first(out + r * stride, total[r], width);
 }
 
-// So many rows of one panel's outputs.
-template <int kBits, int kGroup, bool kMinima>
-TARGET void panel_product(const Format& format, const Chunk* x, size_t rows, size_t chunks, const uint8_t* panel,
-                          float* out, size_t stride, size_t width) {
-  size_t r = 0;
-  for (; r + kTallest <= rows; r += kTallest)
-    tile<kBits, kGroup, kMinima, kTallest>(format, x + r * chunks, chunks, panel, out + r * stride, stride, width);
-  if constexpr (kTallest >= 8)
-    for (; r + 4 <= rows; r += 4)
-      tile<kBits, kGroup, kMinima, 4>(format, x + r * chunks, chunks, panel, out + r * stride, stride, width);
-  for (; r < rows; ++r)
-    tile<kBits, kGroup, kMinima, 1>(format, x + r * chunks, chunks, panel, out + r * stride, stride, width);
-}
-
-inline PanelProduct panel_product_for(const Format& f) {
-  switch (f.bits * 1000 + f.group * 10 + f.minima) {
-    case 4320: return panel_product<4, 32, false>;
-    case 4321: return panel_product<4, 32, true>;
-    case 5320: return panel_product<5, 32, false>;
-    case 5321: return panel_product<5, 32, true>;
-    case 6160: return panel_product<6, 16, false>;
-    case 8320: return panel_product<8, 32, false>;
-    default: return nullptr;
-  }
-}
+}  // namespace oxjax

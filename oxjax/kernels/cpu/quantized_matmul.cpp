@@ -2,178 +2,126 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <memory>
+#include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#define INLINE inline __attribute__((always_inline))
+#include "activations.h"
+#include "padding.h"
 
 namespace oxjax {
 namespace {
 
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef uint16_t u16x32 __attribute__((vector_size(64)));
-typedef uint8_t u8x64 __attribute__((vector_size(64)));
-
-using PanelProduct = void (*)(const Format&, const Chunk* x, size_t rows, size_t chunks, const uint8_t* panel,
-                              float* out, size_t stride, size_t width);
-
-namespace generic {
-#define TARGET
-constexpr int kTallest = 1;
-constexpr bool kSigned = false;
-
-INLINE f32x16 from_halves(const uint8_t* from) {
-  f32x16 y;
-  for (int i = 0; i < 16; ++i) {
-    uint16_t h;
-    std::memcpy(&h, from + 2 * i, 2);
-    const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
-    uint32_t bits;
-    if (exponent == 31) {
-      bits = sign | 0x7f800000u | mantissa << 13;
-    } else if (exponent != 0) {
-      bits = sign | (exponent + 112) << 23 | mantissa << 13;
-    } else {  // a multiple of 2^-24
-      const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-      std::memcpy(&bits, &magnitude, 4);
-      bits |= sign;
-    }
-    std::memcpy(reinterpret_cast<char*>(&y) + 4 * i, &bits, 4);
-  }
-  return y;
-}
-
-INLINE f32x16 from_bytes(const uint8_t* from) {
-  f32x16 y;
-  for (int i = 0; i < 16; ++i) y[i] = static_cast<int8_t>(from[i]);
-  return y;
-}
-
-template <int kBits>
-INLINE i32x16 dot(i32x16 sum, u8x64 codes, int32_t four) {
-  int8_t inputs[4];
-  std::memcpy(inputs, &four, 4);
-  for (int j = 0; j < 4; ++j) sum += (i32x16)((u32x16)codes >> 8 * j & 255) * inputs[j];
-  return sum;
-}
-
-#include "panel.h"
-#undef TARGET
-}  // namespace generic
-
-#if defined(__x86_64__)
-namespace avx2 {
-#define TARGET __attribute__((target("avx2,f16c")))
-constexpr int kTallest = 2;
-constexpr bool kSigned = true;
-
-INLINE TARGET f32x16 from_halves(const uint8_t* from) {
-  __m256 both[2];
-  for (int i = 0; i < 2; ++i) both[i] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i));
-  f32x16 y;
-  std::memcpy(&y, both, sizeof y);
-  return y;
-}
-
-INLINE TARGET f32x16 from_bytes(const uint8_t* from) {
-  __m256 both[2];
-  for (int i = 0; i < 2; ++i)
-    both[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * i))));
-  f32x16 y;
-  std::memcpy(&y, both, sizeof y);
-  return y;
-}
-
-// Sums of two products must fit 16 bits: 63 * 127 * 2 does, and so does 128 * 127 * 2 when codes are magnitudes
-// whose signs the inputs take over.
-template <int kBits>
-INLINE TARGET i32x16 dot(i32x16 sum, u8x64 codes, int32_t four) {
-  __m256i sums[2], halves[2];
-  std::memcpy(sums, &sum, sizeof sum);
-  std::memcpy(halves, &codes, sizeof codes);
-  const __m256i inputs = _mm256_set1_epi32(four);
-  for (int i = 0; i < 2; ++i) {
-    const __m256i pairs = kBits == 8
-                              ? _mm256_maddubs_epi16(_mm256_abs_epi8(halves[i]), _mm256_sign_epi8(inputs, halves[i]))
-                              : _mm256_maddubs_epi16(halves[i], inputs);
-    sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-  std::memcpy(&sum, sums, sizeof sum);
-  return sum;
-}
-
-#include "panel.h"
-#undef TARGET
-}  // namespace avx2
-
-namespace avx512vnni {
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
-constexpr int kTallest = 8;
-constexpr bool kSigned = false;
-
-INLINE TARGET f32x16 from_halves(const uint8_t* from) {
-  return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
-INLINE TARGET f32x16 from_bytes(const uint8_t* from) {
-  return (f32x16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-}
-
-template <int kBits>
-INLINE TARGET i32x16 dot(i32x16 sum, u8x64 codes, int32_t four) {
-  return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(four));
-}
-
-#include "panel.h"
-#undef TARGET
-}  // namespace avx512vnni
+template <int kBits, int kGroup, bool kTwoLevel, bool kMinima>
+Tile tile_of_height(size_t rows) {
+  switch (rows) {
+    case 1: return tile<kBits, kGroup, kTwoLevel, kMinima, 1>;
+    case 2: return tile<kBits, kGroup, kTwoLevel, kMinima, 2>;
+#if defined(__AVX512F__)
+    case 4: return tile<kBits, kGroup, kTwoLevel, kMinima, 4>;
+    case 8: return tile<kBits, kGroup, kTwoLevel, kMinima, 8>;
 #endif
-
-PanelProduct panel_product_for(const Format& format, Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::kAvx512Vnni || (isa == Isa::kBest && supported(Isa::kAvx512Vnni)))
-    return avx512vnni::panel_product_for(format);
-  if (isa == Isa::kAvx2 || (isa == Isa::kBest && supported(Isa::kAvx2))) return avx2::panel_product_for(format);
-#endif
-  (void)isa;
-  return generic::panel_product_for(format);
+    default: return nullptr;
+  }
 }
 
-// A group that holds an infinity or NaN gets the scale NaN, one smaller than floats can divide by counts as zero.
-Chunk quantized(const float* x) {
+// What the quantisation of 32 inputs leaves to know.
+struct Quantized {
+  float scale;
+  int32_t halves[2];  // sums of codes
+};
+
+Quantized quantized(const float* x, int8_t* codes) {
   constexpr uint32_t kInfinity = 0x7f800000;
-  Chunk y{};
-  uint32_t bits[kChunk], largest = 0;
-  std::memcpy(bits, x, sizeof bits);
-  for (uint32_t b : bits) largest = std::max(largest, b & 0x7fffffffu);
+  constexpr float kRound = 0x1.8p23f;  // adding it leaves no bits for a fraction: rounds to nearest, ties to even
+  const f32x16 from[2] = {load(x), load(x + kLanes)};
+  u32x16 largest{};
+  for (const f32x16& v : from) {
+    const u32x16 size = (u32x16)v & 0x7fffffff;
+    largest = size > largest ? size : largest;
+  }
+  uint32_t most = 0;
+  for (size_t i = 0; i < kLanes; ++i) most = std::max(most, largest[i]);
   float amax;
-  std::memcpy(&amax, &largest, sizeof amax);
-  if (largest >= kInfinity) y.scale = std::numeric_limits<float>::quiet_NaN();
-  if (largest >= kInfinity || amax < 0x1p-100f) return y;
+  std::memcpy(&amax, &most, sizeof amax);
+  Quantized y{};
+  if (most >= kInfinity) y.scale = std::numeric_limits<float>::quiet_NaN();
+  if (most >= kInfinity || amax < 0x1p-100f) {
+    std::memset(codes, 0, kChunk);
+    return y;
+  }
   y.scale = amax / 127.0f;
   const float inverse = 127.0f / amax;
-  constexpr float kRound = 0x1.8p23f;  // adding it leaves no bits for a fraction: rounds to nearest, ties to even
-  for (size_t i = 0; i < kChunk; ++i) {
-    const int32_t code = static_cast<int32_t>(x[i] * inverse + kRound - kRound);
-    y.codes[i] = static_cast<int8_t>(code);
-    y.negated_halves[i / (kChunk / 2)] -= code;
+  for (size_t h = 0; h < 2; ++h) {
+    const i32x16 whole = __builtin_convertvector(from[h] * inverse + kRound - kRound, i32x16);
+    const i8x16 bytes = __builtin_convertvector(whole, i8x16);
+    std::memcpy(codes + h * kLanes, &bytes, sizeof bytes);
+    i32x16 sum = whole;
+    for (size_t half = kLanes / 2; half; half /= 2)
+      for (size_t i = 0; i < half; ++i) sum[i] += sum[i + half];
+    y.halves[h] = sum[0];
   }
-  y.negated_sum = y.negated_halves[0] + y.negated_halves[1];
   return y;
 }
 
 }  // namespace
 
-bool Format::valid() const {
-  return offset == (minima ? 0 : 1 << (bits - 1)) && generic::panel_product_for(*this) != nullptr;
+Tile tile_for(const Format& f, size_t rows) {
+  switch (f.bits * 10000 + f.group * 100 + f.two_level * 10 + f.minima) {
+    case 43200: return tile_of_height<4, 32, false, false>(rows);
+    case 43201: return tile_of_height<4, 32, false, true>(rows);
+    case 43211: return tile_of_height<4, 32, true, true>(rows);
+    case 53200: return tile_of_height<5, 32, false, false>(rows);
+    case 53201: return tile_of_height<5, 32, false, true>(rows);
+    case 53211: return tile_of_height<5, 32, true, true>(rows);
+    case 61610: return tile_of_height<6, 16, true, false>(rows);
+    case 83200: return tile_of_height<8, 32, false, false>(rows);
+    case 83210: return tile_of_height<8, 32, true, false>(rows);
+    default: return nullptr;
+  }
 }
+
+Activations::Activations(size_t rows, size_t d_in, const Weights* weights, size_t n_weights)
+    : chunks_(d_in / kChunk), codes_(rows * d_in), scales_(rows * chunks_) {
+  for (size_t w = 0; w < n_weights; ++w) {
+    formats_.push_back(weights[w].format);
+    corrections_.emplace_back(rows * chunks_ * groups(w));
+  }
+}
+
+void Activations::quantize(const float* x, const Place& to) {
+  int8_t* codes = codes_.data() + to.first * chunks_ * kChunk;
+  float* scales = scales_.data() + to.first * chunks_;
+  for (size_t c = 0; c < chunks_; ++c) {
+    const size_t at = c * to.height + to.row;
+    const Quantized y = quantized(x + c * kChunk, codes + at * kChunk);
+    scales[at] = y.scale;
+    for (size_t w = 0; w < formats_.size(); ++w) {
+      int32_t* corrections = corrections_[w].data() + to.first * chunks_ * groups(w);
+      for (size_t g = 0; g < groups(w); ++g) {
+        const int32_t sum = groups(w) == 2 ? y.halves[g] : y.halves[0] + y.halves[1];
+        const float inputs = y.scale * static_cast<float>(sum);
+        int32_t correction = -formats_[w].offset * sum;
+        if (formats_[w].minima) std::memcpy(&correction, &inputs, sizeof inputs);
+        corrections[(c * groups(w) + g) * to.height + to.row] = correction;
+      }
+    }
+  }
+}
+
+void Activations::copy(const Place& from, const Place& to) {
+  const size_t here = from.first * chunks_, there = to.first * chunks_;
+  for (size_t c = 0; c < chunks_; ++c) {
+    const size_t source = here + c * from.height + from.row, target = there + c * to.height + to.row;
+    std::memcpy(&codes_[target * kChunk], &codes_[source * kChunk], kChunk);
+    scales_[target] = scales_[source];
+  }
+  for (size_t w = 0; w < formats_.size(); ++w)
+    for (size_t g = 0; g < chunks_ * groups(w); ++g)
+      corrections_[w][there * groups(w) + g * to.height + to.row] =
+          corrections_[w][here * groups(w) + g * from.height + from.row];
+}
+
+bool Format::valid() const { return offset == (minima ? 0 : 1 << (bits - 1)) && tile_for(*this, 1) != nullptr; }
 
 size_t Format::panel_bytes(size_t d_in) const {
   const size_t levels = minima ? 2 : 1;
@@ -181,64 +129,51 @@ size_t Format::panel_bytes(size_t d_in) const {
   return (bytes + 63) / 64 * 64;
 }
 
-bool supported(Isa isa) {
-#if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
-  const bool vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512vl");
-#else
-  const bool avx2 = false, vnni = false;
-#endif
-  return isa == Isa::kAvx512Vnni ? vnni : isa == Isa::kAvx2 ? avx2 : true;
-}
-
-const char* best_isa() {
-  return supported(Isa::kAvx512Vnni) ? "AVX-512 VNNI" : supported(Isa::kAvx2) ? "AVX2" : "generic";
-}
-
-void quantized_matmul(const float* x, size_t rows, size_t d_in, const Weights* weights, size_t n_weights,
-                      const ParallelFor& parallel_for, Isa isa) {
-  const size_t chunks = d_in / kChunk;
-  const std::unique_ptr<Chunk[]> inputs(new Chunk[rows * chunks]);
-  constexpr size_t kRowsAtOnce = 16;
-  parallel_for((rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](size_t part) {
+void quantized_matmul(const float* x, size_t n_rows, size_t d_in, const Weights* weights, size_t n_weights,
+                      const ParallelFor& parallel_for) {
+  const Distinct distinct(x, n_rows, d_in);
+  const size_t rows = distinct.rows;
+  Activations inputs(rows, d_in, weights, n_weights);
+  parallel_for((rows + kTallestTile - 1) / kTallestTile, [&](size_t part) {
     const DefaultArithmetic arithmetic;
-    const size_t last = std::min(rows, (part + 1) * kRowsAtOnce) * chunks;
-    for (size_t c = part * kRowsAtOnce * chunks; c < last; ++c) inputs[c] = quantized(x + c * kChunk);
+    for (size_t r = part * kTallestTile, end = std::min(rows, r + kTallestTile); r < end;) {
+      const size_t height = height_at(r, rows);
+      for (size_t i = 0; i < height; ++i) inputs.quantize(x + (r + i) * d_in, {r, height, i});
+      r += height;
+    }
   });
 
   // A task is some panels of one matrix, by rows that stay in the second cache.
   constexpr size_t kTaskBytes = 128 << 10, kBlockBytes = 512 << 10;
-  const size_t block = std::max<size_t>(kBlockBytes / d_in / 8, 1) * 8;
+  const size_t block = std::max<size_t>(kBlockBytes / d_in / kTallestTile, 1) * kTallestTile;
   struct Part {
-    size_t tasks, panels_at_once, panels, bytes;
-    PanelProduct product;
+    size_t panels, bytes, at_once, end;  // `end`: one past its last task
   };
-  const std::unique_ptr<Part[]> parts(new Part[n_weights]);
-  size_t tasks = 0;
+  std::vector<Part> parts;
   for (size_t i = 0; i < n_weights; ++i) {
-    Part& p = parts[i];
-    p.bytes = weights[i].format.panel_bytes(d_in);
-    p.panels = (weights[i].d_out + kPanel - 1) / kPanel;
-    p.panels_at_once = std::max<size_t>(kTaskBytes / p.bytes, 1);
-    p.product = panel_product_for(weights[i].format, isa);
-    p.tasks = (p.panels + p.panels_at_once - 1) / p.panels_at_once;
-    tasks += p.tasks;
+    const size_t panels = (weights[i].d_out + kPanel - 1) / kPanel, bytes = weights[i].format.panel_bytes(d_in);
+    const size_t at_once = std::max<size_t>(kTaskBytes / bytes, 1);
+    parts.push_back({panels, bytes, at_once, (panels + at_once - 1) / at_once + (i ? parts.back().end : 0)});
   }
-  parallel_for(tasks, [&](size_t task) {
+  parallel_for(n_weights ? parts.back().end : 0, [&](size_t task) {
     const DefaultArithmetic arithmetic;
     size_t i = 0;
-    for (; task >= parts[i].tasks; ++i) task -= parts[i].tasks;
+    while (task >= parts[i].end) ++i;
     const Part& p = parts[i];
     const Weights& w = weights[i];
-    const size_t last_panel = std::min(p.panels, (task + 1) * p.panels_at_once);
+    const size_t from = (task - (i ? parts[i - 1].end : 0)) * p.at_once, to = std::min(p.panels, from + p.at_once);
     for (size_t first = 0; first < rows; first += block) {
-      for (size_t panel = task * p.panels_at_once; panel < last_panel; ++panel) {
+      const size_t last = std::min(rows, first + block);
+      for (size_t panel = from; panel < to; ++panel) {
         const size_t width = std::min(kPanel, w.d_out - panel * kPanel);
-        p.product(w.format, inputs.get() + first * chunks, std::min(block, rows - first), chunks,
-                  w.panels + panel * p.bytes, w.out + first * w.d_out + panel * kPanel, w.d_out, width);
+        for (size_t r = first, height; r < last; r += height) {
+          height = height_at(r, rows);
+          tile_for(w.format, height)(inputs.at(r, i), d_in / kChunk, w.panels + panel * p.bytes,
+                                     w.out + r * w.d_out + panel * kPanel, w.d_out, width);
+        }
       }
     }
+    distinct.fill(w.out, n_rows, w.d_out, from * kPanel, std::min(to * kPanel, w.d_out) - from * kPanel);
   });
 }
 

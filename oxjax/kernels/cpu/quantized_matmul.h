@@ -1,8 +1,8 @@
 // Products of float32 rows with quantised weights. The layout is that of oxjax/kernels/quantized.py.
 //
 // Activations are quantised in groups of 32 to int8 with a float scale. Integer dot products are exact, and floats
-// add up group by group in one order, without fused multiply-adds: the bits of an output depend on its row and its
-// weights alone, not on the number of rows, on threads, or on which instructions the processor has.
+// add up group by group in one order: the bits of an output depend on its row and its weights alone, not on the
+// number of rows, on threads, or on which instructions the processor has.
 #pragma once
 
 #include <cstddef>
@@ -34,20 +34,12 @@ struct Weights {
   float* out;  // [rows, d_out]
 };
 
-// 32 inputs of a row in int8, and what the kernels need of them.
-struct Chunk {
-  int8_t codes[kChunk];
-  float scale;
-  int32_t negated_halves[2], negated_sum;  // of the codes
-};
-
-enum class Isa { kBest, kGeneric, kAvx2, kAvx512Vnni };
-
-bool supported(Isa isa);  // by this processor
-const char* best_isa();   // a name to print
-
 // out = x @ w for each of the weights. `d_in` is a multiple of 32, and of 256 where a format has two levels.
 void quantized_matmul(const float* x, size_t rows, size_t d_in, const Weights* weights, size_t n_weights,
-                      const ParallelFor& parallel_for, Isa isa = Isa::kBest);
+                      const ParallelFor& parallel_for);
+
+// The same with x as it is: the bits of float_matmul() with the dequantised weights.
+void dequantized_matmul(const float* x, size_t rows, size_t d_in, const Weights* weights, size_t n_weights,
+                        const ParallelFor& parallel_for);
 
 }  // namespace oxjax

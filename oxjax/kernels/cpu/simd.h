@@ -21,6 +21,9 @@ typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint16_t u16x32 __attribute__((vector_size(64)));
+typedef uint8_t u8x64 __attribute__((vector_size(64)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
 
 struct BFloat16 {
   uint16_t bits;
@@ -29,7 +32,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-OXJAX_INLINE f32x16 broadcast(float x) { return f32x16{} + x; }
+OXJAX_INLINE f32x16 broadcast(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 
 OXJAX_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
 #if defined(__AVX512F__)
@@ -80,6 +83,51 @@ OXJAX_INLINE f32x16 load(const Float16* from) {
     std::memcpy(reinterpret_cast<char*>(&y) + 4 * i, &bits, sizeof bits);
   }
   return y;
+#endif
+}
+
+OXJAX_INLINE f32x16 load(const int8_t* from) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(from)));
+#else
+  return __builtin_convertvector(load_as<i8x16>(from), f32x16);
+#endif
+}
+
+// Whether dot_bytes() takes the offset of the codes off itself.
+template <int kBits>
+#if defined(__AVX512VNNI__) || !defined(__AVX2__)
+constexpr bool kCentresCodes = false;
+#else
+constexpr bool kCentresCodes = kBits == 8;
+#endif
+
+// sum += four codes of each of 16 outputs times four int8 inputs above -128. All is exact.
+template <int kBits>
+OXJAX_INLINE i32x16 dot_bytes(i32x16 sum, u8x64 codes, int32_t four) {
+#if defined(__AVX512VNNI__)
+  return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(four));
+#elif defined(__AVX2__)
+  // Sums of two products must fit 16 bits: 63 * 127 * 2 does, and so does 128 * 127 * 2 when codes are magnitudes
+  // whose signs the inputs take over.
+  if (kBits == 8) codes ^= 128;
+  __m256i sums[2], halves[2];
+  std::memcpy(sums, &sum, sizeof sum);
+  std::memcpy(halves, &codes, sizeof codes);
+  const __m256i inputs = _mm256_set1_epi32(four);
+  for (int i = 0; i < 2; ++i) {
+    const __m256i pairs = kBits == 8
+                              ? _mm256_maddubs_epi16(_mm256_abs_epi8(halves[i]), _mm256_sign_epi8(inputs, halves[i]))
+                              : _mm256_maddubs_epi16(halves[i], inputs);
+    sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  std::memcpy(&sum, sums, sizeof sum);
+  return sum;
+#else
+  int8_t inputs[4];
+  std::memcpy(inputs, &four, 4);
+  for (int j = 0; j < 4; ++j) sum += (i32x16)((u32x16)codes >> 8 * j & 255) * inputs[j];
+  return sum;
 #endif
 }
 
@@ -164,5 +212,15 @@ OXJAX_INLINE void transpose(f32x16 v[kLanes]) {
   exchange<2>(v);
   exchange<1>(v);
 }
+
+#if defined(__AVX512VNNI__)
+constexpr const char* kInstructions = "AVX-512 VNNI";
+#elif defined(__AVX512F__)
+constexpr const char* kInstructions = "AVX-512";
+#elif defined(__AVX2__)
+constexpr const char* kInstructions = "AVX2";
+#else
+constexpr const char* kInstructions = "generic";
+#endif
 
 }  // namespace oxjax

@@ -13,7 +13,7 @@ from oxjax.kernels.quantized import QuantizedTensor, columns, quantized_matmul
 
 @struct.dataclass
 class Linear:
-    """`y = x @ weight + bias`: the weight `[d_in, d_out]`, of the model's dtype or quantised; the bias float32."""
+    """`y = x @ weight + bias`: the weight `[d_in, d_out]`, of any float dtype or quantised; the bias float32."""
 
     weight: Float[Array, "d_in d_out"] | QuantizedTensor
     bias: Float[Array, " d_out"] | None = None
@@ -47,8 +47,8 @@ def _products(x: Array, weights: list[Array | QuantizedTensor], exact: bool) -> 
 def lookup(
     table: Float[Array, "n d"] | QuantizedTensor, ids: Int[Array, " rows"], dtype: DTypeLike
 ) -> Float[Array, "rows d"]:
-    """Rows of an embedding table; a quantised one is `[d, n]` and gives up no more than the rows."""
-    return columns(table, ids).astype(dtype) if isinstance(table, QuantizedTensor) else table[ids]
+    """Rows of an embedding table; a quantised one is `[d, n]`, and no more than the rows is dequantised."""
+    return (columns(table, ids) if isinstance(table, QuantizedTensor) else table[ids]).astype(dtype)
 
 
 def tied_logits(

@@ -8,7 +8,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
-from oxjax.config import LayerSpec
+from oxjax.config import DTYPES, LayerSpec, ModelConfig
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import previous_rows
 from oxjax.models.layers.linear import Linear, linear
@@ -33,13 +33,12 @@ class ChannelMix:
 
 
 def channel_mix(
-    p: ChannelMix, x: Float[Array, "T d_model"], before: Float[Array, "T d_model"], *, exact: bool
+    p: ChannelMix, x: Float[Array, "T d_model"], before: Float[Array, "T d_model"], config: ModelConfig
 ) -> Float[Array, "T d_model"]:
     """sigmoid(receptance x) · value relu(key x)², float32 between the projections."""
-    dtype = p.key.weight.dtype
 
     def project(layer: Linear, y: Array) -> Array:
-        return linear(layer, x=y.astype(dtype), exact=exact, dtype=jnp.float32)[0]
+        return linear(layer, x=y.astype(DTYPES[config.dtype]), exact=config.exact, dtype=jnp.float32)[0]
 
     inner = jnp.square(jax.nn.relu(project(p.key, x + (before - x) * p.key_share)))
     y = project(p.value, inner)
@@ -86,7 +85,7 @@ def rwkv_block(
         y = _rounded(y)
         before, channel_window = previous_rows(y, old.conv[..., d_model:], layout)
         window = jnp.concatenate([window, channel_window], axis=-1)
-        x = x + channel_mix(p.mlp, y, before, exact=config.exact).astype(x.dtype)
+        x = x + channel_mix(p.mlp, y, before, config).astype(x.dtype)
     else:
         x = x + mlp(p.mlp, y, spec.mlp, exact=config.exact)
     if isinstance(mixer, Rwkv6Spec) and mixer.scale != 1.0:

@@ -10,7 +10,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
-from oxjax.config import RecurrentSpec
+from oxjax.config import DTYPES, RecurrentSpec
 from oxjax.models.layers.chunks import fading_products, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.linear import Linear, linear
@@ -90,7 +90,7 @@ def time_mix6(
         float32 rows for the residual stream, and the states after each sequence's rows.
     """
     exact, (n_heads, head_dim, _) = ctx.config.exact, spec.ssm
-    dtype, n_rows = p.out.weight.dtype, x.shape[0]
+    dtype, n_rows = DTYPES[ctx.config.dtype], x.shape[0]
 
     def project(y: Array, *layers: Linear) -> Array:
         for layer in layers:

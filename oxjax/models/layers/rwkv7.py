@@ -11,7 +11,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
-from oxjax.config import RecurrentSpec
+from oxjax.config import DTYPES, RecurrentSpec
 from oxjax.kernels.dot import row_sum
 from oxjax.models.layers.chunks import fading_products, inverse_of_unit_lower, product
 from oxjax.models.layers.context import Context
@@ -96,7 +96,7 @@ def time_mix7(
         float32 rows for the residual stream, the first layer's values, and the states after each sequence's rows.
     """
     exact, (n_heads, head_dim, _) = ctx.config.exact, spec.ssm
-    dtype, n_rows = p.out.weight.dtype, x.shape[0]
+    dtype, n_rows = DTYPES[ctx.config.dtype], x.shape[0]
 
     def project(y: Array, *layers: Linear) -> Array:
         for layer in layers:
