@@ -21,7 +21,10 @@ EMBEDDED = "embedded"
 RANDOM = "random "  # before a name: a file of random weights, a case of `recurrent_synth`
 STORIES = "models/stories260K/stories260K"
 TOYS = tuple(f"toy {kind}" for kind in LAYERS)
-PARAMS = SamplingParams(max_tokens=12, temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, seed=11, logprobs=3)
+# Prompts are random tokens, after which a model may end the text at once.
+PARAMS = SamplingParams(
+    max_tokens=12, temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, seed=11, logprobs=3, ignore_eos=True
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
