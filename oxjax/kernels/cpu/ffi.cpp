@@ -10,6 +10,7 @@
 
 #include "float_matmul.h"
 #include "grouped_matmul.h"
+#include "linear_scan.h"
 #include "paged_attention.h"
 #include "quantized_matmul.h"
 #include "row_best.h"
@@ -286,6 +287,41 @@ ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuff
   });
 }
 
+ffi::Error scan(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buffer<ffi::F32> decay,
+                ffi::Buffer<ffi::F32> key, ffi::Buffer<ffi::F32> value, ffi::Buffer<ffi::F32> read,
+                ffi::Buffer<ffi::F32> write, ffi::Buffer<ffi::F32> bonus, ffi::Buffer<ffi::F32> initial,
+                ffi::Buffer<ffi::S32> starts, ffi::Buffer<ffi::S32> ends, ffi::ResultBuffer<ffi::F32> y,
+                ffi::ResultBuffer<ffi::F32> states) {
+  const auto keys = key.dimensions(), values = value.dimensions(), decays = decay.dimensions();
+  const auto optional = [](const auto& b) { return b.element_count() ? b.typed_data() : nullptr; };
+  if (keys.size() != 3 || values.size() != 3 || decays.size() != 3 || keys[1] == 0 || values[1] % keys[1] != 0 ||
+      keys[0] != values[0] || decays[0] != values[0] || decays[1] != values[1] ||
+      (decays[2] != 1 && decays[2] != keys[2]))
+    return ffi::Error::InvalidArgument("the shapes of a scan do not fit");
+  const size_t rows = keys[0], heads = values[1], key_heads = keys[1], key_dim = keys[2], value_dim = values[2];
+  const size_t count = starts.element_count(), n_keys = rows * key_heads * key_dim;
+  const auto fits = [](const auto& b, size_t n) { return b.element_count() == 0 || b.element_count() == n; };
+  if (query.element_count() != n_keys || !fits(read, n_keys) || !fits(write, n_keys) ||
+      !fits(bonus, key_heads * key_dim) || ends.element_count() != count || y->element_count() != rows * heads * value_dim ||
+      initial.element_count() != count * heads * key_dim * value_dim ||
+      states->element_count() != initial.element_count() || (optional(write) && !optional(read)) ||
+      (optional(bonus) && optional(read)))
+    return ffi::Error::InvalidArgument("the shapes of a scan do not fit");
+  int64_t before = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (starts.typed_data()[i] < before || ends.typed_data()[i] < starts.typed_data()[i])
+      return ffi::Error::InvalidArgument("the rows of sequences overlap");
+    before = ends.typed_data()[i];
+  }
+  if (before > keys[0]) return ffi::Error::InvalidArgument("a sequence has more rows than there are");
+  const LinearScan scan{heads, key_heads, key_dim, value_dim, static_cast<size_t>(decays[2]), query.typed_data(),
+                        key.typed_data(), value.typed_data(), decay.typed_data(), optional(read), optional(write),
+                        optional(bonus), initial.typed_data(), y->typed_data(), states->typed_data()};
+  return run(pool, [&](const ParallelFor& parallel_for) {
+    linear_scan(scan, {rows, count, starts.typed_data(), ends.typed_data()}, parallel_for);
+  });
+}
+
 }  // namespace
 }  // namespace oxjax
 
@@ -360,6 +396,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_paged_attention, oxjax::attention,
                                   .Attr<int64_t>("chunk")
                                   .Attr<float>("softcap")
                                   .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_linear_scan, oxjax::scan,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 extern "C" const char* oxjax_instructions() { return oxjax::kInstructions; }
