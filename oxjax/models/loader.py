@@ -42,8 +42,7 @@ class ParamLoader:
         progress: called with the bytes of the file read so far, after each tensor.
         weights: how matrices are held: in a dtype, or "quantized", which keeps the integers or the 16 bits of the
             file, and has the rest in `dtype`. None is `dtype`.
-        activations: what quantised matrices are multiplied with; see `QuantizedTensor`. Experts know "int8" only,
-            and are dequantised for others.
+        activations: what quantised matrices are multiplied with; see `QuantizedTensor`.
         quantize: the format that plain matrices are quantised to, where their rows fit it; None leaves them.
     """
 
@@ -323,7 +322,7 @@ class ParamLoader:
             self._check(found, (n, total, d_in) if stacked else (total, d_in))
         places = [(names[0], e) if stacked else (names[e], 0) for e in range(n)]
         kinds = {self._format_of(found) for found in names}
-        if scales is None and len(kinds) == 1 and None not in kinds and self._activations == "int8":
+        if scales is None and len(kinds) == 1 and None not in kinds:
             weights = self._packed_experts(places, d_in, d_outs)
         else:
             weights = self._dense_experts(places, d_in, d_outs, scales)
@@ -345,7 +344,8 @@ class ParamLoader:
             data = _aligned((len(places), -(-d_out // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
             for panels, (name, i) in zip(data, places, strict=True):
                 self._pack(name, panels, d_in, i * total + end - d_out, i * total + end)
-            weights.append(QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, d_out), form))
+            data = jax.device_put(data, may_alias=True)
+            weights.append(QuantizedTensor(data, (d_in, d_out), form, self._activations))
         return weights
 
     def _dense_experts(

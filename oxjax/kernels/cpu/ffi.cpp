@@ -113,8 +113,10 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Span<const
   });
 }
 
+using QuantizedGrouped = decltype(grouped_dequantized_matmul);
+
 ffi::Error by_expert(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S32> chosen, int64_t n_experts,
-                     ffi::Span<const int64_t> formats, ffi::RemainingArgs args, ffi::RemainingRets rets) {
+                     ffi::Span<const int64_t> formats, bool rounds, ffi::RemainingArgs args, ffi::RemainingRets rets) {
   const auto dims = x.dimensions(), pair_dims = chosen.dimensions();
   const bool quantized = formats.size() != 0;
   if (dims.size() != 3 || pair_dims.size() != 2 || dims[0] != pair_dims[0] || n_experts < 0 ||
@@ -153,10 +155,11 @@ ffi::Error by_expert(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<
   }
   return run(pool, [&](const ParallelFor& parallel_for) {
     const Groups groups = grouped(chosen.typed_data(), n_pairs, n_experts);
-    if (quantized)
-      grouped_matmul(x.typed_data(), d_in, pairs_per_row, groups, packed.data(), packed.size(), parallel_for);
-    else
+    if (!quantized)
       grouped_matmul(x.typed_data(), d_in, pairs_per_row, groups, plain.data(), plain.size(), parallel_for);
+    else
+      (rounds ? static_cast<QuantizedGrouped*>(grouped_matmul) : grouped_dequantized_matmul)(
+          x.typed_data(), d_in, pairs_per_row, groups, packed.data(), packed.size(), parallel_for);
   });
 }
 
@@ -349,6 +352,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_grouped_matmul, oxjax::by_expert,
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Attr<int64_t>("n_experts")
                                   .Attr<ffi::Span<const int64_t>>("formats")
+                                  .Attr<bool>("rounds")
                                   .RemainingArgs()
                                   .RemainingRets());
 
