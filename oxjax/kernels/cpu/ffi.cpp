@@ -48,13 +48,18 @@ class Tasks {
   std::atomic<size_t> next_{0}, done_{0};
 };
 
-// Runs a kernel on the caller's thread and those of the pool.
+constexpr size_t kWorthWaking = 1 << 17;  // multiplications; fewer are done before another thread is awake
+
+// Runs a kernel of so many multiplications, about, on the caller's thread and those of the pool.
 template <typename Kernel>
-ffi::Error run(ffi::ThreadPool& pool, Kernel kernel) {
-  const size_t helpers = std::max<int64_t>(pool.num_threads(), 1) - 1;
+ffi::Error run(ffi::ThreadPool& pool, size_t work, Kernel kernel) {
+  const size_t helpers = work < kWorthWaking ? 0 : std::max<int64_t>(pool.num_threads(), 1) - 1;
   try {
     kernel([&](size_t n, const std::function<void(size_t)>& task) {
-      if (n == 1) return task(0);
+      if (n == 1 || helpers == 0) {
+        for (size_t i = 0; i < n; ++i) task(i);
+        return;
+      }
       const auto tasks = std::make_shared<Tasks>(n, &task);
       for (size_t i = 1; i < std::min(n, helpers + 1); ++i) pool.Schedule([tasks] { tasks->work(); });
       tasks->work();
@@ -93,6 +98,7 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Span<const
     return ffi::Error::InvalidArgument("expected rows, and a format and a result for each matrix");
   const size_t rows = dims[0], d_in = dims[1];
   std::vector<Weights> weights;
+  size_t work = 0;
   for (size_t i = 0; i < args.size(); ++i) {
     const auto data = args.get<ffi::Buffer<ffi::U8>>(i);
     auto out = rets.get<ffi::Buffer<ffi::F32>>(i);
@@ -107,8 +113,9 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Span<const
     if (data->element_count() != (d_out + kPanel - 1) / kPanel * format.panel_bytes(d_in))
       return ffi::Error::InvalidArgument("the bytes of a matrix do not fit its shape");
     weights.push_back({format, data->typed_data(), d_out, (*out)->typed_data()});
+    work += rows * d_in * d_out;
   }
-  return run(pool, [&](const ParallelFor& parallel_for) {
+  return run(pool, work, [&](const ParallelFor& parallel_for) {
     (rounds ? quantized_matmul : dequantized_matmul)(x.typed_data(), rows, d_in, weights.data(), weights.size(), parallel_for);
   });
 }
@@ -129,6 +136,7 @@ ffi::Error by_expert(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<
       return ffi::Error::InvalidArgument("a row chose an expert that does not exist");
   std::vector<FloatExperts> plain;
   std::vector<QuantizedExperts> packed;
+  size_t work = 0;
   for (size_t i = 0; i < args.size(); ++i) {
     const auto data = args.get<ffi::AnyBuffer>(i);
     auto out = rets.get<ffi::Buffer<ffi::F32>>(i);
@@ -138,6 +146,7 @@ ffi::Error by_expert(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<
         !std::equal(pair_dims.begin(), pair_dims.end(), out_dims.begin()))
       return ffi::Error::InvalidArgument("the experts or a result are not as many as was said");
     const size_t d_out = out_dims[2];
+    work += n_pairs * d_in * d_out;
     if (!quantized) {
       const auto element = element_of(*data);
       if (!element || shape[1] != dims[2] || shape[2] != out_dims[2])
@@ -153,7 +162,7 @@ ffi::Error by_expert(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<
       return ffi::Error::InvalidArgument("the bytes of a matrix do not fit its shape");
     packed.push_back({format, static_cast<const uint8_t*>(data->untyped_data()), d_out, (*out)->typed_data()});
   }
-  return run(pool, [&](const ParallelFor& parallel_for) {
+  return run(pool, work, [&](const ParallelFor& parallel_for) {
     const Groups groups = grouped(chosen.typed_data(), n_pairs, n_experts);
     if (!quantized)
       grouped_matmul(x.typed_data(), d_in, pairs_per_row, groups, plain.data(), plain.size(), parallel_for);
@@ -169,6 +178,7 @@ ffi::Error dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, bool transposed,
   if (dims.size() != 2 || args.size() != rets.size())
     return ffi::Error::InvalidArgument("expected rows, and a result for each matrix");
   std::vector<Matrix> matrices;
+  size_t work = 0;
   for (size_t i = 0; i < args.size(); ++i) {
     const auto data = args.get<ffi::AnyBuffer>(i);
     auto out = rets.get<ffi::Buffer<ffi::F32>>(i);
@@ -180,8 +190,9 @@ ffi::Error dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, bool transposed,
       return ffi::Error::InvalidArgument("a matrix is not of floats, or its shape does not fit");
     matrices.push_back({data->untyped_data(), *element, transposed, static_cast<size_t>(shape[!transposed]),
                         (*out)->typed_data()});
+    work += data->element_count() * dims[0];
   }
-  return run(pool, [&](const ParallelFor& parallel_for) {
+  return run(pool, work, [&](const ParallelFor& parallel_for) {
     float_matmul(x.typed_data(), dims[0], dims[1], matrices.data(), matrices.size(), parallel_for);
   });
 }
@@ -200,7 +211,7 @@ ffi::Error by_head(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer
     products.push_back({rows, d_in, d_out, {x.typed_data() + h * d_in, heads * d_in}, matrix, *element, false,
                         {out->typed_data() + h * d_out, heads * d_out}});
   }
-  return run(pool, [&](const ParallelFor& parallel_for) {
+  return run(pool, rows * heads * d_in * d_out, [&](const ParallelFor& parallel_for) {
     float_products(products.data(), products.size(), parallel_for);
   });
 }
@@ -209,7 +220,7 @@ ffi::Error sum(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<
   const auto dims = x.dimensions();
   if (dims.size() != 2 || dims[1] == 0 || out->element_count() != static_cast<size_t>(dims[0]))
     return ffi::Error::InvalidArgument("expected rows, and a number for each");
-  return run(pool, [&](const ParallelFor& parallel_for) {
+  return run(pool, x.element_count(), [&](const ParallelFor& parallel_for) {
     row_sum(x.typed_data(), dims[0], dims[1], out->typed_data(), parallel_for);
   });
 }
@@ -220,7 +231,7 @@ ffi::Error best(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer
   const auto fits = [&](auto& out) { return out->element_count() == static_cast<size_t>(dims[0]); };
   if (dims.size() != 2 || dims[1] == 0 || !fits(at) || !fits(largest) || !fits(sum))
     return ffi::Error::InvalidArgument("expected rows, and three numbers for each");
-  return run(pool, [&](const ParallelFor& parallel_for) {
+  return run(pool, x.element_count(), [&](const ParallelFor& parallel_for) {
     row_best(x.typed_data(), dims[0], dims[1], at->typed_data(), largest->typed_data(), sum->typed_data(),
              parallel_for);
   });
@@ -233,7 +244,7 @@ ffi::Error norm(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::
   const size_t weights = weight.element_count(), biases = bias.element_count();
   if (d == 0 || out->element_count() != x.element_count() || weights % d != 0 || (biases != 0 && biases != d))
     return ffi::Error::InvalidArgument("the shapes of a norm do not fit");
-  return run(pool, [&](const ParallelFor& parallel_for) {
+  return run(pool, x.element_count(), [&](const ParallelFor& parallel_for) {
     row_norm(x.typed_data(), dims[0], d, weights ? weight.typed_data() : nullptr, weights / d,
              biases ? bias.typed_data() : nullptr, eps, centred, out->typed_data(), parallel_for);
   });
@@ -268,9 +279,11 @@ ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuff
     return ffi::Error::InvalidArgument("the shapes of attention do not fit");
   const AttentionShape shape{rows, heads, static_cast<size_t>(v_dims[2]), static_cast<size_t>(v_dims[1]),
                              static_cast<size_t>(table_dims[1])};
+  size_t work = 0;
   for (size_t i = 0; i < rows; ++i) {
     const int64_t seq = row_seq.typed_data()[i], position = positions.typed_data()[i];
     if (seq < 0) continue;
+    work += heads * (position + 1) * (dims[2] + v_dims[3]);  // at most
     if (seq >= table_dims[0] || position < 0 || position / v_dims[1] >= table_dims[1])
       return ffi::Error::InvalidArgument("a row's sequence or position is beyond the block tables");
   }
@@ -283,7 +296,7 @@ ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuff
                            softcap,
                            slopes.element_count() ? slopes.typed_data() : nullptr,
                            sinks.element_count() ? sinks.typed_data() : nullptr};
-  return run(pool, [&](const ParallelFor& parallel_for) {
+  return run(pool, work, [&](const ParallelFor& parallel_for) {
     paged_attention(q.typed_data(), keys.data(), keys.size(), {v.untyped_data(), *element, static_cast<size_t>(v_dims[3])},
                     block_tables.typed_data(), row_seq.typed_data(), positions.typed_data(), shape, form,
                     out->typed_data(), parallel_for);
