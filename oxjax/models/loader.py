@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from itertools import accumulate, pairwise
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,7 @@ from oxjax.models.layers.mlp import MLP
 from oxjax.models.layers.moe import Experts, MoE
 from oxjax.models.layers.norms import Norm
 
-_SLAB_BYTES = 4 << 20
+_SLAB_BYTES = 1 << 20  # of float32: temporaries stay in the second cache
 _PLAIN = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
 _HALVES = {GGMLType.F16: np.dtype(np.float16), GGMLType.BF16: np.dtype(jnp.bfloat16)}
 
@@ -39,7 +41,7 @@ class ParamLoader:
     Args:
         file: an open GGUF file.
         dtype: of activations, and of what is computed with as it is; vectors stay float32.
-        progress: called with the bytes of the file read so far, after each tensor.
+        progress: called with the bytes of the file read so far, after each part of a tensor.
         weights: how matrices are held: in a dtype, or "quantized", which keeps the integers or the 16 bits of the
             file, and has the rest in `dtype`. None is `dtype`.
         activations: what quantised matrices are multiplied with; see `QuantizedTensor`.
@@ -75,11 +77,31 @@ class ParamLoader:
         self._used.add(name)
 
     def _read(self, name: str) -> None:
+        """A tensor was read, and will not be again."""
         self.file.release(name)
+        self._count(self.file.tensors[name].n_bytes)
+
+    def _count(self, n_bytes: int) -> None:
         with self._lock:
-            self._bytes_read += self.file.tensors[name].n_bytes
+            self._bytes_read += n_bytes
             if self._progress is not None:
                 self._progress(self._bytes_read)
+
+    def _by_slabs(
+        self, name: str, rows: range, work: Callable[[int, int], None], pool: Executor | None, least: int = 1
+    ) -> None:
+        """Call `work(start, stop)` for slabs of a multiple of `least` rows of a matrix: one by one, or in a pool."""
+        info = self.file.tensors[name]
+        step = max(_SLAB_BYTES // (4 * info.shape[-1] * least), 1) * least
+
+        def one(start: int) -> None:
+            stop = min(start + step, rows.stop)
+            work(start, stop)
+            self._count((stop - start) * info.n_bytes // info.shape[0])
+
+        for _ in (map if pool is None else pool.map)(one, range(rows.start, rows.stop, step)):
+            pass
+        self.file.release(name)
 
     def vector(self, name: str, *shape: int) -> np.ndarray:
         """A float32 vector `[d]`, or a small table of them."""
@@ -88,28 +110,33 @@ class ParamLoader:
         self._read(name)
         return vector
 
-    def embedding(self, name: str, n: int, d: int) -> Array | QuantizedTensor:
-        """A table `[n, d]` to look up and multiply with; as a quantised matrix, where it is one, `[d, n]`."""
+    def embedding(self, name: str, n: int, d: int, pool: Executor | None = None) -> Array | QuantizedTensor:
+        """A table `[n, d]` to look up and multiply with; as a quantised matrix, where it is one, `[d, n]`.
+
+        See `fused` about the pool.
+        """
         self._check(name, (n, d))
         if self._format_of(name):
-            packed = self._packed(name, d, 0, n)
-            self._read(name)
-            return packed
+            return self._packed(name, d, range(n), pool)
         table = _aligned((n, d), self._dtype_of(name))
-        for start, stop in self._slabs(n, d):
+
+        def copy(start: int, stop: int) -> None:
             table[start:stop] = self.file.rows(name, start, stop)
-        self._read(name)
+
+        self._by_slabs(name, range(n), copy, pool)
         return jax.device_put(table, may_alias=True)
 
     def table(self, name: str, n: int, d: int) -> Array:
         """A small table `[n, d]` in the activations' dtype, whose rows are added to them."""
         return jax.device_put(self.vector(name, n, d).astype(self.dtype))
 
-    def linear(self, name: str, d_in: int, d_out: int, *, keep: bool = True) -> Linear:
+    def linear(self, name: str, d_in: int, d_out: int, *, keep: bool = True, pool: Executor | None = None) -> Linear:
         """The map `<name>.weight`, with `<name>.bias` if the file has one; see `fused`."""
-        return self.fused(name, d_in, (d_out,), keep=keep)[0]
+        return self.fused(name, d_in, (d_out,), keep=keep, pool=pool)[0]
 
-    def fused(self, name: str, d_in: int, d_outs: tuple[int, ...], *, keep: bool = True) -> tuple[Linear, ...]:
+    def fused(
+        self, name: str, d_in: int, d_outs: tuple[int, ...], *, keep: bool = True, pool: Executor | None = None
+    ) -> tuple[Linear, ...]:
         """Maps whose outputs lie one after another in `<name>.weight` (and `.bias`), taken apart.
 
         Args:
@@ -117,6 +144,7 @@ class ParamLoader:
             d_in: what all take.
             d_outs: what each gives.
             keep: allow the file's own form of weights; not where they will be taken apart further.
+            pool: threads that share the work; for calls that do not come from one of them.
         """
         total = sum(d_outs)
         self._check(f"{name}.weight", (total, d_in))
@@ -124,29 +152,36 @@ class ParamLoader:
         # NVFP4 files carry one multiplier per matrix beside it; `.input_scale` concerns activations on GPUs.
         scale = self.vector(f"{name}.scale", 1)[0] if self.has(f"{name}.scale") else None
         self._used.add(f"{name}.input_scale")
-        ends = np.cumsum(d_outs)
+        ends = [*accumulate(d_outs, initial=0)]
         maps = []
-        for start, stop in zip(ends - d_outs, ends, strict=True):
+        for start, stop in pairwise(ends):
             part = None if bias is None else jax.device_put(bias[start:stop].copy())
             if keep and scale is None and self._format_of(f"{name}.weight"):
-                weight = self._packed(f"{name}.weight", d_in, int(start), int(stop))
+                weight = self._packed(f"{name}.weight", d_in, range(start, stop), pool)
             else:
                 dtype = self._dtype_of(f"{name}.weight") if keep and scale is None else self._dense
-                matrix = self._transposed(f"{name}.weight", d_in, int(start), int(stop), dtype, scale)
-                weight = jax.device_put(matrix, may_alias=True)
+                weight = self._transposed(f"{name}.weight", d_in, range(start, stop), dtype, scale, pool)
             maps.append(Linear(weight=weight, bias=part))
-        self._read(f"{name}.weight")
         return tuple(maps)
 
     def _transposed(
-        self, name: str, d_in: int, start: int, stop: int, dtype: np.dtype, scale: np.float32 | None
-    ) -> np.ndarray:
-        """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns."""
-        weight = _aligned((d_in, stop - start), dtype)
-        for a, b in self._slabs(stop - start, d_in):
-            slab = self.file.rows(name, start + a, start + b)
-            weight[:, a:b] = (slab if scale is None else slab * scale).T
-        return weight
+        self,
+        name: str,
+        d_in: int,
+        rows: range,
+        dtype: np.dtype,
+        scale: np.float32 | None,
+        pool: Executor | None,
+    ) -> Array:
+        """Some rows of a `[d_out, d_in]` tensor as columns."""
+        weight = _aligned((d_in, len(rows)), dtype)
+
+        def turn(start: int, stop: int) -> None:
+            slab = self.file.rows(name, start, stop)
+            weight[:, start - rows.start : stop - rows.start] = (slab if scale is None else slab * scale).T
+
+        self._by_slabs(name, rows, turn, pool)
+        return jax.device_put(weight, may_alias=True)
 
     def _format_of(self, name: str) -> GGMLType | None:
         """The format that a matrix is held in, unless it is held as floats."""
@@ -163,17 +198,19 @@ class ParamLoader:
         half = _HALVES.get(self.file.tensors[name].ggml_type) if self._quantized else None
         return self._dense if half is None else half
 
-    def _packed(self, name: str, d_in: int, start: int, stop: int) -> QuantizedTensor:
-        """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns, in the format that it is held in."""
+    def _packed(self, name: str, d_in: int, rows: range, pool: Executor | None) -> QuantizedTensor:
+        """Some rows of a `[d_out, d_in]` tensor as columns, in the format that it is held in."""
         kind = self._format_of(name)
         form = PLANE_FORMATS[kind]
-        data = _aligned((-(-(stop - start) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
-        step = max(_SLAB_BYTES // (4 * d_in * PANEL), 1)  # panels at a time
-        for panel in range(0, len(data), step):
-            first, last = start + panel * PANEL, min(start + (panel + step) * PANEL, stop)
-            parts = planes(self._blocks(name, kind, first, last), kind, (last - first, d_in))
-            pack(parts, form, data[panel : panel + step])
-        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, stop - start), form, self._activations)
+        data = _aligned((-(-len(rows) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
+
+        def lay_out(start: int, stop: int) -> None:
+            parts = planes(self._blocks(name, kind, start, stop), kind, (stop - start, d_in))
+            first, last = (start - rows.start) // PANEL, -(-(stop - rows.start) // PANEL)
+            pack(parts, form, data[first:last])
+
+        self._by_slabs(name, rows, lay_out, pool, least=PANEL)
+        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, len(rows)), form, self._activations)
 
     def _blocks(self, name: str, kind: GGMLType, first: int, last: int) -> np.ndarray:
         """Bytes of rows in a format: the file's, or what the `gguf` package makes of plain ones."""
@@ -183,11 +220,6 @@ class ParamLoader:
             return self.file.raw(name)[first * row_bytes : last * row_bytes]
         rows = np.ascontiguousarray(self.file.rows(name, first, last), np.float32)
         return gguf_quants.quantize(rows, GGMLQuantizationType(kind)).reshape(-1)
-
-    @staticmethod
-    def _slabs(n_rows: int, row: int) -> Iterable[tuple[int, int]]:
-        step = max(1, _SLAB_BYTES // (4 * row))
-        return ((a, min(a + step, n_rows)) for a in range(0, n_rows, step))
 
     def interleaved(self, name: str, d_in: int, groups: int, widths: tuple[int, ...]) -> tuple[Linear, ...]:
         """Maps whose outputs take turns in `<name>.weight`: each of the groups holds so many of each."""

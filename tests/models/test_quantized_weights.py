@@ -5,9 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracle import require_llama_cpp
 from rewrite import rewrite
 
 import oxjax
+from benchmarks.random_model import PLAIN_TYPES, SHAPES
+from benchmarks.random_model import write as write_random
 from oxjax.assets import embedded_model
 from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
@@ -133,6 +136,17 @@ def test_quantised_at_load_is_the_file_that_the_gguf_package_writes(data, tmp_pa
     assert isinstance(ours.embedding, QuantizedTensor)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K"])
+def test_parameters_take_the_memory_of_the_file(tmp_path, kind):
+    if kind not in PLAIN_TYPES:
+        require_llama_cpp()
+    write_random(tmp_path / "random.gguf", SHAPES["tiny"], kind)
+    with GGUFFile.open(tmp_path / "random.gguf") as file:
+        _, params = load_params(file, weights="quantized")
+        stored = sum(t.n_bytes for t in file.tensors.values())
+    assert sum(a.nbytes for a in jax.tree.leaves(params)) <= 1.1 * stored
 
 
 def test_rows_that_a_format_does_not_fit_stay_plain(data):
