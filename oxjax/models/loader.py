@@ -22,7 +22,7 @@ from oxjax.config import DTYPES, AttentionSpec, MLPSpec, MoESpec
 from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
 from oxjax.gguf.ggml_types import GGMLType, block_layout
-from oxjax.gguf.planes import PLANE_FORMATS, planes
+from oxjax.gguf.planes import PLANE_FORMATS, has_planes, planes
 from oxjax.kernels.quantized import PANEL, QuantizedTensor, pack, panel_bytes
 from oxjax.models.layers.attention import Attention
 from oxjax.models.layers.linear import Linear
@@ -189,7 +189,8 @@ class ParamLoader:
         if not self._quantized:
             return None
         if info.ggml_type in PLANE_FORMATS:
-            return info.ggml_type if self.file.byte_order == "little" else None
+            fits = self.file.byte_order == "little" and has_planes(self.file.raw(name), info.ggml_type)
+            return info.ggml_type if fits else None
         fits = self._quantize is not None and info.shape[-1] % block_layout(self._quantize)[0] == 0
         return self._quantize if fits and info.ggml_type in _PLAIN else None
 
