@@ -13,7 +13,7 @@ import numpy as np
 from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import SLOTS_PER_SEQUENCE, Saved, StatePool
-from oxjax.engine.scheduler import Scheduler, Sequence
+from oxjax.engine.scheduler import Scheduler, Sequence, Work
 
 ROOT = root_key(model="world")
 KINDS = {"paged": (True, False), "recurrent": (False, True), "hybrid": (True, True)}
@@ -101,8 +101,12 @@ class World:
         self.live.append(sequence)
         return self.check("add")
 
-    def step(self, choose, *, fails=False):
-        """One step; `choose` gives new tokens. One that fails has run on the device and advances nobody."""
+    def step(self, choose, *, fails=False, n_steps=1):
+        """One step; `choose` gives new tokens. One that fails has run on the device and advances nobody.
+
+        With `n_steps` the device takes up to so many at once, if everybody decodes. A 1 ends a sequence before the
+        call's last step; what the device computed after it is never read.
+        """
         work = self.scheduler.schedule()
         assert bool(work) == bool(self.live)
         assert sum(w.n_rows for w in work) <= self.scheduler.max_rows
@@ -113,6 +117,8 @@ class World:
         if self.live:
             best = min(self.live, key=lambda s: s.rank)
             assert best in running or self.scheduler._will_be_found(best), "the best rank did not move"
+        if n_steps > 1 and work and len(work) == len(self.scheduler.running) and all(w.decodes for w in work):
+            return self._decode(work, choose, self.scheduler.reserve_ahead(work, n_steps), fails)
         self.device.run(work)
         if fails:
             return self.check("failed step")
@@ -125,6 +131,29 @@ class World:
                 self.scheduler.remove(sequence)
                 self.live.remove(sequence)
                 self.finished.append(sequence)
+        return self.check("step")
+
+    def _decode(self, work, choose, n_steps, fails):
+        taken = []
+        for sequence, start, _ in work:
+            new = [choose() for _ in range(min(n_steps, sequence.max_length - len(sequence.tokens)))]
+            n_rows = next((i for i, token in enumerate(new, 1) if token), len(new))
+            sequence.tokens += new[:-1]
+            taken.append((sequence, start, len(new), n_rows, new[n_rows - 1]))
+        self.device.run([Work(sequence, start, n) for sequence, start, n, *_ in taken])
+        for sequence, start, _, n_rows, _ in taken:
+            del sequence.tokens[start + (1 if fails else n_rows) :]
+        if fails:
+            return self.check("failed step")
+        self.scheduler.commit([Work(sequence, start, n_rows) for sequence, start, _, n_rows, _ in taken], n_steps)
+        for sequence, _, n, n_rows, last in taken:
+            sequence.tokens.append(last)
+            if n_rows < n or len(sequence.tokens) == sequence.max_length:
+                self.scheduler.remove(sequence)
+                self.live.remove(sequence)
+                self.finished.append(sequence)
+        self.counts["several steps"] += n_steps > 1
+        self.counts["ended inside"] += any(n_rows < n for _, _, n, n_rows, _ in taken)
         return self.check("step")
 
     def fork(self, parent, length, n_new, *, more=()):
@@ -202,6 +231,6 @@ def play(world: World, rng: random.Random, n: int) -> None:
         elif choice < 0.41 and world.live:
             world.cancel(rng.choice(world.live))
         elif choice < 0.46:
-            world.step(token, fails=True)
+            world.step(token, fails=True, n_steps=rng.choice([1, 3]))
         else:
-            world.step(token)
+            world.step(token, n_steps=rng.choice([1, 1, 2, 7]))

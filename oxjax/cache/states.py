@@ -107,6 +107,11 @@ class StatePool:
         """Pages that hold this many tokens."""
         return -(-n_tokens // self.page_size) if self.pages is not None else 0
 
+    @property
+    def n_free_pages(self) -> int:
+        """Pages that can be had now."""
+        return 0 if self.pages is None else self.pages.free_count
+
     def trail(self) -> PrefixTrail | None:
         """The trail of a new sequence."""
         return None if self.prefix is None else self.prefix.trail()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -15,10 +16,11 @@ import numpy as np
 from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool
+from oxjax.engine.decode import MAX_STEPS
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Output
 from oxjax.engine.request import Request
-from oxjax.engine.runner import Runner
+from oxjax.engine.runner import Decoding, Runner
 from oxjax.engine.scheduler import Scheduler, Sequence, Work
 from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint, state_specs
 from oxjax.errors import InvalidRequestError, NonFiniteLogitsError, SnapshotError
@@ -26,6 +28,9 @@ from oxjax.models.load import Model
 from oxjax.sampling.params import SamplingParams, sample_seed
 
 log = logging.getLogger("oxjax")
+_CHOICE = "tokens", "logprobs", "top_tokens", "top_logprobs", "finite"  # columns of `Sampled` and `Decoded`
+
+CALL_SECONDS = 0.04  # of decoding without the host: so long waits whoever comes, cancels or reads a stream
 
 
 class _Chooser(NamedTuple):
@@ -50,6 +55,8 @@ class Engine:
         swap: keep the state of a preempted request on the host instead of computing it again.
         n_checkpoints: recurrent states that are kept for reuse and rewinding, for models with recurrent layers.
         checkpoint_every: tokens between them; a multiple of `page_size`.
+        steps_per_call: most decode steps that the device takes without the host, up to `MAX_STEPS`. Fewer are taken
+            where that takes long. It changes no result.
     """
 
     def __init__(
@@ -65,7 +72,10 @@ class Engine:
         swap: bool = True,
         n_checkpoints: int = 16,
         checkpoint_every: int = 256,
+        steps_per_call: int = MAX_STEPS,
     ):
+        if not 1 <= steps_per_call <= MAX_STEPS:
+            raise ValueError(f"{steps_per_call} steps per call: expected 1 to {MAX_STEPS}")
         self.tokenizer, config = model.tokenizer, model.config
         n_slots = 1 + SLOTS_PER_SEQUENCE * max_batch + n_checkpoints if config.slot_bytes else 1
         self.runner = Runner(
@@ -77,6 +87,7 @@ class Engine:
             max_rows=max_rows,
             max_context=max_context,
             n_slots=n_slots,
+            end_ids=self.tokenizer.eog_ids,
         )
         pages = BlockAllocator(n_pages) if config.page_bytes(1) else None
         slots = BlockAllocator(n_slots, "slot") if config.slot_bytes else None
@@ -91,6 +102,7 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=swap
         )
+        self._steps_per_call, self._step_seconds = steps_per_call, math.inf
         self._requests: dict[Sequence, Request] = {}
         self._counts: Counter[str] = Counter()
 
@@ -307,14 +319,57 @@ class Engine:
             unborn[0].unborn = tuple(unborn[1:])
 
     def step(self) -> None:
-        """Run one batch and hand out what it gave. Does nothing when no request is in the engine.
+        """Run one batch, or several steps of one that decodes, and hand out what it gave.
 
-        If the step itself fails, no request has advanced.
+        Does nothing when no request is in the engine. If the device fails, no request has advanced.
         """
         start = time.perf_counter_ns()
         work = self.scheduler.schedule()
         if not work:
             return
+        alone = len(work) == len(self.scheduler.running) and all(w.decodes for w in work)
+        if alone and not any(self._requests[w.sequence].unborn for w in work):
+            device = self._decode(work)
+        else:
+            device = self._run(work)
+        self._counts["nanoseconds"] += time.perf_counter_ns() - start
+        self._counts["host nanoseconds"] += time.perf_counter_ns() - start - device
+
+    def _decode(self, work: list[Work]) -> int:
+        """Let all running sequences decode; returns the device's nanoseconds."""
+        requests = [self._requests[w.sequence] for w in work]
+        n_left = [w.sequence.max_length - len(w.sequence.tokens) for w in work]
+        wanted = min(self._steps_per_call, max(n_left), max(1, int(CALL_SECONDS / self._step_seconds)))
+        n_steps = self.scheduler.reserve_ahead(work, wanted)
+        someone_waits = self.scheduler.n_waiting > 0  # for a place, which who ends leaves
+        rows = [
+            Decoding(w, r.params, r.seed, min(n, n_steps), someone_waits)
+            for w, r, n in zip(work, requests, n_left, strict=True)
+        ]
+        device = time.perf_counter_ns()
+        decoded = self.runner.decode(rows, max(r.params.logprobs for r in requests))
+        device = time.perf_counter_ns() - device
+        n_steps = int(decoded["n_steps"])
+        self._step_seconds = device / 1e9 / n_steps
+        columns = [decoded[name][:n_steps, : len(work)].swapaxes(0, 1).tolist() for name in _CHOICE]
+        taken, leaving = [], []
+        for w, request, *choices in zip(work, requests, *columns, strict=True):
+            n_rows = 0
+            for choice in zip(*choices, strict=True):
+                n_rows += 1
+                if how := self._take(request, *choice):
+                    leaving.append((request, how))
+                    break
+            taken.append(Work(w.sequence, w.start, n_rows))
+        # A row's steps after its end are not counted: its state goes when it leaves.
+        self.scheduler.commit(taken, n_steps)
+        for request, how in leaving:
+            self._leave(request, how)
+        self._counts["rows"] += sum(w.n_rows for w in taken)
+        return device
+
+    def _run(self, work: list[Work]) -> int:
+        """Run rows of all kinds; returns the device's nanoseconds."""
         ends = np.cumsum([w.n_rows for w in work])
         wants_all = any(w.sequence.all_logits for w in work)
         rows = ends - 1 if wants_all else np.arange(len(work))
@@ -336,8 +391,8 @@ class Engine:
             self._collect_rows(work, scored, ends)
         if choosing:
             self._deliver(choosing, sampled)
-        self._counts.update(rows=int(ends[-1]), nanoseconds=time.perf_counter_ns() - start)
-        self._counts["host nanoseconds"] += time.perf_counter_ns() - start - device
+        self._counts["rows"] += int(ends[-1])
+        return device
 
     @staticmethod
     def _choosers(row: int, request: Request) -> list[_Chooser]:
@@ -362,27 +417,33 @@ class Engine:
 
     def _deliver(self, choosing: list[_Chooser], sampled: dict[str, np.ndarray]) -> None:
         """Hand what was chosen to the requests; those that were unborn begin before their parent goes on."""
-        columns = {name: column.tolist() for name, column in sampled.items()}
-        for i, (_, request, parent) in reversed(list(enumerate(choosing))):
+        columns = [sampled[name].tolist() for name in _CHOICE]
+        for (_, request, parent), *choice in reversed(list(zip(choosing, *columns, strict=True))):
             if parent is None:
                 request.unborn = ()
-            n_top, token, logprob = request.params.logprobs, columns["tokens"][i], columns["logprobs"][i]
-            top = zip(columns["top_tokens"][i][:n_top], columns["top_logprobs"][i][:n_top], strict=True)
-            pairs = ((token, logprob), *(pair for pair in top if pair[0] != token)) if n_top else ()
-            self._take(request, token, logprob, pairs, finite=columns["finite"][i])
-            if parent is not None and not request.done:
+            if how := self._take(request, *choice):
+                self._leave(request, how)
+            elif parent is not None:
                 self.scheduler.fork(parent.sequence, request.sequence)
 
     def _take(
-        self, request: Request, token: int, logprob: float, pairs: tuple[tuple[int, float], ...], *, finite: bool
-    ) -> None:
-        """Append what was chosen for a request, or fail it."""
-        tokens = request.sequence.tokens
+        self,
+        request: Request,
+        token: int,
+        logprob: float,
+        top_tokens: list[int],
+        top_logprobs: list[float],
+        finite: bool,
+    ) -> str | None:
+        """Append what was chosen for a request; returns how it leaves, if it does."""
+        tokens, n_top = request.sequence.tokens, request.params.logprobs
         if not finite:
             request.error = NonFiniteLogitsError(f"the logits for position {len(tokens)} hold NaN or infinity")
-            self._leave(request, "failed")
-            return
+            return "failed"
+        pairs: tuple[tuple[int, float], ...] = ()
+        if n_top:
+            top = zip(top_tokens[:n_top], top_logprobs[:n_top], strict=True)
+            pairs = (token, logprob), *(pair for pair in top if pair[0] != token)
         tokens.append(token)
         self._counts["generated"] += 1
-        if request.output.push(token, logprob, pairs).finish_reason is not None:
-            self._leave(request, "finished")
+        return "finished" if request.output.push(token, logprob, pairs).finish_reason is not None else None

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from oxjax.batch import Batch
 from oxjax.cache.blocks import NULL_PAGE
 from oxjax.cache.states import Saved
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
+from oxjax.engine.decode import decode_steps
+from oxjax.engine.packed import DECODING, SAMPLING, n_words, unpack
 from oxjax.engine.scheduler import Work
 from oxjax.kernels.dot import least_rows
 from oxjax.models.decoder import Params, hidden_states, init_state, logits_of, step
 from oxjax.sampling.params import SamplingParams
-from oxjax.sampling.pipeline import SamplingRows, sample
+from oxjax.sampling.pipeline import Sampled, SamplingRows, sample
 
 log = logging.getLogger("oxjax")
 
@@ -27,7 +32,13 @@ log = logging.getLogger("oxjax")
 _step = jax.jit(step, static_argnames="config", donate_argnames="state")
 _hidden_states = jax.jit(hidden_states, static_argnames="config", donate_argnames="state")
 _logits_of = jax.jit(logits_of, static_argnames="config")
-_sample = jax.jit(sample, static_argnames=("n_top", "exact"))
+_BEFORE_TABLES = n_words(DECODING)
+_decode_steps = jax.jit(decode_steps, static_argnames=("config", "n_top"), donate_argnames="state")
+
+
+@partial(jax.jit, static_argnames=("n_top", "exact"))
+def _sample(logits: Float[Array, "N vocab"], packed: Int[Array, "N words"], *, n_top: int, exact: bool) -> Sampled:
+    return sample(logits, SamplingRows(**unpack(packed, SAMPLING)), n_top=n_top, exact=exact)
 
 
 def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
@@ -36,6 +47,23 @@ def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
     while sizes[-1] < max_rows:
         sizes.append(sizes[-1] * 2)
     return tuple(sizes)
+
+
+class Decoding(NamedTuple):
+    """A sequence that decodes, for some steps.
+
+    Attributes:
+        work: its next row.
+        params, seed: how its tokens are chosen.
+        n_steps: most steps.
+        ends_call: whether nobody goes on without it.
+    """
+
+    work: Work
+    params: SamplingParams
+    seed: int
+    n_steps: int
+    ends_call: bool
 
 
 class Runner:
@@ -50,6 +78,7 @@ class Runner:
         max_rows: rows of a step.
         max_context: tokens of a sequence; gives the width of block tables.
         n_slots: slots of the pool, the null slot included.
+        end_ids: tokens that end a text.
     """
 
     def __init__(
@@ -63,11 +92,13 @@ class Runner:
         max_rows: int,
         max_context: int,
         n_slots: int = 1,
+        end_ids: Iterable[int] = (),
     ):
         self.config, self.params, self.max_batch = config, params, max_batch
         self.state = init_state(config, n_pages=n_pages, page_size=page_size, n_slots=n_slots)
         self.buckets = row_buckets(max_rows, exact=config.exact)
         self.table_width = -(-max_context // page_size)
+        self._end_ids = jax.device_put(np.array(sorted(end_ids), np.int32))
         self.compilations: Counter[str] = Counter()
 
     def run(self, work: Seq[Work]) -> tuple[Float[Array, "N vocab"] | None, Float[Array, "N d_model"] | None]:
@@ -128,7 +159,7 @@ class Runner:
         Returns:
             The columns of `Sampled`, on the host, an entry for each token wanted.
         """
-        n_top = min(1 << (n_top - 1).bit_length() if n_top else 0, self.config.vocab_size)
+        n_top = self._top_bucket(n_top)
         waves: list[dict[int, int]] = [{}]  # a call takes one token per row: row to place in `wanted`
         for place, (row, *_) in enumerate(wanted):
             wave = next((w for w in waves if row not in w), None)
@@ -137,14 +168,58 @@ class Runner:
             wave[row] = place
         columns: dict[str, np.ndarray] = {}
         for wave in waves:
-            rows = _sampling_rows({row: wanted[place][1:] for row, place in wave.items()}, logits.shape[0])
-            with self._counted(_sample, f"sampling of {logits.shape[0]} rows, {n_top} most likely"):
-                sampled = _sample(logits, rows, n_top=n_top, exact=self.config.exact)
+            packed = np.zeros((logits.shape[0], n_words(SAMPLING)), np.int32)  # rows that nobody wants are greedy
+            records = packed.view(SAMPLING)[:, 0]
+            for row, place in wave.items():
+                records[row] = _sampling_fields(*wanted[place][1:])
+            with self._counted(_sample, f"sampling of {len(packed)} rows, {n_top} most likely"):
+                sampled = _sample(logits, packed, n_top=n_top, exact=self.config.exact)
             for name in sampled.__dataclass_fields__:
                 part = np.asarray(getattr(sampled, name))
                 column = columns.setdefault(name, np.empty((len(wanted), *part.shape[1:]), part.dtype))
                 column[list(wave.values())] = part[list(wave)]
         return columns
+
+    def decode(self, sequences: Seq[Decoding], n_top: int) -> dict[str, np.ndarray]:
+        """Run steps of sequences that decode, in one call; see `decode_steps`.
+
+        Args:
+            sequences: with room for all their steps.
+            n_top: as for `sample`.
+
+        Returns:
+            The fields of `Decoded`, on the host: a column for each sequence, and more of padding.
+        """
+        packed = self._undecoded(len(sequences))
+        records, tables = packed[:, :_BEFORE_TABLES].view(DECODING)[:, 0], packed[:, _BEFORE_TABLES:]
+        for i, (work, params, seed, n_steps, ends_call) in enumerate(sequences):
+            tokens, state = work.sequence.tokens, work.sequence.state
+            records[i] = (
+                _sampling_fields(params, seed, len(tokens)),
+                tokens[-1],
+                n_steps,
+                not params.ignore_eos,
+                ends_call,
+                state.slot or NULL_PAGE,
+                state.next_slot or NULL_PAGE,
+            )
+            tables[i, : len(state.pages)] = state.pages
+        return self._decode(packed, self._top_bucket(n_top))
+
+    def _undecoded(self, n_seqs: int) -> Int[np.ndarray, "S words"]:
+        """Padding for so many sequences at least."""
+        bucket = next(b for b in self.buckets if b >= n_seqs)
+        return np.zeros((min(bucket, self.max_batch), _BEFORE_TABLES + self.table_width), np.int32)
+
+    def _decode(self, packed: Int[np.ndarray, "S words"], n_top: int) -> dict[str, np.ndarray]:
+        with self._counted(_decode_steps, f"decoding of {len(packed)} rows, {n_top} most likely"):
+            decoded, self.state = _decode_steps(
+                self.params, self.state, packed, self._end_ids, config=self.config, n_top=n_top
+            )
+        return jax.device_get(vars(decoded))
+
+    def _top_bucket(self, n_top: int) -> int:
+        return min(1 << (n_top - 1).bit_length() if n_top else 0, self.config.vocab_size)
 
     def export(self, pages: Seq[int], slot: int | None, n_tokens: int) -> Saved:
         """A sequence's state on the host; see `export_state`."""
@@ -179,6 +254,9 @@ class Runner:
             if hidden:
                 shapes = self._shapes(bucket, True)
                 self._logits_of(self._run_hidden({name: np.zeros(shape, np.int32) for name, shape in shapes.items()}))
+        for n_seqs in {len(self._undecoded(n)) for n in range(1, self.max_batch + 1)}:
+            for n in {0, self._top_bucket(n_top)}:
+                self._decode(self._undecoded(n_seqs), n)
         self.copy_page(NULL_PAGE, NULL_PAGE)
         for n_pages in (1 << i for i in range(page_bucket(self.table_width).bit_length())):
             self.restore([NULL_PAGE] * n_pages, NULL_PAGE, self.export([NULL_PAGE] * n_pages, NULL_PAGE, 1), 0)
@@ -225,19 +303,7 @@ def _build(work: Seq[Work], shapes: dict[str, tuple[int, ...]], *, all_logits: b
     return batch
 
 
-def _sampling_rows(rows: dict[int, tuple[SamplingParams, int, int]], n: int) -> SamplingRows:
-    """Parameters of the rows as arrays of `n`; rows without any are greedy."""
-    columns = {
-        "seeds": np.zeros((n, 2), np.uint32),
-        "positions": np.zeros(n, np.int32),
-        "temperature": np.zeros(n, np.float32),
-        "top_k": np.zeros(n, np.int32),
-        "top_p": np.ones(n, np.float32),
-        "min_p": np.zeros(n, np.float32),
-    }
-    for i, (params, seed, position) in rows.items():
-        columns["seeds"][i] = seed >> 32, seed & 0xFFFFFFFF
-        columns["positions"][i] = position
-        for name in ("temperature", "top_k", "top_p", "min_p"):
-            columns[name][i] = getattr(params, name)
-    return SamplingRows(**jax.device_put(columns))
+def _sampling_fields(params: SamplingParams, seed: int, position: int) -> tuple:
+    """A record of `SAMPLING`."""
+    halves = seed >> 32, seed & 0xFFFFFFFF
+    return halves, position, params.temperature, params.top_k, params.top_p, params.min_p

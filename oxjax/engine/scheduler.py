@@ -74,6 +74,11 @@ class Work(NamedTuple):
     n_rows: int
 
     @property
+    def decodes(self) -> bool:
+        """Whether it is the one row that the next token is chosen from, and nothing else."""
+        return self.n_rows == 1 and self.reaches_end and not self.sequence.all_logits
+
+    @property
     def reaches_end(self) -> bool:
         """Whether the last row's logits choose the next token."""
         return self.start + self.n_rows == len(self.sequence.tokens)
@@ -288,9 +293,31 @@ class Scheduler:
             for s in self.running
         )
 
-    def commit(self, work: list[Work]) -> None:
-        """Record that these rows have been through the model."""
-        self.steps += 1
+    def reserve_ahead(self, work: list[Work], n_steps: int) -> int:
+        """Give sequences that decode state for several steps at once, as far as nobody has to give way for it.
+
+        Args:
+            work: what `schedule` gave, a row each.
+            n_steps: steps that are wanted.
+
+        Returns:
+            Steps that there is state for, 1 at least; a sequence may end before.
+        """
+        pool = self.pool
+        n_steps = min(pool.rows_at_most(w.sequence.state, n_steps) for w in work)
+        while n_steps > 1:
+            lengths = [(w.sequence.state, min(w.start + n_steps, w.sequence.max_length - 1)) for w in work]
+            lengths = [(state, length) for state, length in lengths if pool.pages_for(length) > len(state.pages)]
+            if sum(pool.pages_for(length) - len(state.pages) for state, length in lengths) <= pool.n_free_pages:
+                for state, length in lengths:
+                    pool.reserve(state, length)
+                break
+            n_steps //= 2
+        return n_steps
+
+    def commit(self, work: list[Work], n_steps: int = 1) -> None:
+        """Record that these rows have been through the model, in so many steps."""
+        self.steps += n_steps
         for sequence, start, n_rows in work:
             assert start == sequence.n_computed
             self.pool.advance(sequence.state, sequence.tokens, n_rows)

@@ -117,7 +117,10 @@ def dot_by_parts(
 def dot_heads(
     x: Float[Array, "rows heads d_in"], weight: Float[Array, "heads d_in d_out"], *, exact: bool
 ) -> Float[Array, "rows heads d_out"]:
-    """Each head's part of a row times that head's matrix, in float32; `exact` as in `dot`."""
+    """Each head's part of a row times that head's matrix, in float32; dtypes and `exact` as in `dot`."""
+    if exact and native.kernels():
+        call = jax.ffi.ffi_call("oxjax_dot_heads", jax.ShapeDtypeStruct((*x.shape[:2], weight.shape[2]), jnp.float32))
+        return call(x.astype(jnp.float32), weight)
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
     def product(tile: Array) -> Array:
@@ -141,9 +144,3 @@ def row_sum(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows 1"]
 def softmax(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows d"]:
     """Softmax of each float32 row."""
     return _by_tiles(jax.nn.softmax, x) if exact else jax.nn.softmax(x)
-
-
-def log_softmax(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows d"]:
-    """Log-softmax of each row, in float32."""
-    shifted = x - jnp.max(x, axis=-1, keepdims=True)
-    return shifted - jnp.log(row_sum(jnp.exp(shifted), exact=exact))

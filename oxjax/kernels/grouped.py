@@ -1,66 +1,75 @@
-"""Work that is grouped by expert: rows that chose the same one go through its matrices together."""
+"""Products that are grouped by expert: rows that chose the same one go through its matrix together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from oxjax.kernels.dot import ROW_TILE
+from oxjax.kernels import native
+from oxjax.kernels.dot import ROW_TILE, dot
+from oxjax.kernels.quantized import QuantizedTensor, dequantize, format_fields
+
+Matrices = Float[Array, "n_experts d_in _"] | QuantizedTensor  # the latter's data leads with the expert
 
 
-def grouped(
-    fn: Callable[[Array, Array, Any], Array],
-    x: Float[Array, "rows d"],
-    chosen: Int[Array, "rows n_used"],
-    weights: Float[Array, "rows n_used"],
-    experts: Any,
-    *,
-    exact: bool,
-    is_real: Bool[Array, " rows"] | None = None,
-) -> Float[Array, "rows d"]:
-    """Sum over each row's experts of `fn(row, weight, expert)`, in the order of their numbers.
+def grouped_matmul(
+    x: Float[Array, "rows n d_in"], chosen: Int[Array, "rows n_used"], *weights: Matrices, exact: bool
+) -> tuple[Float[Array, "rows n_used _"], ...]:
+    """Rows times the matrices of the experts they chose, in float32.
 
-    Pairs of row and expert are sorted by expert, and experts that somebody chose run one after another, each over
-    tiles of one fixed number of rows. Experts that nobody chose are not read. What a row gets does not depend on
-    the other rows of its tile, for the reasons given in `kernels.dot`.
+    Experts that nobody chose are not read.
 
     Args:
-        fn: of a tile `[tile, d]`, its weights `[tile, 1]` and one expert's part of `experts`; gives float32 rows.
-        x: rows.
-        chosen: different experts of each row.
-        weights: passed on to `fn`.
-        experts: a pytree of arrays that lead with the expert.
+        x: what each of a row's experts reads, or (n = 1) what all of them do.
+        chosen: experts of each row. The number after the last one stands for none, which reads nothing and gives zeros.
+        weights: several share the work of grouping; all are float or all quantised. What quantised ones do to
+            activations is said in `quantized_matmul`.
         exact: the bits of a row do not depend on the number of rows nor on the other rows.
-        is_real: rows that count; the others read nothing and get zero.
     """
-    (rows, n_used), n_experts = chosen.shape, jax.tree.leaves(experts)[0].shape[0]
+    if native.kernels() is None:
+        return _by_loops(x, chosen, weights, exact)
+    formats = [n for w in weights if isinstance(w, QuantizedTensor) for n in format_fields(w.format)]
+    results = [jax.ShapeDtypeStruct((*chosen.shape, _shape(w)[1]), jnp.float32) for w in weights]
+    call = jax.ffi.ffi_call("oxjax_grouped_matmul", results)
+    data = (w.data if isinstance(w, QuantizedTensor) else w for w in weights)
+    n_experts = jax.tree.leaves(weights)[0].shape[0]
+    return tuple(call(x.astype(jnp.float32), chosen, *data, n_experts=n_experts, formats=np.array(formats, np.int64)))
+
+
+def _shape(w: Matrices) -> tuple[int, ...]:
+    return w.shape[-2:]
+
+
+def _by_loops(x: Array, chosen: Array, weights: tuple[Matrices, ...], exact: bool) -> tuple[Array, ...]:
+    """Experts that somebody chose one after another, each over tiles of one fixed number of rows."""
+    n_experts, n_pairs = jax.tree.leaves(weights)[0].shape[0], chosen.size
     # With no more pairs than experts a tile has about one row; of many rows, tiles of 16 were as fast as any.
-    tile = 1 if not exact and rows * n_used <= n_experts else ROW_TILE
-    asked = (chosen if is_real is None else jnp.where(is_real[:, None], chosen, n_experts)).ravel()
-    order = jnp.argsort(asked, stable=True).astype(jnp.int32)
-    bounds = jnp.searchsorted(asked[order], jnp.arange(n_experts + 1)).astype(jnp.int32)
+    tile = 1 if not exact and n_pairs <= n_experts else ROW_TILE
+    rows, pairs_per_row = x.reshape(-1, x.shape[2]), chosen.shape[1] // x.shape[1]
+    order = jnp.argsort(chosen.ravel(), stable=True).astype(jnp.int32)
+    bounds = jnp.searchsorted(chosen.ravel()[order], jnp.arange(n_experts + 1)).astype(jnp.int32)
     some = bounds[1:] > bounds[:-1]
     experts_read = jnp.nonzero(some, size=n_experts, fill_value=0)[0].astype(jnp.int32)
 
-    def one_expert(i: Array, total: Array) -> Array:
+    def one_expert(i: Array, outs: tuple[Array, ...]) -> tuple[Array, ...]:
         expert = experts_read[i]
         start, stop = bounds[expert], bounds[expert + 1]
-        one = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, expert, keepdims=False), experts)
+        own = (jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, expert, keepdims=False), w) for w in weights)
+        matrices = tuple(dequantize(w) if isinstance(w, QuantizedTensor) else w for w in own)
 
-        def one_tile(j: Array, total: Array) -> Array:
+        def one_tile(j: Array, outs: tuple[Array, ...]) -> tuple[Array, ...]:
             places = start + j * tile + jnp.arange(tile, dtype=jnp.int32)
-            pairs = order[jnp.minimum(places, rows * n_used - 1)]
-            at = jnp.where(places < stop, pairs // n_used, rows)  # past the end: a row that is thrown away
-            taken = lax.optimization_barrier(x[jnp.minimum(at, rows - 1)])
-            given = lax.optimization_barrier(fn(taken, weights.ravel()[pairs][:, None], one))
-            return total.at[at].add(given)
+            pairs = order[jnp.minimum(places, n_pairs - 1)]
+            taken = lax.optimization_barrier(rows[pairs // pairs_per_row])
+            given = lax.optimization_barrier(dot(taken, *matrices, exact=False))
+            at = jnp.where(places < stop, pairs, n_pairs)  # past the end: a row that is thrown away
+            return tuple(out.at[at].set(y) for out, y in zip(outs, given, strict=True))
 
-        return lax.fori_loop(0, (stop - start + tile - 1) // tile, one_tile, total)
+        return lax.fori_loop(0, (stop - start + tile - 1) // tile, one_tile, outs)
 
-    total = jnp.zeros((rows + 1, x.shape[1]), jnp.float32)
-    return lax.fori_loop(0, jnp.sum(some, dtype=jnp.int32), one_expert, total)[:rows]
+    empty = tuple(jnp.zeros((n_pairs + 1, _shape(w)[1]), jnp.float32) for w in weights)
+    outs = lax.fori_loop(0, jnp.sum(some, dtype=jnp.int32), one_expert, empty)
+    return tuple(out[:n_pairs].reshape(*chosen.shape, -1) for out in outs)

@@ -30,9 +30,12 @@ _SOURCES = Path(__file__).parent / "cpu"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
 _TARGETS = (
+    "oxjax_dot_heads",
     "oxjax_float_matmul",
+    "oxjax_grouped_matmul",
     "oxjax_paged_attention",
     "oxjax_quantized_matmul",
+    "oxjax_row_best",
     "oxjax_row_norm",
     "oxjax_row_sum",
 )

@@ -29,12 +29,12 @@ CHUNK = 32  # inputs whose codes lie together; activations share a scale over as
 
 @struct.dataclass
 class QuantizedTensor:
-    """A matrix `[d_in, d_out]` in panels of 16 outputs, the last one filled up with zeros.
+    """A matrix `[d_in, d_out]` in panels of 16 outputs, the last one filled up with zeros; or one for each expert.
 
     `activations` is one of `ACTIVATIONS`: "int8" lets the native kernel round what it multiplies the matrix with.
     """
 
-    data: UInt8[Array, "panels panel_bytes"]
+    data: UInt8[Array, "*n_experts panels panel_bytes"]
     shape: tuple[int, int] = struct.field(pytree_node=False)
     format: PlaneFormat = struct.field(pytree_node=False)
     activations: str = struct.field(pytree_node=False, default="int8")
@@ -171,6 +171,11 @@ def columns(w: QuantizedTensor, ids: Int[Array, " n"]) -> Float[Array, "n d_in"]
     return _values({name: one_lane(name, part) for name, part in parts.items()}, w.format)
 
 
+def format_fields(f: PlaneFormat) -> tuple[int, ...]:
+    """As native kernels take it."""
+    return f.bits, f.offset, f.group, f.two_level, f.minima
+
+
 def quantized_matmul(
     x: Float[Array, "rows d_in"], *weights: QuantizedTensor, exact: bool
 ) -> tuple[Float[Array, "rows _"], ...]:
@@ -190,8 +195,7 @@ def quantized_matmul(
         return tuple(dot_by_parts(x, partial(_outputs, w), w.shape[1], exact=exact) for w in weights)
     rounds = weights[0].activations == "int8"
     assert all(w.activations == weights[0].activations for w in weights)
-    forms = (w.format for w in weights)
-    fields = [(f.bits, f.offset, f.group, f.two_level, f.minima) for f in forms]
+    fields = [format_fields(w.format) for w in weights]
     results = [jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), jnp.float32) for w in weights]
     call = jax.ffi.ffi_call("oxjax_quantized_matmul", results)
     return tuple(call(x, *(w.data for w in weights), formats=np.array(fields, np.int64).reshape(-1), rounds=rounds))

@@ -23,6 +23,7 @@ from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
 from oxjax.gguf.ggml_types import GGMLType, block_layout
 from oxjax.gguf.planes import PLANE_FORMATS, has_planes, planes
+from oxjax.gguf.quants import dequantize, to_little_endian
 from oxjax.kernels.quantized import PANEL, QuantizedTensor, pack, panel_bytes
 from oxjax.models.layers.attention import Attention
 from oxjax.models.layers.linear import Linear
@@ -44,7 +45,8 @@ class ParamLoader:
         progress: called with the bytes of the file read so far, after each part of a tensor.
         weights: how matrices are held: in a dtype, or "quantized", which keeps the integers or the 16 bits of the
             file, and has the rest in `dtype`. None is `dtype`.
-        activations: what quantised matrices are multiplied with; see `QuantizedTensor`.
+        activations: what quantised matrices are multiplied with; see `QuantizedTensor`. Experts know "int8" only,
+            and are dequantised for others.
         quantize: the format that plain matrices are quantised to, where their rows fit it; None leaves them.
     """
 
@@ -97,11 +99,10 @@ class ParamLoader:
         def one(start: int) -> None:
             stop = min(start + step, rows.stop)
             work(start, stop)
-            self._count((stop - start) * info.n_bytes // info.shape[0])
+            self._count((stop - start) * info.shape[-1] * info.n_bytes // info.n_elements)
 
         for _ in (map if pool is None else pool.map)(one, range(rows.start, rows.stop, step)):
             pass
-        self.file.release(name)
 
     def vector(self, name: str, *shape: int) -> np.ndarray:
         """A float32 vector `[d]`, or a small table of them."""
@@ -117,13 +118,16 @@ class ParamLoader:
         """
         self._check(name, (n, d))
         if self._format_of(name):
-            return self._packed(name, d, range(n), pool)
+            packed = self._packed(name, d, range(n), pool)
+            self.file.release(name)
+            return packed
         table = _aligned((n, d), self._dtype_of(name))
 
         def copy(start: int, stop: int) -> None:
             table[start:stop] = self.file.rows(name, start, stop)
 
         self._by_slabs(name, range(n), copy, pool)
+        self.file.release(name)
         return jax.device_put(table, may_alias=True)
 
     def table(self, name: str, n: int, d: int) -> Array:
@@ -162,6 +166,7 @@ class ParamLoader:
                 dtype = self._dtype_of(f"{name}.weight") if keep and scale is None else self._dense
                 weight = self._transposed(f"{name}.weight", d_in, range(start, stop), dtype, scale, pool)
             maps.append(Linear(weight=weight, bias=part))
+        self.file.release(f"{name}.weight")
         return tuple(maps)
 
     def _transposed(
@@ -201,26 +206,34 @@ class ParamLoader:
 
     def _packed(self, name: str, d_in: int, rows: range, pool: Executor | None) -> QuantizedTensor:
         """Some rows of a `[d_out, d_in]` tensor as columns, in the format that it is held in."""
-        kind = self._format_of(name)
-        form = PLANE_FORMATS[kind]
+        form = PLANE_FORMATS[self._format_of(name)]
         data = _aligned((-(-len(rows) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
-
-        def lay_out(start: int, stop: int) -> None:
-            parts = planes(self._blocks(name, kind, start, stop), kind, (stop - start, d_in))
-            first, last = (start - rows.start) // PANEL, -(-(stop - rows.start) // PANEL)
-            pack(parts, form, data[first:last])
-
-        self._by_slabs(name, rows, lay_out, pool, least=PANEL)
+        self._pack(name, data, d_in, rows, pool)
         return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, len(rows)), form, self._activations)
 
-    def _blocks(self, name: str, kind: GGMLType, first: int, last: int) -> np.ndarray:
-        """Bytes of rows in a format: the file's, or what the `gguf` package makes of plain ones."""
-        info = self.file.tensors[name]
-        if info.ggml_type == kind:
-            row_bytes = info.n_bytes // info.shape[0]
-            return self.file.raw(name)[first * row_bytes : last * row_bytes]
-        rows = np.ascontiguousarray(self.file.rows(name, first, last), np.float32)
-        return gguf_quants.quantize(rows, GGMLQuantizationType(kind)).reshape(-1)
+    def _pack(self, name: str, data: np.ndarray, d_in: int, rows: range, pool: Executor | None = None) -> None:
+        """Fill panels with rows of a tensor, counted over all leading axes."""
+        kind = self._format_of(name)
+
+        def lay_out(start: int, stop: int) -> None:
+            parts = planes(self._blocks(name, kind, d_in, start, stop), kind, (stop - start, d_in))
+            first, last = (start - rows.start) // PANEL, -(-(stop - rows.start) // PANEL)
+            pack(parts, PLANE_FORMATS[kind], data[first:last])
+
+        self._by_slabs(name, rows, lay_out, pool, least=PANEL)
+
+    def _blocks(self, name: str, kind: GGMLType, d_in: int, first: int, last: int) -> np.ndarray:
+        """Bytes of rows of a matrix in a format: the file's, or what the `gguf` package makes of plain ones."""
+        stored = self.file.tensors[name].ggml_type
+        per_block, block_bytes = block_layout(stored)
+        row_bytes = d_in // per_block * block_bytes
+        raw = self.file.raw(name)[first * row_bytes : last * row_bytes]
+        if stored == kind:
+            return raw
+        if self.file.byte_order == "big":
+            raw = to_little_endian(raw, stored)
+        rows = dequantize(raw, stored, (last - first, d_in))
+        return gguf_quants.quantize(np.ascontiguousarray(rows), GGMLQuantizationType(kind)).reshape(-1)
 
     def interleaved(self, name: str, d_in: int, groups: int, widths: tuple[int, ...]) -> tuple[Linear, ...]:
         """Maps whose outputs take turns in `<name>.weight`: each of the groups holds so many of each."""
@@ -321,9 +334,8 @@ class ParamLoader:
                 for n in ("gate", "up")
             )
         return MoE(
-            router=self.linear(
-                f"{prefix}.ffn_gate_inp", d_model, spec.n_experts, keep=False
-            ),  # it is small, and decides
+            # Small, and its errors choose.
+            router=self.linear(f"{prefix}.ffn_gate_inp", d_model, spec.n_experts, keep=False),
             selection_bias=bias,
             gate=gate,
             up=up,
@@ -337,30 +349,52 @@ class ParamLoader:
     def experts(self, name: str, n: int, d_in: int, d_outs: tuple[int, ...]) -> tuple[Experts, ...]:
         """Stacked maps `<name>_exps`, or `<name>.0` and so on in old files, taken apart where several are in one."""
         total, stack = sum(d_outs), f"{name}_exps"
-        found = [np.empty((n, d_in, d), self._dense) for d in d_outs]
-        ends = np.cumsum(d_outs)
-        scales = self.vector(f"{stack}.scale", n) if self.has(f"{stack}.scale") else np.ones(n, np.float32)
+        scales = self.vector(f"{stack}.scale", n) if self.has(f"{stack}.scale") else None
         self._used.add(f"{stack}.input_scale")
         stacked = self.has(f"{stack}.weight") or not self.has(f"{name}.0.weight")
-        if stacked:
-            self._check(f"{stack}.weight", (n, total, d_in))
-        for e in range(n):
-            if stacked:
-                matrix = self.file.rows(f"{stack}.weight", e, e + 1)[0]
-            else:
-                self._check(f"{name}.{e}.weight", (total, d_in))
-                matrix = self.file.tensor(f"{name}.{e}.weight")
-                self._read(f"{name}.{e}.weight")
-            for weight, start, stop in zip(found, ends - d_outs, ends, strict=True):
-                np.multiply(matrix[start:stop].T, scales[e], out=weight[e], casting="unsafe")
-        if stacked:
-            self._read(f"{stack}.weight")
+        names = [f"{stack}.weight"] if stacked else [f"{name}.{e}.weight" for e in range(n)]
+        for found in names:
+            self._check(found, (n, total, d_in) if stacked else (total, d_in))
+        places = [(names[0], e) if stacked else (names[e], 0) for e in range(n)]
+        kinds = {self._format_of(found) for found in names}
+        if scales is None and len(kinds) == 1 and None not in kinds and self._activations == "int8":
+            weights = self._packed_experts(places, d_in, d_outs)
+        else:
+            weights = self._dense_experts(places, d_in, d_outs, scales)
+        for found in names:
+            self.file.release(found)
         bias = self.vector(f"{stack}.bias", n, total) if self.has(f"{stack}.bias") else None
-        parts = [None] * len(d_outs) if bias is None else np.split(bias, ends[:-1], axis=1)
+        parts = [None] * len(d_outs) if bias is None else np.split(bias, np.cumsum(d_outs)[:-1], axis=1)
         return tuple(
-            Experts(weight=jax.device_put(w), bias=None if b is None else jax.device_put(b.copy()))
-            for w, b in zip(found, parts, strict=True)
+            Experts(weight=w, bias=None if b is None else jax.device_put(b.copy()))
+            for w, b in zip(weights, parts, strict=True)
         )
+
+    def _packed_experts(
+        self, places: list[tuple[str, int]], d_in: int, d_outs: tuple[int, ...]
+    ) -> list[QuantizedTensor]:
+        """Maps of experts, of which each is the matrix of some number in a tensor."""
+        form, total, weights = PLANE_FORMATS[self._format_of(places[0][0])], sum(d_outs), []
+        for end, d_out in zip(np.cumsum(d_outs).tolist(), d_outs, strict=True):
+            data = _aligned((len(places), -(-d_out // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
+            for panels, (name, i) in zip(data, places, strict=True):
+                self._pack(name, panels, d_in, range(i * total + end - d_out, i * total + end))
+            weights.append(QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, d_out), form))
+        return weights
+
+    def _dense_experts(
+        self, places: list[tuple[str, int]], d_in: int, d_outs: tuple[int, ...], scales: np.ndarray | None
+    ) -> list[Array]:
+        dtype, ends = self._dtype_of(places[0][0]), np.cumsum(d_outs)
+        weights = [_aligned((len(places), d_in, d_out), dtype) for d_out in d_outs]
+        for e, (name, i) in enumerate(places):
+            stacked = len(self.file.tensors[name].shape) == 3
+            matrix = self.file.rows(name, i, i + 1)[0] if stacked else self.file.tensor(name)
+            scale = np.float32(1.0) if scales is None else scales[e]
+            for weight, part in zip(weights, np.split(matrix, ends[:-1]), strict=True):
+                np.multiply(part.T, scale, out=weight[e], casting="unsafe")
+            self._count(self.file.tensors[name].n_bytes // (len(places) if stacked else 1))
+        return [jax.device_put(w, may_alias=True) for w in weights]
 
     def skip(self, prefix: str) -> None:
         """Count the tensors whose names begin so as used: they are known to have no part in the answer."""

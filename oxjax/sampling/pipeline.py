@@ -13,7 +13,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from oxjax.kernels.dot import log_softmax
+from oxjax.kernels.row_best import row_best
 
 DRAW_STREAM = 0  # other uses of a request's seed fold in other numbers
 
@@ -61,20 +61,21 @@ def sample(logits: Float[Array, "N vocab"], rows: SamplingRows, *, n_top: int, e
         n_top: how many of the most likely tokens to report for every row; static.
         exact: log-probabilities do not depend on the number of rows, to the bit.
     """
-    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    greedy, largest, total = row_best(logits, exact=exact)
     tokens = lax.cond(
         jnp.any(rows.temperature > 0.0),
         lambda: jnp.where(rows.temperature > 0.0, _draw(logits, rows), greedy),
         lambda: greedy,
     )
-    logprobs = log_softmax(logits, exact=exact)
-    top_logprobs, top_tokens = lax.top_k(logprobs, n_top)
+    top_logits, top_tokens = lax.top_k(logits, n_top)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
+    logprobs = jnp.concatenate([chosen, top_logits], axis=-1) - largest[:, None] - jnp.log(total)[:, None]
     return Sampled(
         tokens=tokens,
-        logprobs=jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0],
+        logprobs=logprobs[:, 0],
         top_tokens=top_tokens.astype(jnp.int32),
-        top_logprobs=top_logprobs,
-        finite=jnp.all(jnp.isfinite(logits), axis=-1),
+        top_logprobs=logprobs[:, 1:],
+        finite=jnp.isfinite(total),
     )
 
 

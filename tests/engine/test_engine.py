@@ -26,7 +26,7 @@ def model():
 
 def make(model, **options):
     shape = {"n_pages": 65, "page_size": 8, "max_batch": 4, "max_rows": 32, "max_context": 128}
-    return Engine(model, **{**shape, **options})
+    return Engine(model, **{"steps_per_call": 1, **shape, **options})
 
 
 @pytest.fixture
@@ -111,12 +111,22 @@ def test_a_failed_step_advances_nobody_and_can_be_run_again(model, engine, monke
     other = make(model)
     again = other.generate(IDS[::-1], PARAMS, 1)
     finish(other, again)
+    decode = engine.runner.decode
+
+    def interrupted(*args):
+        decode(*args)
+        raise KeyboardInterrupt
+
+    def fail(name, function):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(engine.runner, name, function)
+            engine.step()
+
+    fail("sample", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     for i in range(12):
-        if i % 3 == 1:
-            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(engine, "_sample", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-                engine.step()
         engine.step()
+        if i % 3 == 1:
+            fail("decode", interrupted)
     finish(engine, request)
     assert [(c.token_id, c.logprob) for c in request.output.chunks] == [
         (c.token_id, c.logprob) for c in again.output.chunks

@@ -41,6 +41,7 @@ def make(model, *, page_size=16, n_pages=None, max_batch=4, max_rows=16, max_con
         max_rows=max_rows,
         max_context=max_context,
         reuse_prefixes=reuse_prefixes,
+        steps_per_call=1,
     )
 
 

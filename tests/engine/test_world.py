@@ -23,6 +23,7 @@ def test_random_operations_never_mix_anything_up(kind, swap, reuse):
         play(world, rng, 700)
         world.drain(lambda: int(rng.random() < 0.3))
     assert min(world.counts[what] for what in ("add", "fork", "rewind", "cancel", "failed step")) > 50
+    assert min(world.counts[what] for what in ("several steps", "ended inside")) > 20
     assert world.scheduler.preemptions > 10
     if kind != "recurrent":
         assert world.device.copies > 5
@@ -61,9 +62,9 @@ class Machine(RuleBasedStateMachine):
     def add(self, tokens, n_new, priority, all_logits):
         self.world.add(tokens, n_new, priority=priority, all_logits=all_logits)
 
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=5, max_size=5), fails=st.booleans())
-    def step(self, tokens, fails):
-        self.world.step(tokens.pop, fails=fails)
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=12, max_size=12), fails=st.booleans(), n_steps=st.integers(1, 3))
+    def step(self, tokens, fails, n_steps):
+        self.world.step(tokens.pop, fails=fails, n_steps=n_steps)
 
     @rule(i=st.integers(0, 20), length=st.integers(1, 22), n_new=st.integers(1, 6))
     def fork(self, i, length, n_new):

@@ -1,11 +1,13 @@
 // Runs the float kernels on odd sizes in buffers without slack and prints a checksum of all the bits they give.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <random>
 #include <vector>
 
-#include "float_matmul.h"
+#include "grouped_matmul.h"
 #include "paged_attention.h"
+#include "row_best.h"
 #include "row_norm.h"
 
 using namespace oxjax;
@@ -61,6 +63,8 @@ void check_matmul() {
     for (size_t d_in : {1, 8, 17, 128, 131}) {
       for (size_t d_out : {1, 15, 64, 67, 257, 530}) {
         const auto x = numbers(rows * d_in), w = numbers(d_in * d_out);
+        std::vector<int32_t> from, to;
+        for (size_t i = 0; i < rows; ++i) from.push_back(source() % rows), to.push_back(rows - i);
         for (Element element : {Element::kFloat32, Element::kBFloat16, Element::kFloat16}) {
           const auto narrow = halves(w, element);
           const void* data = element == Element::kFloat32 ? static_cast<const void*>(w.data()) : narrow.data();
@@ -69,8 +73,33 @@ void check_matmul() {
           float_matmul(x.data(), rows, d_in, both, 2, backwards);
           add(out);
           add(turned);
+          std::vector<float> moved((rows + 1) * d_out);
+          const Product scattered{rows, d_in, d_out, {x.data(), d_in, from.data()}, data, element, false,
+                                  {moved.data(), d_out, to.data()}};
+          float_products(&scattered, 1, backwards);
+          add(moved);
         }
       }
+    }
+  }
+}
+
+// Experts of odd sizes, of which one is chosen by nobody, and pairs without any.
+void check_experts() {
+  for (size_t d_in : {1, 17, 131}) {
+    for (size_t d_out : {1, 67, 530}) {
+      const size_t rows = 11, experts = 5;
+      std::vector<int32_t> chosen;
+      for (size_t i = 0; i < 2 * rows; ++i) chosen.push_back(source() % 3 ? source() % 4 : experts);
+      const Groups groups = grouped(chosen.data(), chosen.size(), experts);
+      const auto w = numbers(experts * d_in * d_out), x = numbers(rows * d_in);
+      const auto narrow = halves(w, Element::kBFloat16);
+      std::vector<float> wide(2 * rows * d_out), out(2 * rows * d_out);
+      const FloatExperts maps[] = {{w.data(), Element::kFloat32, d_out, wide.data()},
+                                   {narrow.data(), Element::kBFloat16, d_out, out.data()}};
+      grouped_matmul(x.data(), d_in, 2, groups, maps, 2, backwards);
+      add(wide);
+      add(out);
     }
   }
 }
@@ -88,6 +117,20 @@ void check_norm() {
     }
     row_sum(x.data(), rows, d, sums.data(), backwards);
     add(sums);
+  }
+}
+
+void check_best() {
+  for (size_t d : {1, 15, 17, 8192, 8195}) {
+    const size_t rows = 5;
+    auto x = numbers(rows * d);
+    std::copy_n(x.data() + 3 * d, d, x.data() + 4 * d);
+    std::vector<int32_t> best(rows);
+    std::vector<float> largest(rows), sums(rows);
+    row_best(x.data(), rows, d, best.data(), largest.data(), sums.data(), backwards);
+    add(largest);
+    add(sums);
+    add(std::vector<float>(best.begin(), best.end()));
   }
 }
 
@@ -131,7 +174,9 @@ void check_attention() {
 
 int main() {
   check_matmul();
+  check_experts();
   check_norm();
+  check_best();
   check_attention();
   std::printf("%016llx\n", static_cast<unsigned long long>(checksum));
 }

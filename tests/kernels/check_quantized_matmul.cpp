@@ -1,13 +1,27 @@
-// Runs both products on odd sizes in buffers without slack, compares rows with themselves alone, and prints a checksum of
-// all the bits.
+// Runs the kernels on odd sizes in buffers without slack, compares rows with themselves alone and with what experts
+// give, and prints a checksum of all the bits.
 #include <cstdio>
 #include <cstring>
 #include <random>
 #include <vector>
 
-#include "quantized_matmul.h"
+#include "grouped_matmul.h"
 
 using namespace oxjax;
+
+namespace {
+
+uint64_t checksum = 14695981039346656037u;
+
+void add(const std::vector<float>& out) {
+  for (float v : out) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    checksum = (checksum ^ bits) * 1099511628211u;
+  }
+}
+
+}  // namespace
 
 int main() {
   const Format formats[] = {{4, 8, 32, false, false}, {4, 0, 32, false, true}, {5, 16, 32, false, false},
@@ -15,7 +29,6 @@ int main() {
                             {5, 0, 32, true, true},   {6, 32, 16, true, false}, {8, 128, 32, true, false},
                             {4, 8, 16, true, false},  {4, 0, 16, true, true},  {8, 128, 16, true, false}};
   std::mt19937 random(0);
-  uint64_t checksum = 14695981039346656037u;
   const auto backwards = [](size_t n, const std::function<void(size_t)>& task) {
     for (size_t i = n; i-- > 0;) task(i);
   };
@@ -37,15 +50,11 @@ int main() {
           // The last rows are alike, or zeros.
           for (size_t r = rows - rows / 3; r < rows; ++r)
             for (size_t i = 0; i < d_in; ++i) x[r * d_in + i] = rows % 2 ? 0.0f : x[i];
-          for (auto product : {quantized_matmul, dequantized_matmul}) {
-            std::vector<float> out(rows * d_out), one(d_out);
+          std::vector<float> out(rows * d_out), one(d_out);
+          for (auto product : {dequantized_matmul, quantized_matmul}) {
             const Weights weights{format, packed.data(), d_out, out.data()};
             product(x.data(), rows, d_in, &weights, 1, backwards);
-            for (float v : out) {
-              uint32_t bits;
-              std::memcpy(&bits, &v, sizeof bits);
-              checksum = (checksum ^ bits) * 1099511628211u;
-            }
+            add(out);
             for (size_t r = 0; r < rows; ++r) {
               const Weights same{format, packed.data(), d_out, one.data()};
               product(x.data() + r * d_in, 1, d_in, &same, 1, backwards);
@@ -53,6 +62,24 @@ int main() {
                 std::printf("a row alone differs: %d bits, %zu x %zu, row %zu of %zu\n", format.bits, d_in, d_out, r, rows);
                 return 1;
               }
+            }
+          }
+
+          // By expert: two of three have half of the matrix each, as far as panels go; some pairs have none.
+          const size_t half = (panels / 2) * kPanel;
+          std::vector<int32_t> chosen(2 * rows);
+          for (auto& e : chosen) e = random() % 3 == 0 ? 2 : random() % 2;
+          const Groups groups = grouped(chosen.data(), chosen.size(), 2);
+          std::vector<float> pairs(chosen.size() * half);
+          const QuantizedExperts experts{format, packed.data(), half, pairs.data()};
+          grouped_matmul(x.data(), d_in, 2, groups, &experts, 1, backwards);
+          add(pairs);
+          for (size_t i = 0; i < chosen.size() && half; ++i) {
+            const std::vector<float> zeros(half);
+            const float* same = chosen[i] == 2 ? zeros.data() : out.data() + i / 2 * d_out + chosen[i] * half;
+            if (std::memcmp(same, pairs.data() + i * half, half * sizeof(float)) != 0) {
+              std::printf("an expert gives something else: %d bits, %zu x %zu, pair %zu\n", format.bits, d_in, half, i);
+              return 1;
             }
           }
         }

@@ -1,6 +1,7 @@
 """Weights as integers: lossless packing, and products whose bits depend on a row and the weights alone."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,11 @@ def test_bits_do_not_depend_on_threads():
         for n in ("1", "2")
     ]
     assert runs[0].stdout == runs[1].stdout != ""
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_where_there_is_a_compiler_there_are_kernels():
+    assert native.kernels(), native.describe()
 
 
 def test_without_a_compiler_xla_does_the_work(tmp_path, monkeypatch, caplog):

@@ -78,12 +78,18 @@ class Harness:
             max_batch=max_batch,
             max_rows=max_rows,
             max_context=max_context,
-            **{"reuse_prefixes": False, "checkpoint_every": page_size, "n_checkpoints": 40, **options},
+            **{
+                "reuse_prefixes": False,
+                "checkpoint_every": page_size,
+                "n_checkpoints": 40,
+                "steps_per_call": 3,
+                **options,
+            },
         )
 
     @cached_property
     def _single(self):
-        return self.engine(max_rows=256, max_batch=1)
+        return self.engine(max_rows=256, max_batch=1, steps_per_call=1)
 
     def alone(self, ids, params=PARAMS, seed=None):
         """What a prompt scores, and what it generates, each by itself on an engine that reuses nothing."""

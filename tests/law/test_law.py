@@ -50,6 +50,7 @@ SHAPES = {
     "chunks of 16": {"max_rows": 16},
     "wider tables": {"max_context": 512},
     "other page size": {"page_size": 64},
+    "all steps in one call": {"steps_per_call": 64, "neighbours": prompts(2, 20, seed=1)},
 }
 IDS = prompts(1, 90)[0]
 LONG = dataclasses.replace(PARAMS, max_tokens=60)
@@ -253,7 +254,7 @@ def test_cancelled_neighbours(harness, expected):
 
 @for_all
 def test_snapshots(harness, expected):
-    """Taken at every seventh step, and gone on with in engines of other shapes."""
+    """Taken at every fourth step, and gone on with in engines of other shapes."""
     engine = harness.engine(max_rows=16)
     scored, request = engine.logits(IDS), engine.generate(IDS, PARAMS, 11)
     blobs = []
@@ -262,7 +263,7 @@ def test_snapshots(harness, expected):
         engine.step()
     finish(engine, [scored])
     shapes = [{}, {"page_size": 64, "reuse_prefixes": True}, {"max_rows": 5, "max_context": 512}]
-    for i, blob in enumerate(blobs[::7]):
+    for i, blob in enumerate(blobs[::4]):
         other = harness.engine(**shapes[i % 3])
         (resumed,) = other.resume(blob)
         finish(other, [resumed])

@@ -12,7 +12,6 @@ from oxjax.batch import Batch, row_layout
 from oxjax.cache.pages import LatentPages
 from oxjax.cache.transfer import export_state, import_state
 from oxjax.config import LatentSpec, LayerSpec, ModelConfig, TemperatureSpec
-from oxjax.kernels.dot import ROW_TILE, dot_heads
 from oxjax.kernels.expanded_attention import expanding_pays
 from oxjax.kernels.paged_attention import q_tile_rows
 from oxjax.models.layers.context import Context
@@ -157,13 +156,3 @@ def test_both_forms_are_the_published_one(exact, cut, temperature):
         # Float32 products of width up to 48 against float64, values of size about one.
         np.testing.assert_allclose(y[at : at + rows], expected, rtol=0, atol=1e-5)
         at += rows
-
-
-def test_products_by_head_keep_the_bits_of_a_row():
-    rng = np.random.default_rng(3)
-    x = jnp.asarray(rng.standard_normal((3 * ROW_TILE + 5, 4, 40), np.float32))
-    w = jnp.asarray(rng.standard_normal((4, 40, 24), np.float32))
-    whole = np.asarray(dot_heads(x, w, exact=True))
-    np.testing.assert_allclose(whole, np.einsum("thi,hio->tho", x, w), rtol=0, atol=1e-4)
-    for start, rows in ((0, 1), (9, 1), (3, 15), (1, 16), (8, 17)):
-        np.testing.assert_array_equal(dot_heads(x[start : start + rows], w, exact=True), whole[start : start + rows])

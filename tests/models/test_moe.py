@@ -115,6 +115,7 @@ def x():
     return jnp.asarray(np.random.default_rng(1).standard_normal((ROWS, D), np.float32))
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("rows", [1, ROWS])
 @pytest.mark.parametrize("name", KINDS)
 def test_the_sum_of_the_chosen_experts(x, name, rows):
@@ -125,6 +126,7 @@ def test_the_sum_of_the_chosen_experts(x, name, rows):
         np.testing.assert_allclose(got, textbook(p, x[:rows], spec), rtol=0, atol=1e-5 * (1 + spec.scale))
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("name", ["groups", "chosen", "shared", "weighed inputs", "latent"])
 def test_bits_of_a_row_do_not_depend_on_its_company(x, name):
     spec, p = KINDS[name], params(KINDS[name])
@@ -138,6 +140,7 @@ def test_bits_of_a_row_do_not_depend_on_its_company(x, name):
         np.testing.assert_array_equal(run(padded, real)[:rows], whole[start : start + rows])
 
 
+@pytest.mark.usefixtures("form")
 def test_padding_reads_no_experts(x):
     """An expert full of NaN that only padding chose leaves no trace."""
     p, spec = params(PLAIN, bias=False), PLAIN

@@ -14,62 +14,92 @@ constexpr size_t kWidth = 256, kDepth = 128;      // of the part of a matrix tha
 constexpr size_t kFewRows = 8;                    // up to so many, a matrix is read where it lies,
 constexpr size_t kFewWidth = 512, kFewDepth = 8;  // so much of it at a time
 
+// Inputs k .. k + depth of all rows, copied where an index scatters them.
+Strided<const float> inputs(const Product& p, size_t k, size_t depth) {
+  if (!p.x.index) return {p.x.data + k, p.x.stride};
+  static thread_local std::vector<float> copy;
+  copy.resize(p.rows * depth);
+  for (size_t i = 0; i < p.rows; ++i) std::copy_n(p.x[i] + k, depth, &copy[i * depth]);
+  return {copy.data(), depth};
+}
+
 // Outputs first .. first + width of all rows, through a packed copy that stays in the cache.
 template <typename T>
-void by_packing(const float* x, size_t rows, size_t d_in, const Matrix& m, size_t first, size_t width) {
+void by_packing(const Product& p, size_t first, size_t width, float* out, size_t out_stride) {
   static thread_local std::vector<float> packed;
   packed.resize(kDepth * kWidth);
-  for (size_t k = 0; k < d_in; k += kDepth) {
-    const size_t depth = std::min(kDepth, d_in - k), stride = m.transposed ? d_in : m.d_out;
-    const T* from = static_cast<const T*>(m.data) + (m.transposed ? first * stride + k : k * stride + first);
-    pack(from, stride, m.transposed, depth, width, packed.data(), kWidth);
+  for (size_t k = 0; k < p.d_in; k += kDepth) {
+    const size_t depth = std::min(kDepth, p.d_in - k), stride = p.transposed ? p.d_in : p.d_out;
+    const T* from = static_cast<const T*>(p.matrix) + (p.transposed ? first * stride + k : k * stride + first);
+    pack(from, stride, p.transposed, depth, width, packed.data(), kWidth);
+    const Strided<const float> x = inputs(p, k, depth);
     for (size_t j = 0; j < width; j += kTileWidth)
-      tiles(x + k, d_in, rows, packed.data() + j, kWidth, depth, m.out + first + j, m.d_out,
+      tiles(x.data, x.stride, p.rows, packed.data() + j, kWidth, depth, out + j, out_stride,
             std::min(kTileWidth, width - j), true);
   }
 }
 
 // Without a copy: a few rows of the matrix at a time, from end to end, with the sums in memory.
 template <typename T>
-void in_place(const float* x, size_t rows, size_t d_in, const Matrix& m, size_t first, size_t width) {
-  for (size_t k = 0; k < d_in; k += kFewDepth) {
-    const size_t depth = std::min(kFewDepth, d_in - k);
-    for (size_t j = first; j < first + width; j += kTileWidth)
-      tiles(x + k, d_in, rows, static_cast<const T*>(m.data) + k * m.d_out + j, m.d_out, depth, m.out + j, m.d_out,
-            std::min(kTileWidth, first + width - j), false);
+void in_place(const Product& p, size_t first, size_t width, float* out, size_t out_stride) {
+  const Strided<const float> x = inputs(p, 0, p.d_in);
+  for (size_t k = 0; k < p.d_in; k += kFewDepth) {
+    const size_t depth = std::min(kFewDepth, p.d_in - k);
+    for (size_t j = 0; j < width; j += kTileWidth)
+      tiles(x.data + k, x.stride, p.rows, static_cast<const T*>(p.matrix) + k * p.d_out + first + j, p.d_out, depth,
+            out + j, out_stride, std::min(kTileWidth, width - j), false);
   }
 }
 
-bool is_read_in_place(const Matrix& m, size_t rows) { return rows <= kFewRows && !m.transposed; }
+bool is_read_in_place(const Product& p) { return p.rows <= kFewRows && !p.transposed; }
 
 template <typename T>
-void product(const float* x, size_t rows, size_t d_in, const Matrix& m, size_t first, size_t width) {
-  for (size_t i = 0; i < rows; ++i) std::fill_n(m.out + i * m.d_out + first, width, 0.0f);
-  (is_read_in_place(m, rows) ? in_place<T> : by_packing<T>)(x, rows, d_in, m, first, width);
+void outputs(const Product& p, size_t first, size_t width) {
+  static thread_local std::vector<float> sums;  // of rows that an index will scatter
+  Strided<float> to{p.out.data + first, p.out.stride};
+  if (p.out.index) {
+    sums.resize(p.rows * width);
+    to = {sums.data(), width};
+  }
+  for (size_t i = 0; i < p.rows; ++i) std::fill_n(to[i], width, 0.0f);
+  (is_read_in_place(p) ? in_place<T> : by_packing<T>)(p, first, width, to.data, to.stride);
+  for (size_t i = 0; i < p.rows && p.out.index; ++i) std::copy_n(to[i], width, p.out[i] + first);
 }
 
 }  // namespace
 
+void float_products(const Product* products, size_t n_products, const ParallelFor& parallel_for) {
+  std::vector<size_t> ends;  // of each product: one past its last task
+  const auto task_width = [](const Product& p) { return is_read_in_place(p) ? kFewWidth : kWidth; };
+  for (size_t i = 0; i < n_products; ++i) {
+    const size_t width = task_width(products[i]);
+    ends.push_back((products[i].d_out + width - 1) / width + (i ? ends.back() : 0));
+  }
+  parallel_for(n_products ? ends.back() : 0, [&](size_t task) {
+    const DefaultArithmetic arithmetic;
+    const size_t i = std::upper_bound(ends.begin(), ends.end(), task) - ends.begin();
+    const Product& p = products[i];
+    const size_t first = (task - (i ? ends[i - 1] : 0)) * task_width(p);
+    const size_t width = std::min(task_width(p), p.d_out - first);
+    switch (p.element) {
+      case Element::kFloat32: return outputs<float>(p, first, width);
+      case Element::kBFloat16: return outputs<BFloat16>(p, first, width);
+      case Element::kFloat16: return outputs<Float16>(p, first, width);
+    }
+  });
+}
+
 void float_matmul(const float* x, size_t n_rows, size_t d_in, const Matrix* matrices, size_t n_matrices,
                   const ParallelFor& parallel_for) {
   const Distinct distinct(x, n_rows, d_in);
-  const size_t rows = distinct.rows;
-  std::vector<size_t> ends, widths;  // of each matrix: one past its last task, and the outputs of a task
+  std::vector<Product> products;
   for (size_t i = 0; i < n_matrices; ++i) {
-    widths.push_back(is_read_in_place(matrices[i], rows) ? kFewWidth : kWidth);
-    ends.push_back((matrices[i].d_out + widths[i] - 1) / widths[i] + (i ? ends.back() : 0));
-  }
-  parallel_for(n_matrices ? ends.back() : 0, [&](size_t task) {
-    const DefaultArithmetic arithmetic;
-    const size_t i = std::upper_bound(ends.begin(), ends.end(), task) - ends.begin();
     const Matrix& m = matrices[i];
-    const size_t first = (task - (i ? ends[i - 1] : 0)) * widths[i], width = std::min(widths[i], m.d_out - first);
-    switch (m.element) {
-      case Element::kFloat32: product<float>(x, rows, d_in, m, first, width); break;
-      case Element::kBFloat16: product<BFloat16>(x, rows, d_in, m, first, width); break;
-      case Element::kFloat16: product<Float16>(x, rows, d_in, m, first, width); break;
-    }
-    distinct.fill(m.out, n_rows, m.d_out, first, width);
+    products.push_back({distinct.rows, d_in, m.d_out, {x, d_in}, m.data, m.element, m.transposed, {m.out, m.d_out}});
+  }
+  float_products(products.data(), n_matrices, parallel_for);
+  parallel_for(n_matrices, [&](size_t i) {
+    distinct.fill(matrices[i].out, n_rows, matrices[i].d_out, 0, matrices[i].d_out);
   });
 }
 

@@ -5,12 +5,11 @@
 #include <limits>
 #include <vector>
 
+#include "activations.h"
 #include "padding.h"
-#include "panel.h"
 
 namespace oxjax {
 namespace {
-
 
 template <int kBits, int kGroup, bool kTwoLevel, bool kMinima>
 Tile tile_of_height(size_t rows) {
@@ -25,39 +24,13 @@ Tile tile_of_height(size_t rows) {
   }
 }
 
-Tile tile_for(const Format& f, size_t rows) {
-  switch (f.bits * 10000 + f.group * 100 + f.two_level * 10 + f.minima) {
-    case 41610: return tile_of_height<4, 16, true, false>(rows);
-    case 41611: return tile_of_height<4, 16, true, true>(rows);
-    case 43200: return tile_of_height<4, 32, false, false>(rows);
-    case 43201: return tile_of_height<4, 32, false, true>(rows);
-    case 43211: return tile_of_height<4, 32, true, true>(rows);
-    case 53200: return tile_of_height<5, 32, false, false>(rows);
-    case 53201: return tile_of_height<5, 32, false, true>(rows);
-    case 53211: return tile_of_height<5, 32, true, true>(rows);
-    case 61610: return tile_of_height<6, 16, true, false>(rows);
-    case 81610: return tile_of_height<8, 16, true, false>(rows);
-    case 83200: return tile_of_height<8, 32, false, false>(rows);
-    case 83210: return tile_of_height<8, 32, true, false>(rows);
-    default: return nullptr;
-  }
-}
-
-// The tile that row `r` begins: as tall as there are rows for.
-size_t height_at(size_t r, size_t rows) {
-  size_t height = kTallestTile;
-  while (height > rows - r) height /= 2;
-  return height;
-}
-
 // What the quantisation of 32 inputs leaves to know.
 struct Quantized {
   float scale;
   int32_t halves[2];  // sums of codes
 };
 
-// A group that holds an infinity or NaN gets the scale NaN, one smaller than floats can divide by counts as zero.
-Quantized quantize(const float* x, int8_t* codes) {
+Quantized quantized(const float* x, int8_t* codes) {
   constexpr uint32_t kInfinity = 0x7f800000;
   constexpr float kRound = 0x1.8p23f;  // adding it leaves no bits for a fraction: rounds to nearest, ties to even
   const f32x16 from[2] = {load(x), load(x + kLanes)};
@@ -90,59 +63,66 @@ Quantized quantize(const float* x, int8_t* codes) {
   return y;
 }
 
-// All rows in int8, tile after tile, and the corrections that each of the weights needs.
-class Activations {
- public:
-  Activations(const float* x, size_t rows, size_t d_in, const Weights* weights, size_t n_weights,
-              const ParallelFor& parallel_for)
-      : rows_(rows), chunks_(d_in / kChunk), codes_(rows * d_in), scales_(rows * chunks_) {
-    for (size_t i = 0; i < n_weights; ++i) corrections_.emplace_back(rows * d_in / weights[i].format.group);
-    parallel_for((rows + kTallestTile - 1) / kTallestTile, [&](size_t part) {
-      const DefaultArithmetic arithmetic;
-      for (size_t r = part * kTallestTile, end = std::min(rows, r + kTallestTile); r < end;) {
-        const size_t height = height_at(r, rows);
-        for (size_t i = 0; i < height; ++i) quantize_row(x + (r + i) * d_in, r, i, height, weights, n_weights);
-        r += height;
-      }
-    });
-  }
+}  // namespace
 
-  // Of the tile that begins at row r, for the weights of this number.
-  Inputs at(size_t r, size_t of_weights, size_t group) const {
-    return {codes_.data() + r * chunks_ * kChunk, scales_.data() + r * chunks_,
-            corrections_[of_weights].data() + r * chunks_ * (kChunk / group)};
+Tile tile_for(const Format& f, size_t rows) {
+  switch (f.bits * 10000 + f.group * 100 + f.two_level * 10 + f.minima) {
+    case 41610: return tile_of_height<4, 16, true, false>(rows);
+    case 41611: return tile_of_height<4, 16, true, true>(rows);
+    case 43200: return tile_of_height<4, 32, false, false>(rows);
+    case 43201: return tile_of_height<4, 32, false, true>(rows);
+    case 43211: return tile_of_height<4, 32, true, true>(rows);
+    case 53200: return tile_of_height<5, 32, false, false>(rows);
+    case 53201: return tile_of_height<5, 32, false, true>(rows);
+    case 53211: return tile_of_height<5, 32, true, true>(rows);
+    case 61610: return tile_of_height<6, 16, true, false>(rows);
+    case 81610: return tile_of_height<8, 16, true, false>(rows);
+    case 83200: return tile_of_height<8, 32, false, false>(rows);
+    case 83210: return tile_of_height<8, 32, true, false>(rows);
+    default: return nullptr;
   }
+}
 
- private:
-  void quantize_row(const float* x, size_t tile, size_t i, size_t height, const Weights* weights, size_t n_weights) {
-    int8_t* codes = codes_.data() + tile * chunks_ * kChunk;
-    float* scales = scales_.data() + tile * chunks_;
-    for (size_t c = 0; c < chunks_; ++c) {
-      const size_t place = c * height + i;
-      const Quantized y = quantize(x + c * kChunk, codes + place * kChunk);
-      scales[place] = y.scale;
-      for (size_t w = 0; w < n_weights; ++w) {
-        const Format& format = weights[w].format;
-        const size_t groups = kChunk / format.group;
-        int32_t* corrections = corrections_[w].data() + tile * chunks_ * groups;
-        for (size_t g = 0; g < groups; ++g) {
-          const int32_t sum = groups == 2 ? y.halves[g] : y.halves[0] + y.halves[1];
-          const float inputs = y.scale * static_cast<float>(sum);
-          int32_t correction = -format.offset * sum;
-          if (format.minima) std::memcpy(&correction, &inputs, sizeof inputs);
-          corrections[(c * groups + g) * height + i] = correction;
-        }
+Activations::Activations(size_t rows, size_t d_in, const Weights* weights, size_t n_weights)
+    : chunks_(d_in / kChunk), codes_(rows * d_in), scales_(rows * chunks_) {
+  for (size_t w = 0; w < n_weights; ++w) {
+    formats_.push_back(weights[w].format);
+    corrections_.emplace_back(rows * chunks_ * groups(w));
+  }
+}
+
+void Activations::quantize(const float* x, const Place& to) {
+  int8_t* codes = codes_.data() + to.first * chunks_ * kChunk;
+  float* scales = scales_.data() + to.first * chunks_;
+  for (size_t c = 0; c < chunks_; ++c) {
+    const size_t at = c * to.height + to.row;
+    const Quantized y = quantized(x + c * kChunk, codes + at * kChunk);
+    scales[at] = y.scale;
+    for (size_t w = 0; w < formats_.size(); ++w) {
+      int32_t* corrections = corrections_[w].data() + to.first * chunks_ * groups(w);
+      for (size_t g = 0; g < groups(w); ++g) {
+        const int32_t sum = groups(w) == 2 ? y.halves[g] : y.halves[0] + y.halves[1];
+        const float inputs = y.scale * static_cast<float>(sum);
+        int32_t correction = -formats_[w].offset * sum;
+        if (formats_[w].minima) std::memcpy(&correction, &inputs, sizeof inputs);
+        corrections[(c * groups(w) + g) * to.height + to.row] = correction;
       }
     }
   }
+}
 
-  size_t rows_, chunks_;
-  std::vector<int8_t> codes_;
-  std::vector<float> scales_;
-  std::vector<std::vector<int32_t>> corrections_;
-};
-
-}  // namespace
+void Activations::copy(const Place& from, const Place& to) {
+  const size_t here = from.first * chunks_, there = to.first * chunks_;
+  for (size_t c = 0; c < chunks_; ++c) {
+    const size_t source = here + c * from.height + from.row, target = there + c * to.height + to.row;
+    std::memcpy(&codes_[target * kChunk], &codes_[source * kChunk], kChunk);
+    scales_[target] = scales_[source];
+  }
+  for (size_t w = 0; w < formats_.size(); ++w)
+    for (size_t g = 0; g < chunks_ * groups(w); ++g)
+      corrections_[w][there * groups(w) + g * to.height + to.row] =
+          corrections_[w][here * groups(w) + g * from.height + from.row];
+}
 
 bool Format::valid() const { return offset == (minima ? 0 : 1 << (bits - 1)) && tile_for(*this, 1) != nullptr; }
 
@@ -156,7 +136,15 @@ void quantized_matmul(const float* x, size_t n_rows, size_t d_in, const Weights*
                       const ParallelFor& parallel_for) {
   const Distinct distinct(x, n_rows, d_in);
   const size_t rows = distinct.rows;
-  const Activations inputs(x, rows, d_in, weights, n_weights, parallel_for);
+  Activations inputs(rows, d_in, weights, n_weights);
+  parallel_for((rows + kTallestTile - 1) / kTallestTile, [&](size_t part) {
+    const DefaultArithmetic arithmetic;
+    for (size_t r = part * kTallestTile, end = std::min(rows, r + kTallestTile); r < end;) {
+      const size_t height = height_at(r, rows);
+      for (size_t i = 0; i < height; ++i) inputs.quantize(x + (r + i) * d_in, {r, height, i});
+      r += height;
+    }
+  });
 
   // A task is some panels of one matrix, by rows that stay in the second cache.
   constexpr size_t kTaskBytes = 128 << 10, kBlockBytes = 512 << 10;
@@ -183,7 +171,7 @@ void quantized_matmul(const float* x, size_t n_rows, size_t d_in, const Weights*
         const size_t width = std::min(kPanel, w.d_out - panel * kPanel);
         for (size_t r = first, height; r < last; r += height) {
           height = height_at(r, rows);
-          tile_for(w.format, height)(inputs.at(r, i, w.format.group), d_in / kChunk, w.panels + panel * p.bytes,
+          tile_for(w.format, height)(inputs.at(r, i), d_in / kChunk, w.panels + panel * p.bytes,
                                      w.out + r * w.d_out + panel * kPanel, w.d_out, width);
         }
       }

@@ -32,7 +32,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-OXJAX_INLINE f32x16 broadcast(float x) { return f32x16{} + x; }
+OXJAX_INLINE f32x16 broadcast(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 
 OXJAX_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
 #if defined(__AVX512F__)

@@ -11,8 +11,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from oxjax.config import MLPSpec, MoESpec
-from oxjax.kernels.dot import row_sum, softmax
-from oxjax.kernels.grouped import grouped
+from oxjax.kernels.dot import dot_heads, row_sum, softmax
+from oxjax.kernels.grouped import grouped_matmul
+from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.mlp import ACTIVATIONS, MLP, gated, mlp
 
@@ -21,10 +22,10 @@ _SMALLEST_SUM = 6.103515625e-5  # the weights of the chosen experts are divided 
 
 @struct.dataclass
 class Experts:
-    """A linear map of every expert, or of one, of any float dtype, with optional float32 biases."""
+    """A linear map of every expert, of any float dtype or quantised, with optional float32 biases."""
 
-    weight: Float[Array, "*n_experts d_in d_out"]
-    bias: Float[Array, "*n_experts d_out"] | None = None
+    weight: Float[Array, "n_experts d_in d_out"] | QuantizedTensor
+    bias: Float[Array, "n_experts d_out"] | None = None
 
 
 @struct.dataclass
@@ -70,20 +71,16 @@ def moe(
 ) -> Float[Array, "rows d"]:
     """The sum of the chosen experts' outputs times their weights, plus the shared expert's."""
     chosen, weights = route(p, x, spec, exact=exact)
-
-    def one_expert(tile: Array, weight: Array, maps: tuple[Experts | None, ...]) -> Array:
-        gate, up, down = maps
-        if spec.weigh_inputs:
-            tile = (tile * weight).astype(tile.dtype)
-        inner = _affine(tile, up)
-        inner = (
-            ACTIVATIONS[spec.activation](inner) if gate is None else gated(spec.activation, _affine(tile, gate), inner)
-        )
-        given = _affine(inner, down).astype(jnp.float32)
-        return given if spec.weigh_inputs else given * weight
-
-    read = x if p.latent_down is None else linear(p.latent_down, x=x, exact=exact)[0]
-    total = grouped(one_expert, read, chosen, weights, (p.gate, p.up, p.down), exact=exact, is_real=is_real)
+    if is_real is not None:
+        chosen = jnp.where(is_real[:, None], chosen, spec.n_experts)
+    read = (x if p.latent_down is None else linear(p.latent_down, x=x, exact=exact)[0])[:, None]
+    if spec.weigh_inputs:
+        read, weights = (read * weights[..., None]).astype(x.dtype), jnp.ones_like(weights)
+    maps = (p.up,) if p.gate is None else (p.gate, p.up)
+    inner = [y.astype(x.dtype) for y in _affine(read, chosen, *maps, exact=exact)]
+    inner = ACTIVATIONS[spec.activation](*inner) if p.gate is None else gated(spec.activation, *inner)
+    given = _affine(inner, chosen, p.down, exact=exact)[0]
+    total = dot_heads(weights[None], given, exact=exact)[0]  # each row's weights times what its experts gave
     if p.latent_up is not None:
         total = linear(p.latent_up, x=total.astype(x.dtype), exact=exact, dtype=jnp.float32)[0]
     if p.shared is not None:
@@ -132,8 +129,9 @@ def _best_groups(ranked: Array, spec: MoESpec) -> Array:
     return jnp.where(kept[..., None], groups, -jnp.inf).reshape(ranked.shape)
 
 
-def _affine(x: Array, p: Experts) -> Array:
-    """Rows times one expert's map, `p` holding that one alone."""
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    y = jnp.matmul(x, p.weight.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
-    return (y if p.bias is None else y + p.bias).astype(x.dtype)
+def _affine(x: Array, chosen: Array, *maps: Experts, exact: bool) -> list[Array]:
+    """Rows through several maps of the experts that they chose, in float32."""
+    kinds = {isinstance(p.weight, QuantizedTensor) for p in maps}
+    calls = [maps] if len(kinds) == 1 else [(p,) for p in maps]
+    products = (y for call in calls for y in grouped_matmul(x, chosen, *(p.weight for p in call), exact=exact))
+    return [y if p.bias is None else y + p.bias[chosen] for p, y in zip(maps, products, strict=True)]

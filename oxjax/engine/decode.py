@@ -1,0 +1,147 @@
+"""Several decode steps in one call of the device: what is chosen goes back in as the next input, without the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from oxjax.batch import Batch
+from oxjax.config import ModelConfig
+from oxjax.engine.packed import DECODING, n_words, unpack
+from oxjax.models.decoder import EngineState, Params, step
+from oxjax.sampling.pipeline import SamplingRows, sample
+
+MAX_STEPS = 64  # of a call: they share what it costs beside them
+
+
+@struct.dataclass
+class DecodeRows:
+    """A row for each sequence that decodes, `[S]` each; rows past the last sequence are zeros.
+
+    Attributes:
+        sampling: how the row's tokens are chosen. The positions are those of the first one chosen.
+        tokens: last id of each sequence, the first input.
+        n_steps: most steps for the row.
+        heeds_ends: whether the tokens that end a text end the row.
+        ends_call: whether the call ends with this row instead of going on for the others.
+        read_slots: slot with the recurrent state before the first step, as in `Batch`.
+        write_slots: slot for the state after every step; not one that is read.
+        block_tables: pages for all steps, `[S, P]`.
+    """
+
+    sampling: SamplingRows
+    tokens: Int[Array, " S"]
+    n_steps: Int[Array, " S"]
+    heeds_ends: Bool[Array, " S"]
+    ends_call: Bool[Array, " S"]
+    read_slots: Int[Array, " S"]
+    write_slots: Int[Array, " S"]
+    block_tables: Int[Array, "S P"]
+
+
+@struct.dataclass
+class Decoded:
+    """What was chosen, a line for each step. Lines past `n_steps` mean nothing, nor does what follows a row's end.
+
+    Attributes:
+        n_steps: steps that ran.
+        tokens, logprobs, top_tokens, top_logprobs, finite: as in `Sampled`.
+    """
+
+    n_steps: Int[Array, ""]
+    tokens: Int[Array, "K S"]
+    logprobs: Float[Array, "K S"]
+    top_tokens: Int[Array, "K S n_top"]
+    top_logprobs: Float[Array, "K S n_top"]
+    finite: Bool[Array, "K S"]
+
+
+def unpack_rows(packed: Int[Array, "S words"]) -> DecodeRows:
+    """The rows of `DECODING` records and block tables."""
+    fields = unpack(packed, DECODING)
+    flags = {name: fields.pop(name) > 0 for name in ("heeds_ends", "ends_call")}
+    sampling = SamplingRows(**fields.pop("sampling"))
+    return DecodeRows(sampling=sampling, block_tables=packed[:, n_words(DECODING) :], **fields, **flags)
+
+
+def _apart(always: Bool[Array, ""], fn: Callable[[], Any]) -> Any:
+    """What `fn` gives, computed on its own: the compiler merges nothing into a branch, as if it were a program.
+
+    Merged with what makes the logits, the sampler would round otherwise. A barrier is gone before the compiler merges.
+    """
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(fn))
+    return lax.cond(always, fn, lambda: nothing)
+
+
+def decode_steps(
+    params: Params,
+    state: EngineState,
+    packed: Int[Array, "S words"],
+    end_ids: Int[Array, " E"],
+    *,
+    config: ModelConfig,
+    n_top: int,
+) -> tuple[Decoded, EngineState]:
+    """Decode until all rows have ended, or one that ends the call. Pure, as `step` is; jit it in the same way.
+
+    A row ends when it has taken its steps, chosen a token that ends it, or met logits that are not finite. While
+    others go on it repeats its last step, which changes nothing but recurrent states, of sequences that are over.
+
+    Args:
+        params: the model's numbers.
+        state: one entry per layer. The first step reads the read slots; it and all others write the write slots, so
+            that a call can be run again.
+        packed: a `DECODING` record and a block table for each sequence. How many steps is part of it, so one program
+            does for all.
+        end_ids: ids of the tokens that end a row, where it heeds them.
+        config: static.
+        n_top: how many of the most likely tokens to report for every row; static.
+
+    Returns:
+        What was chosen, and the new state.
+    """
+    rows = unpack_rows(packed)
+    n_seqs = len(packed)
+    is_real = rows.n_steps > 0
+    cuts = jnp.minimum(jnp.arange(n_seqs + 1, dtype=jnp.int32), jnp.sum(is_real, dtype=jnp.int32))
+
+    def goes_on(carry: tuple) -> Array:
+        *_, goes, _ = carry
+        return jnp.any(goes) & ~jnp.any(is_real & ~goes & rows.ends_call)
+
+    def one_step(carry: tuple) -> tuple:
+        i, state, tokens, positions, goes, lines = carry
+        batch = Batch(
+            tokens=tokens,
+            positions=positions - 1,
+            cu_q_lens=cuts,
+            kv_lens=jnp.where(is_real, positions, 0),
+            block_tables=rows.block_tables,
+            read_slots=jnp.where(i == 0, rows.read_slots, rows.write_slots),
+            write_slots=rows.write_slots,
+            logits_rows=jnp.arange(n_seqs, dtype=jnp.int32),
+        )
+        logits, state = step(params, state, batch, config)
+        draws = rows.sampling.replace(positions=positions)
+        chosen = _apart(jnp.any(goes), lambda: vars(sample(logits, draws, n_top=n_top, exact=config.exact)))
+        lines = jax.tree.map(lambda line, new: line.at[i].set(new), lines, chosen)
+        ended = rows.heeds_ends & jnp.any(chosen["tokens"][:, None] == end_ids, axis=-1)
+        goes &= chosen["finite"] & ~ended & (i + 1 < rows.n_steps)
+        return i + 1, state, jnp.where(goes, chosen["tokens"], tokens), positions + goes.astype(jnp.int32), goes, lines
+
+    lines = {
+        "tokens": jnp.zeros((MAX_STEPS, n_seqs), jnp.int32),
+        "logprobs": jnp.zeros((MAX_STEPS, n_seqs)),
+        "top_tokens": jnp.zeros((MAX_STEPS, n_seqs, n_top), jnp.int32),
+        "top_logprobs": jnp.zeros((MAX_STEPS, n_seqs, n_top)),
+        "finite": jnp.zeros((MAX_STEPS, n_seqs), bool),
+    }
+    start = jnp.int32(0), state, rows.tokens, rows.sampling.positions, is_real, lines
+    n_steps, state, *_, lines = lax.while_loop(goes_on, one_step, start)
+    return Decoded(n_steps=n_steps, **lines), state
