@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from itertools import accumulate, pairwise
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,8 @@ from oxjax.config import DTYPES, AttentionSpec, MLPSpec, MoESpec
 from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
 from oxjax.gguf.ggml_types import GGMLType, block_layout
-from oxjax.gguf.planes import PLANE_FORMATS, planes
+from oxjax.gguf.planes import PLANE_FORMATS, has_planes, planes
+from oxjax.gguf.quants import dequantize, to_little_endian
 from oxjax.kernels.quantized import PANEL, QuantizedTensor, pack, panel_bytes
 from oxjax.models.layers.attention import Attention
 from oxjax.models.layers.linear import Linear
@@ -28,7 +31,7 @@ from oxjax.models.layers.mlp import MLP
 from oxjax.models.layers.moe import Experts, MoE
 from oxjax.models.layers.norms import Norm
 
-_SLAB_BYTES = 4 << 20
+_SLAB_BYTES = 1 << 20  # of float32: temporaries stay in the second cache
 _PLAIN = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
 _HALVES = {GGMLType.F16: np.dtype(np.float16), GGMLType.BF16: np.dtype(jnp.bfloat16)}
 
@@ -39,7 +42,7 @@ class ParamLoader:
     Args:
         file: an open GGUF file.
         dtype: of activations, and of what is computed with as it is; vectors stay float32.
-        progress: called with the bytes of the file read so far, after each tensor.
+        progress: called with the bytes of the file read so far, after each part of a tensor.
         weights: how matrices are held: in a dtype, or "quantized", which keeps the integers or the 16 bits of the
             file, and has the rest in `dtype`. None is `dtype`.
         activations: what quantised matrices are multiplied with; see `QuantizedTensor`.
@@ -75,11 +78,30 @@ class ParamLoader:
         self._used.add(name)
 
     def _read(self, name: str) -> None:
+        """A tensor was read, and will not be again."""
         self.file.release(name)
+        self._count(self.file.tensors[name].n_bytes)
+
+    def _count(self, n_bytes: int) -> None:
         with self._lock:
-            self._bytes_read += self.file.tensors[name].n_bytes
+            self._bytes_read += n_bytes
             if self._progress is not None:
                 self._progress(self._bytes_read)
+
+    def _by_slabs(
+        self, name: str, rows: range, work: Callable[[int, int], None], pool: Executor | None, least: int = 1
+    ) -> None:
+        """Call `work(start, stop)` for slabs of a multiple of `least` rows of a matrix: one by one, or in a pool."""
+        info = self.file.tensors[name]
+        step = max(_SLAB_BYTES // (4 * info.shape[-1] * least), 1) * least
+
+        def one(start: int) -> None:
+            stop = min(start + step, rows.stop)
+            work(start, stop)
+            self._count((stop - start) * info.shape[-1] * info.n_bytes // info.n_elements)
+
+        for _ in (map if pool is None else pool.map)(one, range(rows.start, rows.stop, step)):
+            pass
 
     def vector(self, name: str, *shape: int) -> np.ndarray:
         """A float32 vector `[d]`, or a small table of them."""
@@ -88,28 +110,36 @@ class ParamLoader:
         self._read(name)
         return vector
 
-    def embedding(self, name: str, n: int, d: int) -> Array | QuantizedTensor:
-        """A table `[n, d]` to look up and multiply with; as a quantised matrix, where it is one, `[d, n]`."""
+    def embedding(self, name: str, n: int, d: int, pool: Executor | None = None) -> Array | QuantizedTensor:
+        """A table `[n, d]` to look up and multiply with; as a quantised matrix, where it is one, `[d, n]`.
+
+        See `fused` about the pool.
+        """
         self._check(name, (n, d))
         if self._format_of(name):
-            packed = self._packed(name, d, 0, n)
-            self._read(name)
+            packed = self._packed(name, d, range(n), pool)
+            self.file.release(name)
             return packed
         table = _aligned((n, d), self._dtype_of(name))
-        for start, stop in self._slabs(n, d):
+
+        def copy(start: int, stop: int) -> None:
             table[start:stop] = self.file.rows(name, start, stop)
-        self._read(name)
+
+        self._by_slabs(name, range(n), copy, pool)
+        self.file.release(name)
         return jax.device_put(table, may_alias=True)
 
     def table(self, name: str, n: int, d: int) -> Array:
         """A small table `[n, d]` in the activations' dtype, whose rows are added to them."""
         return jax.device_put(self.vector(name, n, d).astype(self.dtype))
 
-    def linear(self, name: str, d_in: int, d_out: int, *, keep: bool = True) -> Linear:
+    def linear(self, name: str, d_in: int, d_out: int, *, keep: bool = True, pool: Executor | None = None) -> Linear:
         """The map `<name>.weight`, with `<name>.bias` if the file has one; see `fused`."""
-        return self.fused(name, d_in, (d_out,), keep=keep)[0]
+        return self.fused(name, d_in, (d_out,), keep=keep, pool=pool)[0]
 
-    def fused(self, name: str, d_in: int, d_outs: tuple[int, ...], *, keep: bool = True) -> tuple[Linear, ...]:
+    def fused(
+        self, name: str, d_in: int, d_outs: tuple[int, ...], *, keep: bool = True, pool: Executor | None = None
+    ) -> tuple[Linear, ...]:
         """Maps whose outputs lie one after another in `<name>.weight` (and `.bias`), taken apart.
 
         Args:
@@ -117,6 +147,7 @@ class ParamLoader:
             d_in: what all take.
             d_outs: what each gives.
             keep: allow the file's own form of weights; not where they will be taken apart further.
+            pool: threads that share the work; for calls that do not come from one of them.
         """
         total = sum(d_outs)
         self._check(f"{name}.weight", (total, d_in))
@@ -124,29 +155,37 @@ class ParamLoader:
         # NVFP4 files carry one multiplier per matrix beside it; `.input_scale` concerns activations on GPUs.
         scale = self.vector(f"{name}.scale", 1)[0] if self.has(f"{name}.scale") else None
         self._used.add(f"{name}.input_scale")
-        ends = np.cumsum(d_outs)
+        ends = [*accumulate(d_outs, initial=0)]
         maps = []
-        for start, stop in zip(ends - d_outs, ends, strict=True):
+        for start, stop in pairwise(ends):
             part = None if bias is None else jax.device_put(bias[start:stop].copy())
             if keep and scale is None and self._format_of(f"{name}.weight"):
-                weight = self._packed(f"{name}.weight", d_in, int(start), int(stop))
+                weight = self._packed(f"{name}.weight", d_in, range(start, stop), pool)
             else:
                 dtype = self._dtype_of(f"{name}.weight") if keep and scale is None else self._dense
-                matrix = self._transposed(f"{name}.weight", d_in, int(start), int(stop), dtype, scale)
-                weight = jax.device_put(matrix, may_alias=True)
+                weight = self._transposed(f"{name}.weight", d_in, range(start, stop), dtype, scale, pool)
             maps.append(Linear(weight=weight, bias=part))
-        self._read(f"{name}.weight")
+        self.file.release(f"{name}.weight")
         return tuple(maps)
 
     def _transposed(
-        self, name: str, d_in: int, start: int, stop: int, dtype: np.dtype, scale: np.float32 | None
-    ) -> np.ndarray:
-        """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns."""
-        weight = _aligned((d_in, stop - start), dtype)
-        for a, b in self._slabs(stop - start, d_in):
-            slab = self.file.rows(name, start + a, start + b)
-            weight[:, a:b] = (slab if scale is None else slab * scale).T
-        return weight
+        self,
+        name: str,
+        d_in: int,
+        rows: range,
+        dtype: np.dtype,
+        scale: np.float32 | None,
+        pool: Executor | None,
+    ) -> Array:
+        """Some rows of a `[d_out, d_in]` tensor as columns."""
+        weight = _aligned((d_in, len(rows)), dtype)
+
+        def turn(start: int, stop: int) -> None:
+            slab = self.file.rows(name, start, stop)
+            weight[:, start - rows.start : stop - rows.start] = (slab if scale is None else slab * scale).T
+
+        self._by_slabs(name, rows, turn, pool)
+        return jax.device_put(weight, may_alias=True)
 
     def _format_of(self, name: str) -> GGMLType | None:
         """The format that a matrix is held in, unless it is held as floats."""
@@ -154,7 +193,8 @@ class ParamLoader:
         if not self._quantized:
             return None
         if info.ggml_type in PLANE_FORMATS:
-            return info.ggml_type if self.file.byte_order == "little" else None
+            fits = self.file.byte_order == "little" and has_planes(self.file.raw(name), info.ggml_type)
+            return info.ggml_type if fits else None
         fits = self._quantize is not None and info.shape[-1] % block_layout(self._quantize)[0] == 0
         return self._quantize if fits and info.ggml_type in _PLAIN else None
 
@@ -163,41 +203,36 @@ class ParamLoader:
         half = _HALVES.get(self.file.tensors[name].ggml_type) if self._quantized else None
         return self._dense if half is None else half
 
-    def _packed(self, name: str, d_in: int, start: int, stop: int) -> QuantizedTensor:
-        """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns, in the format that it is held in."""
+    def _packed(self, name: str, d_in: int, rows: range, pool: Executor | None) -> QuantizedTensor:
+        """Some rows of a `[d_out, d_in]` tensor as columns, in the format that it is held in."""
         form = PLANE_FORMATS[self._format_of(name)]
-        data = _aligned((-(-(stop - start) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
-        self._pack(name, data, d_in, start, stop)
-        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, stop - start), form, self._activations)
+        data = _aligned((-(-len(rows) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
+        self._pack(name, data, d_in, rows, pool)
+        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, len(rows)), form, self._activations)
 
-    def _pack(self, name: str, data: np.ndarray, d_in: int, start: int, stop: int) -> None:
-        """Fill panels with rows `start` to `stop`, counted over all leading axes."""
+    def _pack(self, name: str, data: np.ndarray, d_in: int, rows: range, pool: Executor | None = None) -> None:
+        """Fill panels with rows of a tensor, counted over all leading axes."""
         kind = self._format_of(name)
-        step = max(_SLAB_BYTES // (4 * d_in * PANEL), 1)  # panels at a time
-        for panel in range(0, len(data), step):
-            first, last = start + panel * PANEL, min(start + (panel + step) * PANEL, stop)
-            parts = planes(self._blocks(name, kind, d_in, first, last), kind, (last - first, d_in))
-            pack(parts, PLANE_FORMATS[kind], data[panel : panel + step])
+
+        def lay_out(start: int, stop: int) -> None:
+            parts = planes(self._blocks(name, kind, d_in, start, stop), kind, (stop - start, d_in))
+            first, last = (start - rows.start) // PANEL, -(-(stop - rows.start) // PANEL)
+            pack(parts, PLANE_FORMATS[kind], data[first:last])
+
+        self._by_slabs(name, rows, lay_out, pool, least=PANEL)
 
     def _blocks(self, name: str, kind: GGMLType, d_in: int, first: int, last: int) -> np.ndarray:
         """Bytes of rows of a matrix in a format: the file's, or what the `gguf` package makes of plain ones."""
-        info = self.file.tensors[name]
-        if info.ggml_type == kind:
-            per_block, block_bytes = block_layout(kind)
-            row_bytes = d_in // per_block * block_bytes
-            return self.file.raw(name)[first * row_bytes : last * row_bytes]
-        if len(info.shape) == 3:  # of one expert
-            expert, first = divmod(first, info.shape[1])
-            rows = self.file.rows(name, expert, expert + 1)[0][first : last - expert * info.shape[1]]
-        else:
-            rows = self.file.rows(name, first, last)
-        rows = np.ascontiguousarray(rows, np.float32)
-        return gguf_quants.quantize(rows, GGMLQuantizationType(kind)).reshape(-1)
-
-    @staticmethod
-    def _slabs(n_rows: int, row: int) -> Iterable[tuple[int, int]]:
-        step = max(1, _SLAB_BYTES // (4 * row))
-        return ((a, min(a + step, n_rows)) for a in range(0, n_rows, step))
+        stored = self.file.tensors[name].ggml_type
+        per_block, block_bytes = block_layout(stored)
+        row_bytes = d_in // per_block * block_bytes
+        raw = self.file.raw(name)[first * row_bytes : last * row_bytes]
+        if stored == kind:
+            return raw
+        if self.file.byte_order == "big":
+            raw = to_little_endian(raw, stored)
+        rows = dequantize(raw, stored, (last - first, d_in))
+        return gguf_quants.quantize(np.ascontiguousarray(rows), GGMLQuantizationType(kind)).reshape(-1)
 
     def interleaved(self, name: str, d_in: int, groups: int, widths: tuple[int, ...]) -> tuple[Linear, ...]:
         """Maps whose outputs take turns in `<name>.weight`: each of the groups holds so many of each."""
@@ -298,9 +333,8 @@ class ParamLoader:
                 for n in ("gate", "up")
             )
         return MoE(
-            router=self.linear(
-                f"{prefix}.ffn_gate_inp", d_model, spec.n_experts, keep=False
-            ),  # it is small, and decides
+            # Small, and its errors choose.
+            router=self.linear(f"{prefix}.ffn_gate_inp", d_model, spec.n_experts, keep=False),
             selection_bias=bias,
             gate=gate,
             up=up,
@@ -327,7 +361,7 @@ class ParamLoader:
         else:
             weights = self._dense_experts(places, d_in, d_outs, scales)
         for found in names:
-            self._read(found)
+            self.file.release(found)
         bias = self.vector(f"{stack}.bias", n, total) if self.has(f"{stack}.bias") else None
         parts = [None] * len(d_outs) if bias is None else np.split(bias, np.cumsum(d_outs)[:-1], axis=1)
         return tuple(
@@ -343,7 +377,7 @@ class ParamLoader:
         for end, d_out in zip(np.cumsum(d_outs).tolist(), d_outs, strict=True):
             data = _aligned((len(places), -(-d_out // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
             for panels, (name, i) in zip(data, places, strict=True):
-                self._pack(name, panels, d_in, i * total + end - d_out, i * total + end)
+                self._pack(name, panels, d_in, range(i * total + end - d_out, i * total + end))
             data = jax.device_put(data, may_alias=True)
             weights.append(QuantizedTensor(data, (d_in, d_out), form, self._activations))
         return weights
@@ -359,6 +393,7 @@ class ParamLoader:
             scale = np.float32(1.0) if scales is None else scales[e]
             for weight, part in zip(weights, np.split(matrix, ends[:-1]), strict=True):
                 np.multiply(part.T, scale, out=weight[e], casting="unsafe")
+            self._count(self.file.tensors[name].n_bytes // (len(places) if stacked else 1))
         return [jax.device_put(w, may_alias=True) for w in weights]
 
     def skip(self, prefix: str) -> None:
