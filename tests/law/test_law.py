@@ -171,16 +171,16 @@ def test_preemption(harness, expected, reuse_prefixes, swap):
     # Without pages only the places in the batch can be too few.
     tight = {"n_pages": 14} if harness.model.config.page_bytes(1) else {"max_batch": 3}
     engine = harness.engine(**tight, reuse_prefixes=reuse_prefixes, swap=swap)
-    neighbours = prompts(3, 40, seed=1)
-    others = [engine.generate(p, LONG, 11) for p in neighbours]
-    for _ in range(20):
+    neighbours, grow = prompts(3, 40, seed=1), dataclasses.replace(LONG, ignore_eos=True)
+    others = [engine.generate(p, grow, 11) for p in neighbours]
+    for _ in range(9):
         engine.step()
     urgent = engine.generate(prompts(1, 30, seed=8)[0], LONG, 11, priority=1)
     assert harness.run_in(engine, IDS) == expected(harness)
     finish(engine, [*others, urgent])
     assert engine.metrics().preemptions > 0
     for request, ids in zip(others, neighbours, strict=True):
-        assert outcome(request) == harness.generated_alone(ids, LONG)
+        assert outcome(request) == harness.generated_alone(ids, grow)
 
 
 @for_all
