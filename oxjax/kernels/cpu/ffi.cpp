@@ -333,7 +333,8 @@ ffi::Error scan(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buffer<f
   const LinearScan scan{heads, key_heads, key_dim, value_dim, static_cast<size_t>(decays[2]), query.typed_data(),
                         key.typed_data(), value.typed_data(), decay.typed_data(), optional(read), optional(write),
                         optional(bonus), initial.typed_data(), y->typed_data(), states->typed_data()};
-  return run(pool, [&](const ParallelFor& parallel_for) {
+  const size_t work = initial.element_count() + 4 * before * heads * key_dim * value_dim;
+  return run(pool, work, [&](const ParallelFor& parallel_for) {
     linear_scan(scan, {rows, count, starts.typed_data(), ends.typed_data()}, parallel_for);
   });
 }
