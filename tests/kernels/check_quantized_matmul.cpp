@@ -26,7 +26,8 @@ void add(const std::vector<float>& out) {
 int main() {
   const Format formats[] = {{4, 8, 32, false, false}, {4, 0, 32, false, true}, {5, 16, 32, false, false},
                             {5, 0, 32, false, true},  {8, 128, 32, false, false}, {4, 0, 32, true, true},
-                            {5, 0, 32, true, true},   {6, 32, 16, true, false}, {8, 128, 32, true, false}};
+                            {5, 0, 32, true, true},   {6, 32, 16, true, false}, {8, 128, 32, true, false},
+                            {4, 8, 16, true, false},  {4, 0, 16, true, true},  {8, 128, 16, true, false}};
   std::mt19937 random(0);
   const auto backwards = [](size_t n, const std::function<void(size_t)>& task) {
     for (size_t i = n; i-- > 0;) task(i);

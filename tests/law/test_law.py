@@ -16,6 +16,7 @@ import pytest
 from harness import EMBEDDED, PARAMS, RANDOM, STORIES, TOYS, Harness, finish, load, outcome, prompts
 from harness import with_toys as _with_toys  # noqa: F401
 
+from oxjax.engine.scheduler import Work
 from oxjax.errors import OxjaxError
 from oxjax.kernels import native
 from oxjax.kernels.quantized import QuantizedTensor
@@ -116,6 +117,14 @@ def test_shapes_at_every_boundary(harness, expected, length):
 def test_wide_steps(harness, expected):
     """From 4,096 numbers on XLA:CPU computes some things otherwise, such as the exponentials of a router's softmax."""
     assert harness.run(IDS, neighbours=prompts(7, 120), max_batch=9, max_rows=1024) == expected(harness)
+
+
+@held_for("archs/gemma2")
+def test_steps_in_a_loop_and_beside_prompts(harness, monkeypatch):
+    """Two programs, of which one has the sampler in it: merged with a soft cap, it would round otherwise."""
+    looped = harness.generated_alone(IDS, LONG)
+    monkeypatch.setattr(Work, "decodes", property(lambda self: False))
+    assert harness.generated_alone(IDS, LONG) == looped
 
 
 @for_all
