@@ -8,7 +8,8 @@ The K types are made by llama.cpp's quantiser, with its choice of types for each
 from __future__ import annotations
 
 import argparse
-import ctypes
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,20 +61,29 @@ def write(path: str | Path, shape: Shape, kind: str) -> None:
         quantize(source, path, kind)
 
 
+# In a process of its own, which the binding may crash when it ends.
+_QUANTIZE = """
+import ctypes, os, sys
+import llama_cpp
+source, target, kind = sys.argv[1:]
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+params.allow_requantize = True
+status = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params))
+os._exit(1 if status else 0)
+"""
+
+
 def quantize(source: str | Path, target: str | Path, kind: str) -> None:
     """Write a file's weights in a mix of types of llama.cpp's, such as Q4_K_M.
 
     Raises:
         RuntimeError: llama.cpp refused.
     """
-    import llama_cpp
-
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
-    params.allow_requantize = True
-    status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
-    if status:
-        raise RuntimeError(f"llama.cpp's quantiser returned {status} for {kind}")
+    command = [sys.executable, "-c", _QUANTIZE, str(source), str(target), kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"llama.cpp's quantiser failed for {kind}: {done.stderr[-500:]}")
 
 
 def _write_plain(path: str | Path, shape: Shape, kind: gguf.GGMLQuantizationType) -> None:

@@ -105,9 +105,14 @@ def _memory(file: GGUFFile) -> dict[str, int]:
 def _held(tensor: TensorInfo) -> int:
     """Bytes of a tensor in memory: matrices stay what they are where there are kernels for that, else float32."""
     from oxjax.kernels import native
+    from oxjax.kernels.quantized import PANEL, panel_bytes
 
-    keeps = tensor.ggml_type in PLANE_FORMATS or tensor.ggml_type in (GGMLType.F16, GGMLType.BF16)
-    return tensor.n_bytes if len(tensor.shape) == 2 and keeps and native.kernels() else 4 * tensor.n_elements
+    if len(tensor.shape) == 2 and native.kernels():
+        if form := PLANE_FORMATS.get(tensor.ggml_type):
+            return -(-tensor.shape[0] // PANEL) * panel_bytes(tensor.shape[1], form)
+        if tensor.ggml_type in (GGMLType.F16, GGMLType.BF16):
+            return tensor.n_bytes
+    return 4 * tensor.n_elements
 
 
 def _tokenizer(file: GGUFFile) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def test_info_describes_a_file(data):
     assert facts["parameters"] == sum(t["parameters"] for t in facts["tensors"].values())
     assert facts["file_bytes"] == file.stat().st_size
     assert facts["memory"]["parameters_float32"] == 4 * facts["parameters"]
-    kept = sum(t["bytes"] for t in facts["tensors"].values())
-    assert facts["memory"]["parameters"] == (kept if "native" in facts["kernels"] else 4 * facts["parameters"])
+    stored, held = sum(t["bytes"] for t in facts["tensors"].values()), facts["memory"]["parameters"]
+    assert stored <= held <= 1.1 * stored if "native" in facts["kernels"] else held == 4 * facts["parameters"]
     assert facts["memory"]["kv_per_token_float32"] > 0
     shown = oxjax("info", file).stdout
     assert "Q4_K" in shown

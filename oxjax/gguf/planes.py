@@ -2,6 +2,10 @@
 
 A value is `scale * (code - offset) + minimum`. Groups run along a row. In two-level formats 256 values share a
 float16 scale (and minimum), which an integer of their group multiplies. Block layouts are those of ggml-common.h.
+
+Formats of fewer bits than four, and those with tables of values, take more memory this way than in the file, though
+less than floats. Q1_0, Q2_0 and NVFP4 have no planes: a group of 16 with a scale of its own, or a multiplier beside the
+tensor, which no kernel reads.
 """
 
 from __future__ import annotations
@@ -9,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from gguf.quants import IQ4_NL
+from gguf.quants import IQ4_NL, MXFP4
 from jaxtyping import Float16, Int8, UInt8
 
 from oxjax.gguf.ggml_types import GGMLType, block_layout
+from oxjax.gguf.grids import GRIDS, has_half_scales, take_grid_apart
 
 SUPER_BLOCK = 256  # values that share the first level of two
 
@@ -58,9 +63,27 @@ PLANE_FORMATS = {
     GGMLType.Q6_K: PlaneFormat(bits=6, offset=32, group=16, two_level=True),
     GGMLType.IQ4_NL: PlaneFormat(bits=8, offset=128),
     GGMLType.IQ4_XS: PlaneFormat(bits=8, offset=128, two_level=True),
+    GGMLType.Q2_K: PlaneFormat(bits=4, offset=0, group=16, two_level=True, minima=True),
+    GGMLType.Q3_K: PlaneFormat(bits=4, offset=8, group=16, two_level=True),
+    GGMLType.TQ1_0: PlaneFormat(bits=4, offset=8),
+    GGMLType.TQ2_0: PlaneFormat(bits=4, offset=8),
+    GGMLType.MXFP4: PlaneFormat(bits=5, offset=16),
+    **{kind: PlaneFormat(bits=8, offset=128, group=grid.group, two_level=True) for kind, grid in GRIDS.items()},
 }
 
+_MXFP4_CODES = (np.array(MXFP4.kvalues, np.int8) + 16).astype(np.uint8)
+_MXFP4_EXPONENTS = range(128 - 24, 128 + 16)  # of the powers of two that float16 has, after `e - 128`
 _IQ4_CODES = (np.array(IQ4_NL.kvalues, np.int16) + 128).astype(np.uint8)
+
+
+def has_planes(raw: UInt8[np.ndarray, " n_bytes"], ggml_type: GGMLType) -> bool:
+    """Whether a tensor of little-endian bytes can be taken apart: its format can, and its scales are float16."""
+    if ggml_type not in PLANE_FORMATS:
+        return False
+    blocks = raw.reshape(-1, block_layout(ggml_type)[1])
+    if ggml_type == GGMLType.MXFP4:
+        return int(blocks[:, 0].min()) in _MXFP4_EXPONENTS and int(blocks[:, 0].max()) in _MXFP4_EXPONENTS
+    return ggml_type not in GRIDS or has_half_scales(blocks, ggml_type)
 
 
 def planes(raw: UInt8[np.ndarray, " n_bytes"], ggml_type: GGMLType, shape: tuple[int, int]) -> Planes:
@@ -68,12 +91,12 @@ def planes(raw: UInt8[np.ndarray, " n_bytes"], ggml_type: GGMLType, shape: tuple
 
     Args:
         raw: uint8 [n_bytes], whole rows.
-        ggml_type: a key of `PLANE_FORMATS`.
+        ggml_type: one for which the bytes have planes; see `has_planes`.
         shape: rows, and values in each: a multiple of the type's block.
     """
     per_block, block_bytes = block_layout(ggml_type)
     blocks = raw.reshape(shape[0], shape[1] // per_block, block_bytes)
-    parts = _TAKE_APART[ggml_type](blocks)
+    parts = take_grid_apart(blocks, ggml_type) if ggml_type in GRIDS else _TAKE_APART[ggml_type](blocks)
     return Planes(**{name: np.ascontiguousarray(part).reshape(shape[0], -1) for name, part in parts.items()})
 
 
@@ -158,6 +181,56 @@ def _iq4_xs(b: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def _twos(packed: np.ndarray) -> np.ndarray:
+    """Bytes `[..., m, 32]` to codes of two bits `[..., m, 4, 32]`, lowest first."""
+    return packed[..., None, :] >> np.array([[0], [2], [4], [6]], np.uint8) & 3
+
+
+def _q2_k(b: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        "codes": _twos(b[..., 16:80].reshape(*b.shape[:-1], 2, 32)),
+        "scales": _half(b, 80),
+        "minima": -_half(b, 82),
+        "sub_scales": (b[..., :16] & 15).view(np.int8),
+        "sub_minima": (b[..., :16] >> 4).view(np.int8),
+    }
+
+
+def _q3_k(b: np.ndarray) -> dict[str, np.ndarray]:
+    low = _twos(b[..., 32:96].reshape(*b.shape[:-1], 2, 32))
+    third = b[..., None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & 1  # adds four, which the format takes off
+    packed = b[..., 96:108]
+    scales = np.concatenate([packed[..., :8] & 15, packed[..., :8] >> 4], axis=-1)
+    high = packed[..., None, 8:] >> np.array([[0], [2], [4], [6]], np.uint8) & 3
+    return {
+        "codes": low + (third << 2).reshape(low.shape) + np.uint8(4),
+        "scales": _half(b, 108),
+        "sub_scales": (scales | high.reshape(scales.shape) << 4).view(np.int8) - np.int8(32),
+    }
+
+
+def _threes(packed: np.ndarray, n: int) -> np.ndarray:
+    """Bytes `[..., m]` to codes -1, 0 and 1 plus eight `[..., n, m]`: digits of fractions in base three."""
+    digits = packed[..., None, :] * (3 ** np.arange(n, dtype=np.uint8))[:, None]
+    return ((digits.astype(np.uint16) * 3) >> 8).astype(np.uint8) + np.uint8(7)
+
+
+def _tq1_0(b: np.ndarray) -> dict[str, np.ndarray]:
+    parts = (_threes(b[..., a:z], n) for a, z, n in ((0, 32, 5), (32, 48, 5), (48, 52, 4)))
+    codes = np.concatenate([part.reshape(*b.shape[:-1], -1) for part in parts], axis=-1)
+    return {"codes": codes, "scales": np.repeat(_half(b, 52), 8, axis=-1)}
+
+
+def _tq2_0(b: np.ndarray) -> dict[str, np.ndarray]:
+    codes = _twos(b[..., :64].reshape(*b.shape[:-1], 2, 32)) + np.uint8(7)
+    return {"codes": codes, "scales": np.repeat(_half(b, 64), 8, axis=-1)}
+
+
+def _mxfp4(b: np.ndarray) -> dict[str, np.ndarray]:
+    scales = np.ldexp(np.float32(1), b[..., :1].astype(np.int32) - 128).astype(np.float16)
+    return {"codes": _MXFP4_CODES[_nibbles(b[..., 1:])], "scales": scales}
+
+
 _TAKE_APART = {
     GGMLType.Q4_0: _q4_0,
     GGMLType.Q4_1: _q4_1,
@@ -169,4 +242,9 @@ _TAKE_APART = {
     GGMLType.Q6_K: _q6_k,
     GGMLType.IQ4_NL: _iq4_nl,
     GGMLType.IQ4_XS: _iq4_xs,
+    GGMLType.Q2_K: _q2_k,
+    GGMLType.Q3_K: _q3_k,
+    GGMLType.TQ1_0: _tq1_0,
+    GGMLType.TQ2_0: _tq2_0,
+    GGMLType.MXFP4: _mxfp4,
 }

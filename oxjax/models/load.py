@@ -133,8 +133,10 @@ def load_params(
 def _decoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequencies: Frequencies) -> Params:
     tied = not tensors.has("output.weight")
     final_norm = getattr(architecture, "FINAL_NORM", "output_norm")
-    embedding = tensors.embedding("token_embd.weight", config.vocab_size, config.d_model)
+    vocab, d = config.vocab_size, config.d_model
     with ThreadPoolExecutor(_LOADING_THREADS) as pool:  # decoding spends its time in NumPy, which lets others run
+        embedding = tensors.embedding("token_embd.weight", vocab, d, pool)
+        output = None if tied else tensors.linear("output", d, vocab, pool=pool)
         layers = tuple(
             pool.map(lambda i: architecture.layer(tensors, i, config.layers[i], config), range(len(config.layers)))
         )
@@ -142,7 +144,7 @@ def _decoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequ
         embedding=embedding,
         layers=layers,
         final_norm=tensors.norm(final_norm, config.d_model) if config.norm_weights else Norm(),
-        output=None if tied else tensors.linear("output", config.d_model, config.vocab_size),
+        output=output,
         rope_inv_freq=tuple(jax.device_put(f) for f in frequencies),
         positions=tensors.table("position_embd.weight", config.context_length, config.d_model)
         if config.learned_positions

@@ -1,36 +1,28 @@
-"""From the tensors of a file to the arrays of a model, one tensor at a time, with shapes checked.
-
-Matrices turn from GGUF's `[d_out, d_in]` to `[d_in, d_out]` slab by slab on their way into one aligned
-buffer that the device array then adopts, so loading needs little more memory than the parameters.
-"""
+"""From the tensors of a file to the parts of a model, one tensor at a time, with shapes checked."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from itertools import accumulate, pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gguf import quants as gguf_quants
-from gguf.constants import GGMLQuantizationType
 from jaxtyping import Array
 
 from oxjax.config import DTYPES, AttentionSpec, MLPSpec, MoESpec
 from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
-from oxjax.gguf.ggml_types import GGMLType, block_layout
-from oxjax.gguf.planes import PLANE_FORMATS, planes
-from oxjax.kernels.quantized import PANEL, QuantizedTensor, pack, panel_bytes
+from oxjax.gguf.ggml_types import GGMLType
+from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.models.layers.attention import Attention
 from oxjax.models.layers.linear import Linear
 from oxjax.models.layers.mlp import MLP
 from oxjax.models.layers.moe import Experts, MoE
 from oxjax.models.layers.norms import Norm
-
-_SLAB_BYTES = 4 << 20
-_PLAIN = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
-_HALVES = {GGMLType.F16: np.dtype(np.float16), GGMLType.BF16: np.dtype(jnp.bfloat16)}
+from oxjax.models.matrices import Matrices
 
 
 class ParamLoader:
@@ -39,11 +31,10 @@ class ParamLoader:
     Args:
         file: an open GGUF file.
         dtype: of activations, and of what is computed with as it is; vectors stay float32.
-        progress: called with the bytes of the file read so far, after each tensor.
+        progress: called with the bytes of the file read so far, after each part of a tensor.
         weights: how matrices are held: in a dtype, or "quantized", which keeps the integers or the 16 bits of the
             file, and has the rest in `dtype`. None is `dtype`.
-        activations: what quantised matrices are multiplied with; see `QuantizedTensor`. Experts know "int8" only,
-            and are dequantised for others.
+        activations: what quantised matrices are multiplied with; see `QuantizedTensor`.
         quantize: the format that plain matrices are quantised to, where their rows fit it; None leaves them.
     """
 
@@ -57,9 +48,9 @@ class ParamLoader:
         activations: str = "int8",
         quantize: GGMLType | None = None,
     ):
-        self.file, self.dtype, self._quantized = file, np.dtype(DTYPES[dtype]), weights == "quantized"
-        self._activations, self._quantize = activations, quantize
-        self._dense = np.dtype(DTYPES.get(weights, self.dtype))
+        self.file, self.dtype = file, np.dtype(DTYPES[dtype])
+        dense, keep = np.dtype(DTYPES.get(weights, self.dtype)), weights == "quantized"
+        self._matrices = Matrices(file, dense, self._count, keep=keep, activations=activations, quantize=quantize)
         self._progress, self._bytes_read, self._lock = progress, 0, threading.Lock()
         self._used: set[str] = set()
 
@@ -76,9 +67,13 @@ class ParamLoader:
         self._used.add(name)
 
     def _read(self, name: str) -> None:
+        """A tensor was read, and will not be again."""
         self.file.release(name)
+        self._count(self.file.tensors[name].n_bytes)
+
+    def _count(self, n_bytes: int) -> None:
         with self._lock:
-            self._bytes_read += self.file.tensors[name].n_bytes
+            self._bytes_read += n_bytes
             if self._progress is not None:
                 self._progress(self._bytes_read)
 
@@ -89,28 +84,27 @@ class ParamLoader:
         self._read(name)
         return vector
 
-    def embedding(self, name: str, n: int, d: int) -> Array | QuantizedTensor:
-        """A table `[n, d]` to look up and multiply with; as a quantised matrix, where it is one, `[d, n]`."""
+    def embedding(self, name: str, n: int, d: int, pool: Executor | None = None) -> Array | QuantizedTensor:
+        """A table `[n, d]` to look up and multiply with; as a quantised matrix, where it is one, `[d, n]`.
+
+        See `fused` about the pool.
+        """
         self._check(name, (n, d))
-        if self._format_of(name):
-            packed = self._packed(name, d, 0, n)
-            self._read(name)
-            return packed
-        table = _aligned((n, d), self._dtype_of(name))
-        for start, stop in self._slabs(n, d):
-            table[start:stop] = self.file.rows(name, start, stop)
-        self._read(name)
-        return jax.device_put(table, may_alias=True)
+        table = self._matrices.table(name, pool)
+        self.file.release(name)
+        return table
 
     def table(self, name: str, n: int, d: int) -> Array:
         """A small table `[n, d]` in the activations' dtype, whose rows are added to them."""
         return jax.device_put(self.vector(name, n, d).astype(self.dtype))
 
-    def linear(self, name: str, d_in: int, d_out: int, *, keep: bool = True) -> Linear:
+    def linear(self, name: str, d_in: int, d_out: int, *, keep: bool = True, pool: Executor | None = None) -> Linear:
         """The map `<name>.weight`, with `<name>.bias` if the file has one; see `fused`."""
-        return self.fused(name, d_in, (d_out,), keep=keep)[0]
+        return self.fused(name, d_in, (d_out,), keep=keep, pool=pool)[0]
 
-    def fused(self, name: str, d_in: int, d_outs: tuple[int, ...], *, keep: bool = True) -> tuple[Linear, ...]:
+    def fused(
+        self, name: str, d_in: int, d_outs: tuple[int, ...], *, keep: bool = True, pool: Executor | None = None
+    ) -> tuple[Linear, ...]:
         """Maps whose outputs lie one after another in `<name>.weight` (and `.bias`), taken apart.
 
         Args:
@@ -118,6 +112,7 @@ class ParamLoader:
             d_in: what all take.
             d_outs: what each gives.
             keep: allow the file's own form of weights; not where they will be taken apart further.
+            pool: threads that share the work; for calls that do not come from one of them.
         """
         total = sum(d_outs)
         self._check(f"{name}.weight", (total, d_in))
@@ -125,80 +120,14 @@ class ParamLoader:
         # NVFP4 files carry one multiplier per matrix beside it; `.input_scale` concerns activations on GPUs.
         scale = self.vector(f"{name}.scale", 1)[0] if self.has(f"{name}.scale") else None
         self._used.add(f"{name}.input_scale")
-        ends = np.cumsum(d_outs)
+        ends = [*accumulate(d_outs, initial=0)]
         maps = []
-        for start, stop in zip(ends - d_outs, ends, strict=True):
+        for start, stop in pairwise(ends):
             part = None if bias is None else jax.device_put(bias[start:stop].copy())
-            if keep and scale is None and self._format_of(f"{name}.weight"):
-                weight = self._packed(f"{name}.weight", d_in, int(start), int(stop))
-            else:
-                dtype = self._dtype_of(f"{name}.weight") if keep and scale is None else self._dense
-                matrix = self._transposed(f"{name}.weight", d_in, int(start), int(stop), dtype, scale)
-                weight = jax.device_put(matrix, may_alias=True)
+            weight = self._matrices.columns(f"{name}.weight", range(start, stop), keep=keep, scale=scale, pool=pool)
             maps.append(Linear(weight=weight, bias=part))
-        self._read(f"{name}.weight")
+        self.file.release(f"{name}.weight")
         return tuple(maps)
-
-    def _transposed(
-        self, name: str, d_in: int, start: int, stop: int, dtype: np.dtype, scale: np.float32 | None
-    ) -> np.ndarray:
-        """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns."""
-        weight = _aligned((d_in, stop - start), dtype)
-        for a, b in self._slabs(stop - start, d_in):
-            slab = self.file.rows(name, start + a, start + b)
-            weight[:, a:b] = (slab if scale is None else slab * scale).T
-        return weight
-
-    def _format_of(self, name: str) -> GGMLType | None:
-        """The format that a matrix is held in, unless it is held as floats."""
-        info = self.file.tensors[name]
-        if not self._quantized:
-            return None
-        if info.ggml_type in PLANE_FORMATS:
-            return info.ggml_type if self.file.byte_order == "little" else None
-        fits = self._quantize is not None and info.shape[-1] % block_layout(self._quantize)[0] == 0
-        return self._quantize if fits and info.ggml_type in _PLAIN else None
-
-    def _dtype_of(self, name: str) -> np.dtype:
-        """Of a matrix that is held as floats."""
-        half = _HALVES.get(self.file.tensors[name].ggml_type) if self._quantized else None
-        return self._dense if half is None else half
-
-    def _packed(self, name: str, d_in: int, start: int, stop: int) -> QuantizedTensor:
-        """Rows `start` to `stop` of a `[d_out, d_in]` tensor as columns, in the format that it is held in."""
-        form = PLANE_FORMATS[self._format_of(name)]
-        data = _aligned((-(-(stop - start) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
-        self._pack(name, data, d_in, start, stop)
-        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, stop - start), form, self._activations)
-
-    def _pack(self, name: str, data: np.ndarray, d_in: int, start: int, stop: int) -> None:
-        """Fill panels with rows `start` to `stop`, counted over all leading axes."""
-        kind = self._format_of(name)
-        step = max(_SLAB_BYTES // (4 * d_in * PANEL), 1)  # panels at a time
-        for panel in range(0, len(data), step):
-            first, last = start + panel * PANEL, min(start + (panel + step) * PANEL, stop)
-            parts = planes(self._blocks(name, kind, d_in, first, last), kind, (last - first, d_in))
-            pack(parts, PLANE_FORMATS[kind], data[panel : panel + step])
-
-    def _blocks(self, name: str, kind: GGMLType, d_in: int, first: int, last: int) -> np.ndarray:
-        """Bytes of rows of a matrix in a format: the file's, or what the `gguf` package makes of plain ones."""
-        info = self.file.tensors[name]
-        if info.ggml_type == kind:
-            per_block, block_bytes = block_layout(kind)
-            row_bytes = d_in // per_block * block_bytes
-            return self.file.raw(name)[first * row_bytes : last * row_bytes]
-        if len(info.shape) == 3:  # of one expert
-            expert, first = divmod(first, info.shape[1])
-            rows = self.file.rows(name, expert, expert + 1)[0][first : last - expert * info.shape[1]]
-        else:
-            rows = self.file.rows(name, first, last)
-        rows = np.ascontiguousarray(rows, np.float32)
-        return gguf_quants.quantize(rows, GGMLQuantizationType(kind)).reshape(-1)
-
-    @staticmethod
-    def _slabs(n_rows: int, row: int) -> Iterable[tuple[int, int]]:
-        step = max(1, _SLAB_BYTES // (4 * row))
-        return ((a, min(a + step, n_rows)) for a in range(0, n_rows, step))
 
     def interleaved(self, name: str, d_in: int, groups: int, widths: tuple[int, ...]) -> tuple[Linear, ...]:
         """Maps whose outputs take turns in `<name>.weight`: each of the groups holds so many of each."""
@@ -299,9 +228,8 @@ class ParamLoader:
                 for n in ("gate", "up")
             )
         return MoE(
-            router=self.linear(
-                f"{prefix}.ffn_gate_inp", d_model, spec.n_experts, keep=False
-            ),  # it is small, and decides
+            # Small, and its errors choose.
+            router=self.linear(f"{prefix}.ffn_gate_inp", d_model, spec.n_experts, keep=False),
             selection_bias=bias,
             gate=gate,
             up=up,
@@ -322,44 +250,15 @@ class ParamLoader:
         for found in names:
             self._check(found, (n, total, d_in) if stacked else (total, d_in))
         places = [(names[0], e) if stacked else (names[e], 0) for e in range(n)]
-        kinds = {self._format_of(found) for found in names}
-        if scales is None and len(kinds) == 1 and None not in kinds and self._activations == "int8":
-            weights = self._packed_experts(places, d_in, d_outs)
-        else:
-            weights = self._dense_experts(places, d_in, d_outs, scales)
+        weights = self._matrices.experts(places, d_outs, scales)
         for found in names:
-            self._read(found)
+            self.file.release(found)
         bias = self.vector(f"{stack}.bias", n, total) if self.has(f"{stack}.bias") else None
         parts = [None] * len(d_outs) if bias is None else np.split(bias, np.cumsum(d_outs)[:-1], axis=1)
         return tuple(
             Experts(weight=w, bias=None if b is None else jax.device_put(b.copy()))
             for w, b in zip(weights, parts, strict=True)
         )
-
-    def _packed_experts(
-        self, places: list[tuple[str, int]], d_in: int, d_outs: tuple[int, ...]
-    ) -> list[QuantizedTensor]:
-        """Maps of experts, of which each is the matrix of some number in a tensor."""
-        form, total, weights = PLANE_FORMATS[self._format_of(places[0][0])], sum(d_outs), []
-        for end, d_out in zip(np.cumsum(d_outs).tolist(), d_outs, strict=True):
-            data = _aligned((len(places), -(-d_out // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
-            for panels, (name, i) in zip(data, places, strict=True):
-                self._pack(name, panels, d_in, i * total + end - d_out, i * total + end)
-            weights.append(QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, d_out), form))
-        return weights
-
-    def _dense_experts(
-        self, places: list[tuple[str, int]], d_in: int, d_outs: tuple[int, ...], scales: np.ndarray | None
-    ) -> list[Array]:
-        dtype, ends = self._dtype_of(places[0][0]), np.cumsum(d_outs)
-        weights = [_aligned((len(places), d_in, d_out), dtype) for d_out in d_outs]
-        for e, (name, i) in enumerate(places):
-            stacked = len(self.file.tensors[name].shape) == 3
-            matrix = self.file.rows(name, i, i + 1)[0] if stacked else self.file.tensor(name)
-            scale = np.float32(1.0) if scales is None else scales[e]
-            for weight, part in zip(weights, np.split(matrix, ends[:-1]), strict=True):
-                np.multiply(part.T, scale, out=weight[e], casting="unsafe")
-        return [jax.device_put(w, may_alias=True) for w in weights]
 
     def skip(self, prefix: str) -> None:
         """Count the tensors whose names begin so as used: they are known to have no part in the answer."""
@@ -376,11 +275,3 @@ class ParamLoader:
         if left:
             shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
             raise ModelError(f"{self.file.path}: {len(left)} tensors have no place in this architecture: {shown}")
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised array at a 64-byte boundary, which lets XLA:CPU adopt it without a copy."""
-    n_bytes = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(n_bytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + n_bytes].view(dtype).reshape(shape)

@@ -20,6 +20,16 @@ from oxjax.kernels.dot import dot
 from oxjax.kernels.quantized import QuantizedTensor, columns, dequantize, pack, panel_bytes, quantized_matmul
 
 CPU = Path(native.__file__).parent / "cpu"
+# Where blocks have their float16 scales and minima, or, in IQ1_M, their upper quarter; elsewhere they begin with them.
+HALVES = {
+    GGMLType.Q6_K: (208,),
+    GGMLType.Q2_K: (80, 82),
+    GGMLType.Q3_K: (108,),
+    GGMLType.TQ1_0: (52,),
+    GGMLType.TQ2_0: (64,),
+    GGMLType.IQ1_M: (54,),
+    GGMLType.MXFP4: (),
+}
 ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 64, 100]
 for_all_formats = pytest.mark.parametrize("ggml_type", PLANE_FORMATS, ids=lambda t: t.name)
 needs_kernels = pytest.mark.skipif(native.kernels() is None, reason=native.describe())
@@ -30,9 +40,11 @@ def quantized(ggml_type, n, k, seed=0):
     per_block, block_bytes = block_layout(ggml_type)
     raw = np.random.default_rng(seed).integers(0, 256, n * k // per_block * block_bytes, dtype=np.uint8)
     blocks = raw.reshape(-1, block_bytes)
-    for at in {GGMLType.Q6_K: (208,), GGMLType.Q4_K: (0, 2), GGMLType.Q5_K: (0, 2)}.get(ggml_type, (0, 2)):
-        if at == 0 or PLANE_FORMATS[ggml_type].minima or ggml_type == GGMLType.Q6_K:
-            blocks[:, at + 1] &= 0b10111011  # an exponent below the largest
+    for at in HALVES.get(ggml_type, (0, 2) if PLANE_FORMATS[ggml_type].minima else (0,)):
+        # An exponent below the largest, and above those whose eighth is subnormal.
+        blocks[:, at + 1] = blocks[:, at + 1] & 0b10101011 | 0b00100000
+    if ggml_type == GGMLType.MXFP4:
+        blocks[:, 0] = 104 + blocks[:, 0] % 40
     form = PLANE_FORMATS[ggml_type]
     out = np.empty((-(-n // 16), panel_bytes(k, form)), np.uint8)
     pack(planes(raw, ggml_type, (n, k)), form, out)

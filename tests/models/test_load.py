@@ -113,6 +113,19 @@ def test_what_does_not_fit_is_refused_with_both_numbers(tmp_path, metadata, shap
         load(write(tmp_path / "m.gguf", metadata, shapes))
 
 
+@pytest.mark.parametrize("name", ["archs/llama", "archs/mixtral", "quants/llama-mix-Q4_K_M"])
+def test_progress_comes_in_parts_and_ends_with_all_bytes(data, monkeypatch, name):
+    """Of the tables too, which all threads share."""
+    seen = []
+    monkeypatch.setattr("oxjax.models.matrices._SLAB_BYTES", 1 << 14)
+    oxjax.load(data / f"{name}.gguf", progress=lambda *done: seen.append(done))
+    with GGUFFile.open(data / f"{name}.gguf") as file:
+        total = sum(t.n_bytes for t in file.tensors.values())
+        assert len(seen) > 2 * len(file.tensors)
+    assert seen == sorted(seen)
+    assert {whole for _, whole in seen} == {seen[-1][0]} == {total}
+
+
 def test_missing_or_mistyped_metadata_names_the_key(tmp_path):
     with pytest.raises(GGUFError, match=r"llama\.embedding_length"):
         load(write(tmp_path / "a.gguf", {"llama.embedding_length": None}))

@@ -5,9 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracle import require_llama_cpp
 from rewrite import rewrite
 
 import oxjax
+from benchmarks.random_model import PLAIN_TYPES, SHAPES
+from benchmarks.random_model import write as write_random
 from oxjax.assets import embedded_model
 from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
@@ -21,7 +24,9 @@ from oxjax.models.load import load_params
 FILES = [
     f"llama-pure-{n}" for n in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 ]
-FILES += ["llama-mix-Q4_K_M", "llama-pure-Q3_K"]
+FILES += [f"llama-pure-{n}" for n in ("Q2_K", "Q3_K", "TQ1_0", "TQ2_0", "IQ1_M", "IQ3_S", "IQ3_XXS", "Q1_0")]
+FILES += [f"llama-tt-{n}" for n in ("IQ1_S", "IQ2_S", "IQ2_XS", "IQ2_XXS", "mxfp4", "nvfp4")]
+FILES += ["llama-mix-Q4_K_M"]
 
 
 def is_quantized(leaf):
@@ -95,14 +100,18 @@ def test_no_product_makes_its_matrix_whole_in_float32(exact, held):
     """Neither do tables, which are read transposed."""
     d_in, d_out, form = 256, 3 * PART + 100, PLANE_FORMATS[oxjax.gguf.GGMLType.Q8_0]
     if held == "bfloat16":
-        products = [lambda x, w: dot(x, w, exact=exact)[0], lambda x, w: dot(x, w.T, exact=exact, contract=1)[0]]
-        weight = jnp.zeros((d_in, d_out), jnp.bfloat16)
+        products = {
+            (d_in, d_out): lambda x, w: dot(x, w, exact=exact)[0],
+            (d_out, d_in): lambda x, w: dot(x, w, exact=exact, contract=1)[0],
+        }
     else:
-        products = [
-            lambda x, data: quantized.quantized_matmul(x, QuantizedTensor(data, (d_in, d_out), form), exact=exact)[0]
-        ]
-        weight = jnp.zeros((-(-d_out // 16), quantized.panel_bytes(d_in, form)), jnp.uint8)
-    for product in products:
+
+        def product(x, data):
+            return quantized.quantized_matmul(x, QuantizedTensor(data, (d_in, d_out), form), exact=exact)[0]
+
+        products = {(-(-d_out // 16), quantized.panel_bytes(d_in, form)): product}
+    for shape, product in products.items():
+        weight = jnp.zeros(shape, jnp.bfloat16 if held == "bfloat16" else jnp.uint8)
         compiled = jax.jit(product).lower(jnp.ones((4, d_in)), weight).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < 4 * d_in * d_out * 0.6
 
@@ -133,6 +142,33 @@ def test_quantised_at_load_is_the_file_that_the_gguf_package_writes(data, tmp_pa
     assert isinstance(ours.embedding, QuantizedTensor)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K"])
+def test_parameters_take_the_memory_of_the_file(tmp_path, kind):
+    if kind not in PLAIN_TYPES:
+        require_llama_cpp()
+    write_random(tmp_path / "random.gguf", SHAPES["tiny"], kind)
+    with GGUFFile.open(tmp_path / "random.gguf") as file:
+        _, params = load_params(file, weights="quantized")
+        stored = sum(t.n_bytes for t in file.tensors.values())
+    assert sum(a.nbytes for a in jax.tree.leaves(params)) <= 1.1 * stored
+
+
+def test_scales_that_no_float16_is_are_dequantised(data, tmp_path):
+    """A power of two beyond float16's in one block of MXFP4."""
+    raw = bytearray((data / "quants" / "llama-tt-mxfp4.gguf").read_bytes())
+    with GGUFFile.open(data / "quants" / "llama-tt-mxfp4.gguf") as file:
+        (name, info), *_ = ((n, t) for n, t in file.tensors.items() if n.endswith("attn_q.weight"))
+    raw[info.offset + 17] = 200
+    (tmp_path / "large.gguf").write_bytes(raw)
+    with GGUFFile.open(tmp_path / "large.gguf") as file:
+        _, params = load_params(file, weights="quantized")
+        expected = file.tensor(name)
+    attention = params.layers[0].mixers[0]
+    assert expected.max() >= 2.0**70
+    np.testing.assert_array_equal(attention.q.weight.T, expected)
+    assert isinstance(attention.k.weight, QuantizedTensor)
 
 
 def test_rows_that_a_format_does_not_fit_stay_plain(data):

@@ -67,6 +67,8 @@ Quantized quantized(const float* x, int8_t* codes) {
 
 Tile tile_for(const Format& f, size_t rows) {
   switch (f.bits * 10000 + f.group * 100 + f.two_level * 10 + f.minima) {
+    case 41610: return tile_of_height<4, 16, true, false>(rows);
+    case 41611: return tile_of_height<4, 16, true, true>(rows);
     case 43200: return tile_of_height<4, 32, false, false>(rows);
     case 43201: return tile_of_height<4, 32, false, true>(rows);
     case 43211: return tile_of_height<4, 32, true, true>(rows);
@@ -74,6 +76,7 @@ Tile tile_for(const Format& f, size_t rows) {
     case 53201: return tile_of_height<5, 32, false, true>(rows);
     case 53211: return tile_of_height<5, 32, true, true>(rows);
     case 61610: return tile_of_height<6, 16, true, false>(rows);
+    case 81610: return tile_of_height<8, 16, true, false>(rows);
     case 83200: return tile_of_height<8, 32, false, false>(rows);
     case 83210: return tile_of_height<8, 32, true, false>(rows);
     default: return nullptr;
