@@ -7,5 +7,8 @@ likely token on the host is part of the time of all of them.
 
 
 def spare_tokens(n_seqs: int) -> int:
-    """Tokens that a sequence may go on for beside those that are timed, while others begin or end."""
-    return 64 + n_seqs
+    """Tokens that a sequence may go on for beside those that are timed, while others begin or end.
+
+    oxjax may take 64 steps at once, before and after.
+    """
+    return 128 + n_seqs

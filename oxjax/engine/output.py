@@ -72,16 +72,18 @@ class Output:
             reason = "length" if self.max_new == self.params.max_tokens else "context"
         if reason is not None:
             text += self._detokenizer.flush()
-        found = min((i for s in self.params.stop if (i := text.find(s)) >= 0), default=-1)
-        if found >= 0:
-            text, reason = text[:found], "stop"
-        keep = 0 if reason is not None else self._may_begin_stop(text)
+        keep = 0
+        if self.params.stop:
+            found = min((i for s in self.params.stop if (i := text.find(s)) >= 0), default=-1)
+            if found >= 0:
+                text, reason = text[:found], "stop"
+            keep = 0 if reason is not None else self._may_begin_stop(text)
         self._held = text[len(text) - keep :]
         self.chunks.append(Chunk(token, logprob, top, text[: len(text) - keep], reason))
         return self.chunks[-1]
 
     def _may_begin_stop(self, text: str) -> int:
         """How many last characters could still grow into a stop text."""
-        most = max((len(s) for s in self.params.stop), default=1) - 1
+        most = max(len(s) for s in self.params.stop) - 1
         lengths = range(min(most, len(text)), 0, -1)
         return next((n for n in lengths if any(s.startswith(text[-n:]) for s in self.params.stop)), 0)

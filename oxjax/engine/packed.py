@@ -1,10 +1,13 @@
-"""What the host tells the device about rows, as one array of int32: a transfer costs more than what is in it.
+"""What the host tells the device, as one array of int32: a transfer costs more than what is in it.
 
 A row is a record of 32-bit fields. NumPy's structured types say on both sides where each of them lies.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -53,3 +56,14 @@ def unpack(packed: Int[Array, "n words"], record: np.dtype) -> dict[str, Any]:
             words = words.reshape(len(packed), *kind.shape)
             fields[name] = lax.bitcast_convert_type(words, kind.base)
     return fields
+
+
+def n_numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Numbers that arrays of these shapes have together."""
+    return sum(map(math.prod, shapes.values()))
+
+
+def split(flat: Int[Any, " n"], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arrays of these shapes, one after the other in `flat`: views of NumPy's, or parts of traced ones."""
+    ends = accumulate(map(math.prod, shapes.values()))
+    return {n: flat[end - math.prod(s) : end].reshape(s) for (n, s), end in zip(shapes.items(), ends, strict=True)}

@@ -19,18 +19,57 @@ from oxjax.cache.states import Saved
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
 from oxjax.engine.decode import decode_steps
-from oxjax.engine.packed import DECODING, SAMPLING, n_words, unpack
+from oxjax.engine.packed import DECODING, SAMPLING, n_numbers, n_words, split, unpack
 from oxjax.engine.scheduler import Work
 from oxjax.kernels.dot import least_rows
-from oxjax.models.decoder import Params, hidden_states, init_state, logits_of, step
+from oxjax.models.decoder import EngineState, Params, hidden_states, init_state, logits_of, step
 from oxjax.sampling.params import SamplingParams
 from oxjax.sampling.pipeline import Sampled, SamplingRows, sample
 
 log = logging.getLogger("oxjax")
 
-# Compiled once per config and shape, whichever runner comes first.
-_step = jax.jit(step, static_argnames="config", donate_argnames="state")
-_hidden_states = jax.jit(hidden_states, static_argnames="config", donate_argnames="state")
+
+class BatchShape(NamedTuple):
+    """Sizes of a batch's arrays."""
+
+    n_rows: int
+    n_seqs: int
+    table_width: int
+    n_logits: int
+
+    def arrays(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each array of a `Batch`."""
+        n_rows, n_seqs, table_width, n_logits = self
+        return {
+            "tokens": (n_rows,),
+            "positions": (n_rows,),
+            "cu_q_lens": (n_seqs + 1,),
+            "kv_lens": (n_seqs,),
+            "block_tables": (n_seqs, table_width),
+            "read_slots": (n_seqs,),
+            "write_slots": (n_seqs,),
+            "logits_rows": (n_logits,),
+        }
+
+
+# Programs are compiled once per config and shape, whichever runner comes first.
+_jit_step = partial(jax.jit, static_argnames=("shape", "config"), donate_argnames="state")
+
+
+@_jit_step
+def _step(
+    params: Params, state: EngineState, packed: Int[Array, " n"], *, shape: BatchShape, config: ModelConfig
+) -> tuple[Float[Array, "N vocab"], EngineState]:
+    return step(params, state, Batch(**split(packed, shape.arrays())), config)
+
+
+@_jit_step
+def _hidden_states(
+    params: Params, state: EngineState, packed: Int[Array, " n"], *, shape: BatchShape, config: ModelConfig
+) -> tuple[Float[Array, "N d_model"], EngineState]:
+    return hidden_states(params, state, Batch(**split(packed, shape.arrays())), config)
+
+
 _logits_of = jax.jit(logits_of, static_argnames="config")
 _BEFORE_TABLES = n_words(DECODING)
 _decode_steps = jax.jit(decode_steps, static_argnames=("config", "n_top"), donate_argnames="state")
@@ -111,35 +150,25 @@ class Runner:
         n_rows = sum(w.n_rows for w in work)
         bucket = next(b for b in self.buckets if b >= n_rows)
         all_logits = any(w.sequence.all_logits for w in work)
-        arrays = _build(work, self._shapes(bucket, all_logits), all_logits=all_logits)
+        shape = self._shape(bucket, all_logits)
+        packed = _build(work, shape, all_logits=all_logits)
         if not any(w.sequence.hidden for w in work):
-            return self._run_batch(arrays), None
-        hidden = self._run_hidden(arrays)
+            return self._run_batch(packed, shape), None
+        hidden = self._run_hidden(packed, shape)
         return None if all(w.sequence.hidden for w in work) else self._logits_of(hidden), hidden
 
-    def _shapes(self, bucket: int, all_logits: bool) -> dict[str, tuple[int, ...]]:
+    def _shape(self, bucket: int, all_logits: bool) -> BatchShape:
         n_seqs = min(bucket, self.max_batch)
-        return {
-            "tokens": (bucket,),
-            "positions": (bucket,),
-            "cu_q_lens": (n_seqs + 1,),
-            "kv_lens": (n_seqs,),
-            "block_tables": (n_seqs, self.table_width),
-            "read_slots": (n_seqs,),
-            "write_slots": (n_seqs,),
-            "logits_rows": (bucket if all_logits else n_seqs,),
-        }
+        return BatchShape(bucket, n_seqs, self.table_width, bucket if all_logits else n_seqs)
 
-    def _run_batch(self, arrays: dict[str, np.ndarray]) -> Array:
-        with self._counted(_step, f"step of {len(arrays['tokens'])} rows, {len(arrays['logits_rows'])} logits"):
-            logits, self.state = _step(self.params, self.state, Batch(**jax.device_put(arrays)), config=self.config)
+    def _run_batch(self, packed: Int[np.ndarray, " n"], shape: BatchShape) -> Array:
+        with self._counted(_step, f"step of {shape.n_rows} rows, {shape.n_logits} logits"):
+            logits, self.state = _step(self.params, self.state, packed, shape=shape, config=self.config)
         return logits
 
-    def _run_hidden(self, arrays: dict[str, np.ndarray]) -> Array:
-        with self._counted(_hidden_states, f"hidden states of {len(arrays['tokens'])} rows"):
-            hidden, self.state = _hidden_states(
-                self.params, self.state, Batch(**jax.device_put(arrays)), config=self.config
-            )
+    def _run_hidden(self, packed: Int[np.ndarray, " n"], shape: BatchShape) -> Array:
+        with self._counted(_hidden_states, f"hidden states of {shape.n_rows} rows"):
+            hidden, self.state = _hidden_states(self.params, self.state, packed, shape=shape, config=self.config)
         return hidden
 
     def _logits_of(self, hidden: Array) -> Array:
@@ -246,14 +275,14 @@ class Runner:
         """
         for bucket in self.buckets:
             for wanted in (False, True) if all_logits else (False,):
-                shapes = self._shapes(bucket, wanted)
-                logits = self._run_batch({name: np.zeros(shape, np.int32) for name, shape in shapes.items()})
+                shape = self._shape(bucket, wanted)
+                logits = self._run_batch(_build([], shape, all_logits=wanted), shape)
                 if not wanted:
                     for n in {0, n_top}:
                         self.sample(logits, [], n)
             if hidden:
-                shapes = self._shapes(bucket, True)
-                self._logits_of(self._run_hidden({name: np.zeros(shape, np.int32) for name, shape in shapes.items()}))
+                shape = self._shape(bucket, True)
+                self._logits_of(self._run_hidden(_build([], shape, all_logits=True), shape))
         for n_seqs in {len(self._undecoded(n)) for n in range(1, self.max_batch + 1)}:
             for n in {0, self._top_bucket(n_top)}:
                 self._decode(self._undecoded(n_seqs), n)
@@ -280,9 +309,11 @@ class CountCompilations:
             log.info("compiled: first %s", self.cause)
 
 
-def _build(work: Seq[Work], shapes: dict[str, tuple[int, ...]], *, all_logits: bool) -> dict[str, np.ndarray]:
-    """The batch of some work, as int32 NumPy arrays of the given shapes."""
-    batch = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
+def _build(work: Seq[Work], shape: BatchShape, *, all_logits: bool) -> Int[np.ndarray, " n"]:
+    """The batch of some work, its arrays in one."""
+    shapes = shape.arrays()
+    packed = np.zeros(n_numbers(shapes), np.int32)
+    batch = split(packed, shapes)
     row = 0
     for s, (sequence, start, n_rows) in enumerate(work):
         stop = start + n_rows
@@ -300,7 +331,7 @@ def _build(work: Seq[Work], shapes: dict[str, tuple[int, ...]], *, all_logits: b
         batch["logits_rows"][:] = np.arange(len(batch["tokens"]))
     else:
         batch["logits_rows"][: len(work)] = batch["cu_q_lens"][1 : len(work) + 1] - 1
-    return batch
+    return packed
 
 
 def _sampling_fields(params: SamplingParams, seed: int, position: int) -> tuple:

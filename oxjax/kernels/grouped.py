@@ -31,12 +31,18 @@ def grouped_matmul(
     """
     if native.kernels() is None:
         return _by_loops(x, chosen, weights, exact)
-    formats = [n for w in weights if isinstance(w, QuantizedTensor) for n in format_fields(w.format)]
+    packed = [w for w in weights if isinstance(w, QuantizedTensor)]
+    assert len(packed) in (0, len(weights)) and len({w.activations for w in packed}) <= 1
+    formats = np.array([n for w in packed for n in format_fields(w.format)], np.int64)
+    how = {"n_experts": _n_experts(weights), "formats": formats, "rounds": any(w.activations == "int8" for w in packed)}
     results = [jax.ShapeDtypeStruct((*chosen.shape, _shape(w)[1]), jnp.float32) for w in weights]
     call = jax.ffi.ffi_call("oxjax_grouped_matmul", results)
     data = (w.data if isinstance(w, QuantizedTensor) else w for w in weights)
-    n_experts = jax.tree.leaves(weights)[0].shape[0]
-    return tuple(call(x.astype(jnp.float32), chosen, *data, n_experts=n_experts, formats=np.array(formats, np.int64)))
+    return tuple(call(x.astype(jnp.float32), chosen, *data, **how))
+
+
+def _n_experts(weights: tuple[Matrices, ...]) -> int:
+    return jax.tree.leaves(weights)[0].shape[0]
 
 
 def _shape(w: Matrices) -> tuple[int, ...]:
@@ -45,7 +51,7 @@ def _shape(w: Matrices) -> tuple[int, ...]:
 
 def _by_loops(x: Array, chosen: Array, weights: tuple[Matrices, ...], exact: bool) -> tuple[Array, ...]:
     """Experts that somebody chose one after another, each over tiles of one fixed number of rows."""
-    n_experts, n_pairs = jax.tree.leaves(weights)[0].shape[0], chosen.size
+    n_experts, n_pairs = _n_experts(weights), chosen.size
     # With no more pairs than experts a tile has about one row; of many rows, tiles of 16 were as fast as any.
     tile = 1 if not exact and n_pairs <= n_experts else ROW_TILE
     rows, pairs_per_row = x.reshape(-1, x.shape[2]), chosen.shape[1] // x.shape[1]

@@ -34,6 +34,7 @@ _TARGETS = (
     "oxjax_dot_heads",
     "oxjax_float_matmul",
     "oxjax_grouped_matmul",
+    "oxjax_linear_scan",
     "oxjax_paged_attention",
     "oxjax_quantized_matmul",
     "oxjax_row_best",

@@ -1,8 +1,4 @@
-"""From the tensors of a file to the arrays of a model, one tensor at a time, with shapes checked.
-
-Matrices turn from GGUF's `[d_out, d_in]` to `[d_in, d_out]` slab by slab on their way into one aligned
-buffer that the device array then adopts, so loading needs little more memory than the parameters.
-"""
+"""From the tensors of a file to the parts of a model, one tensor at a time, with shapes checked."""
 
 from __future__ import annotations
 
@@ -14,26 +10,19 @@ from itertools import accumulate, pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gguf import quants as gguf_quants
-from gguf.constants import GGMLQuantizationType
 from jaxtyping import Array
 
 from oxjax.config import DTYPES, AttentionSpec, MLPSpec, MoESpec
 from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
-from oxjax.gguf.ggml_types import GGMLType, block_layout
-from oxjax.gguf.planes import PLANE_FORMATS, has_planes, planes
-from oxjax.gguf.quants import dequantize, to_little_endian
-from oxjax.kernels.quantized import PANEL, QuantizedTensor, pack, panel_bytes
+from oxjax.gguf.ggml_types import GGMLType
+from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.models.layers.attention import Attention
 from oxjax.models.layers.linear import Linear
 from oxjax.models.layers.mlp import MLP
 from oxjax.models.layers.moe import Experts, MoE
 from oxjax.models.layers.norms import Norm
-
-_SLAB_BYTES = 1 << 20  # of float32: temporaries stay in the second cache
-_PLAIN = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
-_HALVES = {GGMLType.F16: np.dtype(np.float16), GGMLType.BF16: np.dtype(jnp.bfloat16)}
+from oxjax.models.matrices import Matrices
 
 
 class ParamLoader:
@@ -45,8 +34,7 @@ class ParamLoader:
         progress: called with the bytes of the file read so far, after each part of a tensor.
         weights: how matrices are held: in a dtype, or "quantized", which keeps the integers or the 16 bits of the
             file, and has the rest in `dtype`. None is `dtype`.
-        activations: what quantised matrices are multiplied with; see `QuantizedTensor`. Experts know "int8" only,
-            and are dequantised for others.
+        activations: what quantised matrices are multiplied with; see `QuantizedTensor`.
         quantize: the format that plain matrices are quantised to, where their rows fit it; None leaves them.
     """
 
@@ -60,9 +48,9 @@ class ParamLoader:
         activations: str = "int8",
         quantize: GGMLType | None = None,
     ):
-        self.file, self.dtype, self._quantized = file, np.dtype(DTYPES[dtype]), weights == "quantized"
-        self._activations, self._quantize = activations, quantize
-        self._dense = np.dtype(DTYPES.get(weights, self.dtype))
+        self.file, self.dtype = file, np.dtype(DTYPES[dtype])
+        dense, keep = np.dtype(DTYPES.get(weights, self.dtype)), weights == "quantized"
+        self._matrices = Matrices(file, dense, self._count, keep=keep, activations=activations, quantize=quantize)
         self._progress, self._bytes_read, self._lock = progress, 0, threading.Lock()
         self._used: set[str] = set()
 
@@ -89,21 +77,6 @@ class ParamLoader:
             if self._progress is not None:
                 self._progress(self._bytes_read)
 
-    def _by_slabs(
-        self, name: str, rows: range, work: Callable[[int, int], None], pool: Executor | None, least: int = 1
-    ) -> None:
-        """Call `work(start, stop)` for slabs of a multiple of `least` rows of a matrix: one by one, or in a pool."""
-        info = self.file.tensors[name]
-        step = max(_SLAB_BYTES // (4 * info.shape[-1] * least), 1) * least
-
-        def one(start: int) -> None:
-            stop = min(start + step, rows.stop)
-            work(start, stop)
-            self._count((stop - start) * info.shape[-1] * info.n_bytes // info.n_elements)
-
-        for _ in (map if pool is None else pool.map)(one, range(rows.start, rows.stop, step)):
-            pass
-
     def vector(self, name: str, *shape: int) -> np.ndarray:
         """A float32 vector `[d]`, or a small table of them."""
         self._check(name, shape)
@@ -117,18 +90,9 @@ class ParamLoader:
         See `fused` about the pool.
         """
         self._check(name, (n, d))
-        if self._format_of(name):
-            packed = self._packed(name, d, range(n), pool)
-            self.file.release(name)
-            return packed
-        table = _aligned((n, d), self._dtype_of(name))
-
-        def copy(start: int, stop: int) -> None:
-            table[start:stop] = self.file.rows(name, start, stop)
-
-        self._by_slabs(name, range(n), copy, pool)
+        table = self._matrices.table(name, pool)
         self.file.release(name)
-        return jax.device_put(table, may_alias=True)
+        return table
 
     def table(self, name: str, n: int, d: int) -> Array:
         """A small table `[n, d]` in the activations' dtype, whose rows are added to them."""
@@ -160,80 +124,10 @@ class ParamLoader:
         maps = []
         for start, stop in pairwise(ends):
             part = None if bias is None else jax.device_put(bias[start:stop].copy())
-            if keep and scale is None and self._format_of(f"{name}.weight"):
-                weight = self._packed(f"{name}.weight", d_in, range(start, stop), pool)
-            else:
-                dtype = self._dtype_of(f"{name}.weight") if keep and scale is None else self._dense
-                weight = self._transposed(f"{name}.weight", d_in, range(start, stop), dtype, scale, pool)
+            weight = self._matrices.columns(f"{name}.weight", range(start, stop), keep=keep, scale=scale, pool=pool)
             maps.append(Linear(weight=weight, bias=part))
         self.file.release(f"{name}.weight")
         return tuple(maps)
-
-    def _transposed(
-        self,
-        name: str,
-        d_in: int,
-        rows: range,
-        dtype: np.dtype,
-        scale: np.float32 | None,
-        pool: Executor | None,
-    ) -> Array:
-        """Some rows of a `[d_out, d_in]` tensor as columns."""
-        weight = _aligned((d_in, len(rows)), dtype)
-
-        def turn(start: int, stop: int) -> None:
-            slab = self.file.rows(name, start, stop)
-            weight[:, start - rows.start : stop - rows.start] = (slab if scale is None else slab * scale).T
-
-        self._by_slabs(name, rows, turn, pool)
-        return jax.device_put(weight, may_alias=True)
-
-    def _format_of(self, name: str) -> GGMLType | None:
-        """The format that a matrix is held in, unless it is held as floats."""
-        info = self.file.tensors[name]
-        if not self._quantized:
-            return None
-        if info.ggml_type in PLANE_FORMATS:
-            fits = self.file.byte_order == "little" and has_planes(self.file.raw(name), info.ggml_type)
-            return info.ggml_type if fits else None
-        fits = self._quantize is not None and info.shape[-1] % block_layout(self._quantize)[0] == 0
-        return self._quantize if fits and info.ggml_type in _PLAIN else None
-
-    def _dtype_of(self, name: str) -> np.dtype:
-        """Of a matrix that is held as floats."""
-        half = _HALVES.get(self.file.tensors[name].ggml_type) if self._quantized else None
-        return self._dense if half is None else half
-
-    def _packed(self, name: str, d_in: int, rows: range, pool: Executor | None) -> QuantizedTensor:
-        """Some rows of a `[d_out, d_in]` tensor as columns, in the format that it is held in."""
-        form = PLANE_FORMATS[self._format_of(name)]
-        data = _aligned((-(-len(rows) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
-        self._pack(name, data, d_in, rows, pool)
-        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, len(rows)), form, self._activations)
-
-    def _pack(self, name: str, data: np.ndarray, d_in: int, rows: range, pool: Executor | None = None) -> None:
-        """Fill panels with rows of a tensor, counted over all leading axes."""
-        kind = self._format_of(name)
-
-        def lay_out(start: int, stop: int) -> None:
-            parts = planes(self._blocks(name, kind, d_in, start, stop), kind, (stop - start, d_in))
-            first, last = (start - rows.start) // PANEL, -(-(stop - rows.start) // PANEL)
-            pack(parts, PLANE_FORMATS[kind], data[first:last])
-
-        self._by_slabs(name, rows, lay_out, pool, least=PANEL)
-
-    def _blocks(self, name: str, kind: GGMLType, d_in: int, first: int, last: int) -> np.ndarray:
-        """Bytes of rows of a matrix in a format: the file's, or what the `gguf` package makes of plain ones."""
-        stored = self.file.tensors[name].ggml_type
-        per_block, block_bytes = block_layout(stored)
-        row_bytes = d_in // per_block * block_bytes
-        raw = self.file.raw(name)[first * row_bytes : last * row_bytes]
-        if stored == kind:
-            return raw
-        if self.file.byte_order == "big":
-            raw = to_little_endian(raw, stored)
-        rows = dequantize(raw, stored, (last - first, d_in))
-        return gguf_quants.quantize(np.ascontiguousarray(rows), GGMLQuantizationType(kind)).reshape(-1)
 
     def interleaved(self, name: str, d_in: int, groups: int, widths: tuple[int, ...]) -> tuple[Linear, ...]:
         """Maps whose outputs take turns in `<name>.weight`: each of the groups holds so many of each."""
@@ -356,11 +250,7 @@ class ParamLoader:
         for found in names:
             self._check(found, (n, total, d_in) if stacked else (total, d_in))
         places = [(names[0], e) if stacked else (names[e], 0) for e in range(n)]
-        kinds = {self._format_of(found) for found in names}
-        if scales is None and len(kinds) == 1 and None not in kinds and self._activations == "int8":
-            weights = self._packed_experts(places, d_in, d_outs)
-        else:
-            weights = self._dense_experts(places, d_in, d_outs, scales)
+        weights = self._matrices.experts(places, d_outs, scales)
         for found in names:
             self.file.release(found)
         bias = self.vector(f"{stack}.bias", n, total) if self.has(f"{stack}.bias") else None
@@ -369,32 +259,6 @@ class ParamLoader:
             Experts(weight=w, bias=None if b is None else jax.device_put(b.copy()))
             for w, b in zip(weights, parts, strict=True)
         )
-
-    def _packed_experts(
-        self, places: list[tuple[str, int]], d_in: int, d_outs: tuple[int, ...]
-    ) -> list[QuantizedTensor]:
-        """Maps of experts, of which each is the matrix of some number in a tensor."""
-        form, total, weights = PLANE_FORMATS[self._format_of(places[0][0])], sum(d_outs), []
-        for end, d_out in zip(np.cumsum(d_outs).tolist(), d_outs, strict=True):
-            data = _aligned((len(places), -(-d_out // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
-            for panels, (name, i) in zip(data, places, strict=True):
-                self._pack(name, panels, d_in, range(i * total + end - d_out, i * total + end))
-            weights.append(QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, d_out), form))
-        return weights
-
-    def _dense_experts(
-        self, places: list[tuple[str, int]], d_in: int, d_outs: tuple[int, ...], scales: np.ndarray | None
-    ) -> list[Array]:
-        dtype, ends = self._dtype_of(places[0][0]), np.cumsum(d_outs)
-        weights = [_aligned((len(places), d_in, d_out), dtype) for d_out in d_outs]
-        for e, (name, i) in enumerate(places):
-            stacked = len(self.file.tensors[name].shape) == 3
-            matrix = self.file.rows(name, i, i + 1)[0] if stacked else self.file.tensor(name)
-            scale = np.float32(1.0) if scales is None else scales[e]
-            for weight, part in zip(weights, np.split(matrix, ends[:-1]), strict=True):
-                np.multiply(part.T, scale, out=weight[e], casting="unsafe")
-            self._count(self.file.tensors[name].n_bytes // (len(places) if stacked else 1))
-        return [jax.device_put(w, may_alias=True) for w in weights]
 
     def skip(self, prefix: str) -> None:
         """Count the tensors whose names begin so as used: they are known to have no part in the answer."""
@@ -411,11 +275,3 @@ class ParamLoader:
         if left:
             shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
             raise ModelError(f"{self.file.path}: {len(left)} tensors have no place in this architecture: {shown}")
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised array at a 64-byte boundary, which lets XLA:CPU adopt it without a copy."""
-    n_bytes = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(n_bytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + n_bytes].view(dtype).reshape(shape)

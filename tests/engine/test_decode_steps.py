@@ -24,7 +24,7 @@ IDS = np.random.default_rng(0).integers(300, 2000, 30).tolist()
 @pytest.fixture(scope="module", params=["embedded", "hybrid"])
 def model(request):
     enable_compilation_cache()
-    embedded = oxjax.load(embedded_model())
+    embedded = oxjax.load(embedded_model(), weights="float32")
     with toys():
         yield embedded if request.param == "embedded" else toy_model("hybrid", embedded.tokenizer)
 

@@ -81,15 +81,20 @@ import sys
 from functools import partial
 import jax, jax.numpy as jnp
 import oxjax
+from oxjax.engine.decode import decode_steps
+from oxjax.engine.packed import DECODING, n_words
 model = oxjax.load(sys.argv[1], exact=sys.argv[2] == "True")
 state = oxjax.init_state(model.config, n_pages=4000, page_size=16)
 shapes = {"tokens": 16, "positions": 16, "cu_q_lens": 3, "kv_lens": 2, "logits_rows": 2, "block_tables": (2, 8)}
 shapes |= {"read_slots": 2, "write_slots": 2}
 batch = oxjax.Batch(**{name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()})
 step = jax.jit(partial(oxjax.step, config=model.config), donate_argnums=1)
-analysis = step.lower(model.params, state, batch).compile().memory_analysis()
+decode = jax.jit(partial(decode_steps, config=model.config, n_top=0), donate_argnums=1)
+rows, ends = jnp.zeros((2, n_words(DECODING) + 8), jnp.int32), jnp.zeros(1, jnp.int32)
 size = sum(a.nbytes for a in jax.tree.leaves(state))
-print(size / len(state), size, analysis.alias_size_in_bytes, analysis.temp_size_in_bytes)
+for program in (step.lower(model.params, state, batch), decode.lower(model.params, state, rows, ends)):
+    analysis = program.compile().memory_analysis()
+    print(size / len(state), size, analysis.alias_size_in_bytes, analysis.temp_size_in_bytes)
 """
 
 
@@ -103,6 +108,8 @@ def test_a_step_writes_its_pages_in_place(data, exact):
     done = subprocess.run(
         [sys.executable, "-c", ANALYSE, model, str(exact)], check=True, capture_output=True, text=True
     )
-    layer, state, aliased, scratch = map(float, done.stdout.split())
-    assert aliased >= state
-    assert scratch < layer
+    programs = [map(float, line.split()) for line in done.stdout.splitlines()]
+    assert len(programs) == 2  # a step, and the loop over steps
+    for layer, state, aliased, scratch in programs:
+        assert aliased >= state
+        assert scratch < layer

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "grouped_matmul.h"
+#include "linear_scan.h"
 #include "paged_attention.h"
 #include "row_best.h"
 #include "row_norm.h"
@@ -104,6 +105,33 @@ void check_experts() {
   }
 }
 
+// Two sequences, one without rows between them, and padding.
+void check_scan() {
+  const int32_t starts[] = {0, 3, 3}, ends[] = {3, 3, 8};
+  const size_t rows = 10, heads = 4, key_heads = 2;
+  for (size_t key_dim : {1, 17}) {
+    for (size_t value_dim : {1, 16, 67, 130}) {
+      for (size_t decays : {size_t{1}, key_dim}) {
+        for (int kind = 0; kind < 4; ++kind) {
+          const size_t n_keys = rows * key_heads * key_dim, n_values = rows * heads * value_dim;
+          const size_t n_state = 3 * heads * key_dim * value_dim;
+          const auto query = numbers(n_keys), key = numbers(n_keys), read = numbers(n_keys), write = numbers(n_keys);
+          const auto value = numbers(n_values), bonus = numbers(key_heads * key_dim), initial = numbers(n_state);
+          auto decay = numbers(rows * heads * decays);
+          for (float& x : decay) x /= 4;
+          std::vector<float> y(n_values), states(n_state);
+          const LinearScan scan{heads, key_heads, key_dim, value_dim, decays, query.data(), key.data(), value.data(),
+                                decay.data(), kind > 1 ? read.data() : nullptr, kind > 2 ? write.data() : nullptr,
+                                kind == 1 ? bonus.data() : nullptr, initial.data(), y.data(), states.data()};
+          linear_scan(scan, {rows, 3, starts, ends}, backwards);
+          add(y);
+          add(states);
+        }
+      }
+    }
+  }
+}
+
 void check_norm() {
   for (size_t d : {1, 15, 64, 65, 1000}) {
     const size_t rows = 12;
@@ -175,6 +203,7 @@ void check_attention() {
 int main() {
   check_matmul();
   check_experts();
+  check_scan();
   check_norm();
   check_best();
   check_attention();

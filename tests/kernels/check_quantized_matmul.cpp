@@ -70,10 +70,13 @@ int main() {
           std::vector<int32_t> chosen(2 * rows);
           for (auto& e : chosen) e = random() % 3 == 0 ? 2 : random() % 2;
           const Groups groups = grouped(chosen.data(), chosen.size(), 2);
-          std::vector<float> pairs(chosen.size() * half);
+          std::vector<float> pairs(chosen.size() * half), dense(pairs.size());
           const QuantizedExperts experts{format, packed.data(), half, pairs.data()};
           grouped_matmul(x.data(), d_in, 2, groups, &experts, 1, backwards);
           add(pairs);
+          const QuantizedExperts floats{format, packed.data(), half, dense.data()};
+          grouped_dequantized_matmul(x.data(), d_in, 2, groups, &floats, 1, backwards);
+          add(dense);
           for (size_t i = 0; i < chosen.size() && half; ++i) {
             const std::vector<float> zeros(half);
             const float* same = chosen[i] == 2 ? zeros.data() : out.data() + i / 2 * d_out + chosen[i] * half;

@@ -9,7 +9,7 @@ from test_quantized import for_all_formats, needs_kernels, quantized
 from oxjax.gguf.ggml_types import GGMLType
 from oxjax.kernels.dot import dot, least_rows
 from oxjax.kernels.grouped import grouped_matmul
-from oxjax.kernels.quantized import QuantizedTensor, quantized_matmul
+from oxjax.kernels.quantized import QuantizedTensor, dequantize, quantized_matmul
 
 E, N_USED = 9, 3
 SIZES = [(1, 1, 1), (4, 40, 24), (50, 129, 67), (2, 17, 530), (70, 300, 16)]  # rows, d_in, d_out
@@ -73,6 +73,18 @@ def test_quantized_products_have_the_bits_of_plain_ones(ggml_type, rows, d_in, d
             alone = quantized_matmul(x[pairs[:, 0], pairs[:, 1] % n], apart[e], exact=True)[0]
             np.testing.assert_array_equal(got[pairs[:, 0], pairs[:, 1]], alone)
     np.testing.assert_array_equal(got[chosen == E], 0.0)
+
+
+@needs_kernels
+@for_all_formats
+def test_float_activations_over_quantized_experts_have_the_bits_of_dequantised_ones(ggml_type):
+    rng = np.random.default_rng(4)
+    for rows, d_in, d_out in ((1, 256, 16), (70, 512, 300)):
+        chosen, x = jnp.asarray(table(rng, rows)), jnp.asarray(rng.standard_normal((rows, 1, d_in), np.float32))
+        together, apart, _ = packed(ggml_type, d_in, d_out)
+        got = grouped_matmul(x, chosen, together.replace(activations="float32"), exact=True)[0]
+        dense = jnp.stack([dequantize(w) for w in apart])
+        np.testing.assert_array_equal(got, grouped_matmul(x, chosen, dense, exact=True)[0])
 
 
 @pytest.mark.usefixtures("without_kernels")

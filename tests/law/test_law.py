@@ -16,6 +16,7 @@ import pytest
 from harness import EMBEDDED, PARAMS, RANDOM, STORIES, TOYS, Harness, finish, load, outcome, prompts
 from harness import with_toys as _with_toys  # noqa: F401
 
+from oxjax.engine.scheduler import Work
 from oxjax.errors import OxjaxError
 from oxjax.kernels import native
 from oxjax.kernels.quantized import QuantizedTensor
@@ -118,6 +119,14 @@ def test_wide_steps(harness, expected):
     assert harness.run(IDS, neighbours=prompts(7, 120), max_batch=9, max_rows=1024) == expected(harness)
 
 
+@held_for("archs/gemma2")
+def test_steps_in_a_loop_and_beside_prompts(harness, monkeypatch):
+    """Two programs, of which one has the sampler in it: merged with a soft cap, it would round otherwise."""
+    looped = harness.generated_alone(IDS, LONG)
+    monkeypatch.setattr(Work, "decodes", property(lambda self: False))
+    assert harness.generated_alone(IDS, LONG) == looped
+
+
 @for_all
 def test_arrival_order(harness, expected):
     """Requests come in any order, some while others decode."""
@@ -162,16 +171,16 @@ def test_preemption(harness, expected, reuse_prefixes, swap):
     # Without pages only the places in the batch can be too few.
     tight = {"n_pages": 14} if harness.model.config.page_bytes(1) else {"max_batch": 3}
     engine = harness.engine(**tight, reuse_prefixes=reuse_prefixes, swap=swap)
-    neighbours = prompts(3, 40, seed=1)
-    others = [engine.generate(p, LONG, 11) for p in neighbours]
-    for _ in range(20):
+    neighbours, grow = prompts(3, 40, seed=1), dataclasses.replace(LONG, ignore_eos=True)
+    others = [engine.generate(p, grow, 11) for p in neighbours]
+    for _ in range(9):
         engine.step()
     urgent = engine.generate(prompts(1, 30, seed=8)[0], LONG, 11, priority=1)
     assert harness.run_in(engine, IDS) == expected(harness)
     finish(engine, [*others, urgent])
     assert engine.metrics().preemptions > 0
     for request, ids in zip(others, neighbours, strict=True):
-        assert outcome(request) == harness.generated_alone(ids, LONG)
+        assert outcome(request) == harness.generated_alone(ids, grow)
 
 
 @for_all

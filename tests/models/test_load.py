@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused_with_both_numbers(tmp_path, metadata, shap
 def test_progress_comes_in_parts_and_ends_with_all_bytes(data, monkeypatch, name):
     """Of the tables too, which all threads share."""
     seen = []
-    monkeypatch.setattr("oxjax.models.loader._SLAB_BYTES", 1 << 14)
+    monkeypatch.setattr("oxjax.models.matrices._SLAB_BYTES", 1 << 14)
     oxjax.load(data / f"{name}.gguf", progress=lambda *done: seen.append(done))
     with GGUFFile.open(data / f"{name}.gguf") as file:
         total = sum(t.n_bytes for t in file.tensors.values())

@@ -11,6 +11,7 @@ from cuts import same_bits_however_cut
 
 import oxjax
 from oxjax.batch import row_layout
+from oxjax.kernels import native
 from oxjax.models.layers.conv import Conv, causal_conv, previous_rows
 from oxjax.models.layers.delta_net import delta_scan
 from oxjax.models.layers.mamba import selective_scan
@@ -193,33 +194,42 @@ class Rwkv7:
 
 KINDS = [Mamba, Mamba2, DeltaNet, KimiDelta, Rwkv6, GatedLinearAttention, Rwkv7]
 DECAYS = {"usual": 1.0, "weak": 1e-3, "strong": 1e3}
-FORMS = [(kind, size) for kind in KINDS for size in (None, CPU_CHUNK, ACCELERATOR_CHUNK)]
+NATIVE = "native"  # row by row, as None is in XLA
+ROW_BY_ROW = [pytest.param(NATIVE, marks=pytest.mark.skipif(not native.kernels(), reason=native.describe())), None]
+CHUNKS = [CPU_CHUNK, ACCELERATOR_CHUNK]
 
 
 @partial(jax.jit, static_argnames=("kind", "size"))
 def scan(kind, size, rows, initial, layout):
-    return kind.ours(*rows, initial, layout, size=size)
+    return kind.ours(*rows, initial, layout, size=None if size == NATIVE else size)
 
 
 def run(kind, size, rows, initial, layout):
     rows = tuple(jnp.asarray(r, jnp.float32) for r in rows)
-    return scan(kind, size, rows, jnp.asarray(initial, jnp.float32), layout)
+    with pytest.MonkeyPatch.context() as patch:
+        if size is None:
+            patch.setattr(native, "kernels", lambda: None)
+        return scan(kind, size, rows, jnp.asarray(initial, jnp.float32), layout)
 
 
 def test_chunks_are_for_fast_mode_and_as_large_as_the_machine_likes(monkeypatch):
     def sizes():
         return [chunk_size(exact=exact, rows_on_cpu=rows) for exact in (True, False) for rows in (True, False)]
 
+    monkeypatch.setattr(native, "kernels", lambda: "AVX2")
+    assert sizes() == [None, None, None, None]
+    monkeypatch.setattr(native, "kernels", lambda: None)
     assert sizes() == [None, None, None, CPU_CHUNK]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert sizes() == [None, None, ACCELERATOR_CHUNK, ACCELERATOR_CHUNK]
 
 
 @pytest.mark.parametrize("decays", ["mixed", *(pytest.param(d, marks=pytest.mark.slow) for d in DECAYS)])
-@pytest.mark.parametrize(("kind", "size"), FORMS)
+@pytest.mark.parametrize("size", ROW_BY_ROW + CHUNKS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_scan_is_the_recurrence(kind, size, decays):
     rng = np.random.default_rng(1)
-    n = size or CPU_CHUNK
+    n = size if size in CHUNKS else CPU_CHUNK
     few = [MIN_CHUNK - 1, MIN_CHUNK, MIN_CHUNK + 9]
     lengths = [1, 2, 0, n - 1, n, n + 1, *few, 2 * n + 1, 3 * n, 9 * n + 3, 0]
     ends, n_rows = np.cumsum(lengths), sum(lengths) + 11
@@ -240,7 +250,8 @@ def test_scan_is_the_recurrence(kind, size, decays):
         np.testing.assert_allclose(states[s], h, rtol=0, atol=1e-5 * largest)
 
 
-@pytest.mark.parametrize(("kind", "size"), [form for form in FORMS if hasattr(form[0], "same") and form[1]])
+@pytest.mark.parametrize("size", CHUNKS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if hasattr(kind, "same")])
 def test_the_same_key_again_and_again(kind, size):
     """Powers of the matrix that a chunk inverts would reach 1e18 here."""
     rng = np.random.default_rng(4)
@@ -264,12 +275,13 @@ def test_few_rows_go_one_by_one():
         np.testing.assert_array_equal(fast, exact)
 
 
+@pytest.mark.parametrize("size", ROW_BY_ROW)
 @pytest.mark.parametrize("kind", KINDS)
-def test_exact_bits_do_not_depend_on_the_cut(kind):
+def test_exact_bits_do_not_depend_on_the_cut(kind, size):
     rng = np.random.default_rng(3)
     n = 75
     rows, initial = kind.rows(rng, n), rng.normal(size=(1, *kind.state)).astype(np.float32)
-    whole, final = run(kind, None, rows, initial, layout_of([n], n))
+    whole, final = run(kind, size, rows, initial, layout_of([n], n))
     others = kind.rows(rng, 40)
     for cut in ([1] * n, [13, 62], [64, 11], [5, 60, 10]):
         at, state = 0, initial
@@ -280,7 +292,7 @@ def test_exact_bits_do_not_depend_on_the_cut(kind):
             parts = [np.concatenate([o[:before], r[at : at + length], o[: 2 + padding]]) for r, o in
                      zip(rows, others, strict=True)]  # fmt: skip
             states = np.concatenate([initial + 1, state, initial - 1])
-            y, after = run(kind, None, parts, states, layout_of(lengths, sum(lengths) + padding))
+            y, after = run(kind, size, parts, states, layout_of(lengths, sum(lengths) + padding))
             np.testing.assert_array_equal(y[before : before + length], whole[at : at + length])
             at, state = at + length, np.asarray(after[1:2])
         np.testing.assert_array_equal(state, final)

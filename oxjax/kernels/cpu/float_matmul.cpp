@@ -1,8 +1,10 @@
 #include "float_matmul.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
+#include "dequantize.h"
 #include "padding.h"
 #include "tile.h"
 
@@ -23,15 +25,33 @@ Strided<const float> inputs(const Product& p, size_t k, size_t depth) {
   return {copy.data(), depth};
 }
 
+// Inputs k .. k + depth of outputs first .. first + width as floats.
+template <typename T>
+void pack_part(const Product& p, size_t k, size_t depth, size_t first, size_t width, float* to) {
+  const size_t stride = p.transposed ? p.d_in : p.d_out;
+  const T* from = static_cast<const T*>(p.matrix) + (p.transposed ? first * stride + k : k * stride + first);
+  pack(from, stride, p.transposed, depth, width, to, kWidth);
+}
+
+struct Panels {};
+
+template <>
+void pack_part<Panels>(const Product& p, size_t k, size_t depth, size_t first, size_t width, float* to) {
+  const size_t bytes = p.panels->panel_bytes(p.d_in);
+  for (size_t j = 0; j < width; j += kPanel) {
+    const uint8_t* panel = static_cast<const uint8_t*>(p.matrix) + (first + j) / kPanel * bytes;
+    dequantize(*p.panels, panel, p.d_in, k, depth, to + j, kWidth);
+  }
+}
+
 // Outputs first .. first + width of all rows, through a packed copy that stays in the cache.
 template <typename T>
 void by_packing(const Product& p, size_t first, size_t width, float* out, size_t out_stride) {
   static thread_local std::vector<float> packed;
   packed.resize(kDepth * kWidth);
   for (size_t k = 0; k < p.d_in; k += kDepth) {
-    const size_t depth = std::min(kDepth, p.d_in - k), stride = p.transposed ? p.d_in : p.d_out;
-    const T* from = static_cast<const T*>(p.matrix) + (p.transposed ? first * stride + k : k * stride + first);
-    pack(from, stride, p.transposed, depth, width, packed.data(), kWidth);
+    const size_t depth = std::min(kDepth, p.d_in - k);
+    pack_part<T>(p, k, depth, first, width, packed.data());
     const Strided<const float> x = inputs(p, k, depth);
     for (size_t j = 0; j < width; j += kTileWidth)
       tiles(x.data, x.stride, p.rows, packed.data() + j, kWidth, depth, out + j, out_stride,
@@ -51,7 +71,7 @@ void in_place(const Product& p, size_t first, size_t width, float* out, size_t o
   }
 }
 
-bool is_read_in_place(const Product& p) { return p.rows <= kFewRows && !p.transposed; }
+bool is_read_in_place(const Product& p) { return p.rows <= kFewRows && !p.transposed && !p.panels; }
 
 template <typename T>
 void outputs(const Product& p, size_t first, size_t width) {
@@ -62,7 +82,11 @@ void outputs(const Product& p, size_t first, size_t width) {
     to = {sums.data(), width};
   }
   for (size_t i = 0; i < p.rows; ++i) std::fill_n(to[i], width, 0.0f);
-  (is_read_in_place(p) ? in_place<T> : by_packing<T>)(p, first, width, to.data, to.stride);
+  if constexpr (std::is_same_v<T, Panels>) {
+    by_packing<T>(p, first, width, to.data, to.stride);
+  } else {
+    (is_read_in_place(p) ? in_place<T> : by_packing<T>)(p, first, width, to.data, to.stride);
+  }
   for (size_t i = 0; i < p.rows && p.out.index; ++i) std::copy_n(to[i], width, p.out[i] + first);
 }
 
@@ -81,6 +105,7 @@ void float_products(const Product* products, size_t n_products, const ParallelFo
     const Product& p = products[i];
     const size_t first = (task - (i ? ends[i - 1] : 0)) * task_width(p);
     const size_t width = std::min(task_width(p), p.d_out - first);
+    if (p.panels) return outputs<Panels>(p, first, width);
     switch (p.element) {
       case Element::kFloat32: return outputs<float>(p, first, width);
       case Element::kBFloat16: return outputs<BFloat16>(p, first, width);
@@ -89,17 +114,34 @@ void float_products(const Product* products, size_t n_products, const ParallelFo
   });
 }
 
-void float_matmul(const float* x, size_t n_rows, size_t d_in, const Matrix* matrices, size_t n_matrices,
-                  const ParallelFor& parallel_for) {
+namespace {
+
+// Products of the same rows with several matrices; rows at the end that are all alike are computed once.
+template <typename M, typename ToProduct>
+void with_all(const float* x, size_t n_rows, size_t d_in, const M* matrices, size_t n_matrices,
+              const ParallelFor& parallel_for, ToProduct to_product) {
   const Distinct distinct(x, n_rows, d_in);
   std::vector<Product> products;
-  for (size_t i = 0; i < n_matrices; ++i) {
-    const Matrix& m = matrices[i];
-    products.push_back({distinct.rows, d_in, m.d_out, {x, d_in}, m.data, m.element, m.transposed, {m.out, m.d_out}});
-  }
+  for (size_t i = 0; i < n_matrices; ++i) products.push_back(to_product(matrices[i], distinct.rows));
   float_products(products.data(), n_matrices, parallel_for);
   parallel_for(n_matrices, [&](size_t i) {
     distinct.fill(matrices[i].out, n_rows, matrices[i].d_out, 0, matrices[i].d_out);
+  });
+}
+
+}  // namespace
+
+void float_matmul(const float* x, size_t n_rows, size_t d_in, const Matrix* matrices, size_t n_matrices,
+                  const ParallelFor& parallel_for) {
+  with_all(x, n_rows, d_in, matrices, n_matrices, parallel_for, [&](const Matrix& m, size_t rows) {
+    return Product{rows, d_in, m.d_out, {x, d_in}, m.data, m.element, m.transposed, {m.out, m.d_out}};
+  });
+}
+
+void dequantized_matmul(const float* x, size_t n_rows, size_t d_in, const Weights* weights, size_t n_weights,
+                        const ParallelFor& parallel_for) {
+  with_all(x, n_rows, d_in, weights, n_weights, parallel_for, [&](const Weights& w, size_t rows) {
+    return Product{rows, d_in, w.d_out, {x, d_in}, w.panels, Element::kFloat32, false, {w.out, w.d_out}, &w.format};
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "parallel.h"
+#include "quantized_matmul.h"
 #include "simd.h"
 
 namespace oxjax {
@@ -20,7 +21,7 @@ struct Strided {
   T* operator[](size_t i) const { return data + (index ? static_cast<size_t>(index[i]) : i) * stride; }
 };
 
-// out = x @ matrix, which is [d_in, d_out], or transposed in memory.
+// out = x @ matrix, which is [d_in, d_out], or transposed in memory, or panels of a format.
 struct Product {
   size_t rows, d_in, d_out;
   Strided<const float> x;
@@ -28,6 +29,7 @@ struct Product {
   Element element;
   bool transposed;
   Strided<float> out;
+  const Format* panels = nullptr;  // then `element` says nothing
 };
 
 // The bits of a row depend on that row and the matrix alone.

@@ -19,6 +19,27 @@ void clear_others(const Groups& groups, const Map* maps, size_t n_maps) {
       std::fill_n(maps[m].out + groups.pairs[i] * maps[m].d_out, maps[m].d_out, 0.0f);
 }
 
+// Each expert's rows times its matrices, as floats.
+template <typename Map, typename SetMatrix>
+void float_products(const float* x, size_t d_in, size_t pairs_per_row, const Groups& groups, const Map* maps,
+                    size_t n_maps, const ParallelFor& parallel_for, SetMatrix set_matrix) {
+  std::vector<int32_t> read;
+  for (int32_t pair : groups.pairs) read.push_back(pair / pairs_per_row);
+  std::vector<Product> products;
+  for (size_t e = 0; e < n_experts(groups); ++e) {
+    const size_t first = groups.bounds[e], rows = groups.bounds[e + 1] - first;
+    for (size_t m = 0; m < n_maps && rows; ++m) {
+      const size_t d_out = maps[m].d_out;
+      Product product{rows, d_in, d_out, {x, d_in, &read[first]}};
+      product.out = {maps[m].out, d_out, &groups.pairs[first]};
+      set_matrix(product, maps[m], e);
+      products.push_back(product);
+    }
+  }
+  clear_others(groups, maps, n_maps);
+  float_products(products.data(), products.size(), parallel_for);
+}
+
 }  // namespace
 
 Groups grouped(const int32_t* chosen, size_t n_pairs, size_t n_experts) {
@@ -34,20 +55,20 @@ Groups grouped(const int32_t* chosen, size_t n_pairs, size_t n_experts) {
 
 void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Groups& groups, const FloatExperts* maps,
                     size_t n_maps, const ParallelFor& parallel_for) {
-  std::vector<int32_t> read;
-  for (int32_t pair : groups.pairs) read.push_back(pair / pairs_per_row);
-  std::vector<Product> products;
-  for (size_t e = 0; e < n_experts(groups); ++e) {
-    const size_t first = groups.bounds[e], rows = groups.bounds[e + 1] - first;
-    for (size_t m = 0; m < n_maps && rows; ++m) {
-      const FloatExperts& map = maps[m];
-      const char* matrix = static_cast<const char*>(map.data) + e * d_in * map.d_out * bytes_of(map.element);
-      products.push_back({rows, d_in, map.d_out, {x, d_in, &read[first]}, matrix, map.element, false,
-                          {map.out, map.d_out, &groups.pairs[first]}});
-    }
-  }
-  clear_others(groups, maps, n_maps);
-  float_products(products.data(), products.size(), parallel_for);
+  float_products(x, d_in, pairs_per_row, groups, maps, n_maps, parallel_for,
+                 [&](Product& p, const FloatExperts& map, size_t e) {
+                   p.matrix = static_cast<const char*>(map.data) + e * d_in * map.d_out * bytes_of(map.element);
+                   p.element = map.element;
+                 });
+}
+
+void grouped_dequantized_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Groups& groups,
+                                const QuantizedExperts* maps, size_t n_maps, const ParallelFor& parallel_for) {
+  float_products(x, d_in, pairs_per_row, groups, maps, n_maps, parallel_for,
+                 [&](Product& p, const QuantizedExperts& map, size_t e) {
+                   p.matrix = map.panels + e * panels(map) * map.format.panel_bytes(d_in);
+                   p.panels = &map.format;
+                 });
 }
 
 void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Groups& groups,

@@ -37,4 +37,8 @@ void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Gro
 void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Groups& groups,
                     const QuantizedExperts* maps, size_t n_maps, const ParallelFor& parallel_for);
 
+// The same with x as it is.
+void grouped_dequantized_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Groups& groups,
+                                const QuantizedExperts* maps, size_t n_maps, const ParallelFor& parallel_for);
+
 }  // namespace oxjax

@@ -56,7 +56,8 @@ class Attention {
     for (int64_t block = oldest / kBlock * kBlock; block <= newest; block += kBlock) {
       const size_t first = std::max<int64_t>(oldest - block, 0), last = std::min<int64_t>(newest - block + 1, kBlock);
       score(s, table, block, first, last, n, head);
-      for (size_t i = 0; i < n; ++i) weigh(s, rows, block, i, head, width);
+      for (size_t i = 0; i < n; ++i)
+        weigh(s, rows, block, i, head, width, first / kLanes * kLanes, whole_vectors(last));
       add_values(s, table, block, first, last, n, head, width);
     }
     for (size_t i = 0; i < n; ++i) finish(s, rows, i, head, width);
@@ -70,7 +71,8 @@ class Attention {
 
   template <typename T>
   const T* row_of(const Pages& p, const int32_t* table, int64_t position, size_t head) const {
-    const size_t page = table[position / shape_.page_size], offset = position % shape_.page_size;
+    const uint32_t at = position, page_size = shape_.page_size;  // a division of 64 bits takes several times as long
+    const size_t page = table[at / page_size], offset = at % page_size;
     return static_cast<const T*>(p.data) + ((page * shape_.page_size + offset) * shape_.n_kv + head) * p.dim;
   }
 
@@ -100,15 +102,17 @@ class Attention {
         case Element::kFloat16: pack_keys<Float16>(keys_[i], table, block, first, last, head, to); break;
       }
     }
-    std::fill(s.scores.begin(), s.scores.end(), 0.0f);
     const size_t from = first / kLanes * kLanes, end = whole_vectors(last);
+    for (size_t i = 0; i < n; ++i) std::fill_n(s.scores.data() + i * kBlock + from, end - from, 0.0f);
     for (size_t j = from; j < end; j += kTileWidth)
       tiles(s.q.data(), key_dim_, n, s.keys.data() + j, kBlock, key_dim_, s.scores.data() + j, kBlock,
             std::min(kTileWidth, end - j), true);
   }
 
-  // Turns a query's scores of a block into weights, and its sums so far to their new scale.
-  void weigh(Scratch& s, Rows rows, int64_t block, size_t i, size_t head, size_t width) const {
+  // Turns a query's scores of a block into weights, and its sums so far to their new scale. Nobody in the task sees
+  // keys before `from` or from `end` on, which would add nothing.
+  void weigh(Scratch& s, Rows rows, int64_t block, size_t i, size_t head, size_t width, size_t from,
+             size_t end) const {
     const int64_t position = positions_[rows.first + i / group_];
     const int32_t newest = static_cast<int32_t>(std::min<int64_t>(position - block, kBlock - 1));
     const int32_t oldest = static_cast<int32_t>(std::max<int64_t>(oldest_seen(position) - block, 0));
@@ -117,7 +121,7 @@ class Attention {
     i32x16 lane;
     for (size_t l = 0; l < kLanes; ++l) lane[l] = l;
     f32x16 most = broadcast(kNothingSeen);
-    for (size_t j = 0; j < kBlock; j += kLanes) {
+    for (size_t j = from; j < end; j += kLanes) {
       const i32x16 key = lane + static_cast<int32_t>(j);
       f32x16 x = load(scores + j) * form_.scale;
       if (form_.softcap != 0.0f) x = form_.softcap * tanh_of(x / form_.softcap);
@@ -129,7 +133,7 @@ class Attention {
     }
     const float best = std::max(s.best[i], largest_of(most));
     f32x16 sum = {};
-    for (size_t j = 0; j < kBlock; j += kLanes) {
+    for (size_t j = from; j < end; j += kLanes) {
       const i32x16 key = lane + static_cast<int32_t>(j);
       const f32x16 weight = exp_of_negative(load(scores + j) - best);
       const f32x16 seen = (key <= newest) & (key >= oldest) ? weight : f32x16{};

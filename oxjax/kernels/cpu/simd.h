@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -137,6 +138,9 @@ OXJAX_INLINE void store(float* to, f32x16 v) { std::memcpy(to, &v, sizeof v); }
 template <typename T>
 OXJAX_INLINE f32x16 load_first(const T* from, size_t n) {
   if (n >= kLanes) return load(from);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return (f32x16)_mm512_maskz_loadu_ps((1u << n) - 1, from);
+#endif
   T all[kLanes] = {};
   std::memcpy(all, from, n * sizeof(T));
   return load(all);
@@ -144,7 +148,11 @@ OXJAX_INLINE f32x16 load_first(const T* from, size_t n) {
 
 OXJAX_INLINE void store_first(float* to, f32x16 v, size_t n) {
   if (n >= kLanes) return store(to, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, (1u << n) - 1, (__m512)v);
+#else
   std::memcpy(to, &v, n * sizeof(float));
+#endif
 }
 
 OXJAX_INLINE f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }

@@ -13,7 +13,9 @@ from jaxtyping import Array, Float
 from oxjax.batch import RowLayout
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
+from oxjax.kernels import native
 from oxjax.kernels.dot import row_sum
+from oxjax.kernels.linear_scan import linear_scan
 from oxjax.models.layers.chunks import decay_between, fading_products, inverse_of_unit_lower, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
@@ -112,6 +114,10 @@ def delta_scan(
     https://arxiv.org/abs/2510.26692).
     For `size` see `chunk_size`.
     """
+
+    if size is None and native.kernels():
+        decay = jnp.exp(log_decay)
+        return linear_scan(q, decay, beta[..., None] * k, v, initial, layout, read=decay * k)
 
     def step(h: Array, q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> tuple[Array, Array]:
         h = h * jnp.exp(log_decay)[..., None]

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 from oxjax.batch import RowLayout
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
+from oxjax.kernels import native
+from oxjax.kernels.linear_scan import linear_scan
 from oxjax.models.layers.chunks import decay_between, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
@@ -102,6 +104,8 @@ def decaying_scan(
 
     For `size` see `chunk_size`.
     """
+    if size is None and native.kernels():
+        return linear_scan(c, jnp.exp(dt * a)[..., None], b, dt[..., None] * x, initial, layout)
     per_group = a.shape[0] // b.shape[1]
 
     def step(h: Array, dt: Array, x: Array, b: Array, c: Array) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
+from oxjax.kernels import native
 
 # Rows of a chunk, powers of two; the work inside of a chunk grows with its square. On two CPU cores 512 rows of gated
 # DeltaNet (16 heads of 128 by 128) take 104 ms one by one, 20 ms in chunks of 16 and 32 ms in chunks of 64. Elsewhere
@@ -27,14 +28,14 @@ Step = Callable[..., tuple[Array, Array]]
 
 
 def chunk_size(*, exact: bool, rows_on_cpu: bool = False) -> int | None:
-    """Rows of a chunk on this machine, or None to go row by row, as exact mode has to.
+    """Rows of a chunk on this machine, or None to go row by row, as exact mode has to and native kernels do.
 
     Args:
         exact: see above.
-        rows_on_cpu: CPUs go row by row too.
+        rows_on_cpu: CPUs without native kernels go row by row too.
     """
     on_cpu = jax.default_backend() == "cpu"
-    if exact or (rows_on_cpu and on_cpu):
+    if exact or (on_cpu and (rows_on_cpu or native.kernels())):
         return None
     return CPU_CHUNK if on_cpu else ACCELERATOR_CHUNK
 

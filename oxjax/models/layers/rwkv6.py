@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
 from oxjax.config import DTYPES, RecurrentSpec
+from oxjax.kernels import native
+from oxjax.kernels.linear_scan import linear_scan
 from oxjax.models.layers.chunks import fading_products, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.linear import Linear, linear
@@ -142,6 +144,9 @@ def wkv6(
 
     For `size` see `chunk_size`.
     """
+
+    if size is None and native.kernels():
+        return linear_scan(receptance, jnp.exp(log_decay), key, value, initial, layout, bonus=bonus)
 
     def step(h: Array, receptance: Array, log_decay: Array, key: Array, value: Array) -> tuple[Array, Array]:
         stored = key[:, :, None] * value[:, None]

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
 from oxjax.config import DTYPES, RecurrentSpec
+from oxjax.kernels import native
 from oxjax.kernels.dot import row_sum
+from oxjax.kernels.linear_scan import linear_scan
 from oxjax.models.layers.chunks import fading_products, inverse_of_unit_lower, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.linear import Linear, linear
@@ -144,6 +146,10 @@ def wkv7(
     size: int | None,
 ) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
     """h ← decay h - (rate replaced) ⊗ hᵀ replaced + k ⊗ v; y = hᵀ r, for each head; for `size` see `chunk_size`."""
+
+    if size is None and native.kernels():
+        updates = {"read": replaced, "write": rate * replaced}
+        return linear_scan(receptance, jnp.exp(log_decay), key, value, initial, layout, **updates)
 
     def step(
         h: Array, receptance: Array, log_decay: Array, key: Array, value: Array, replaced: Array, rate: Array
