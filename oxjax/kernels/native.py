@@ -28,7 +28,7 @@ log = logging.getLogger("oxjax")
 _SOURCES = Path(__file__).parent / "cpu"
 # Multiplications and additions stay apart, or their bits would depend on the processor.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-w")
-_GLUE = "ffi.cpp"  # no loops that take time, but as many templates as all kernels together
+_GLUE = "ffi_"  # such files have no loops that take time, but as many templates as all kernels together
 _COMPILERS = ("c++", "g++", "clang++")
 _TARGETS = (
     "oxjax_dot_heads",
@@ -126,7 +126,7 @@ def _compile(path: Path) -> None:
         includes = f"-I{jax.ffi.include_dir()}"
 
         def compile_one(source: Path) -> None:
-            less = ("-O1",) if source.name == _GLUE else ()
+            less = ("-O1",) if source.name.startswith(_GLUE) else ()
             run(*_FLAGS, *less, includes, "-c", str(source), "-o", objects[source])
 
         list(pool.map(compile_one, objects))
