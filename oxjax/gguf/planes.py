@@ -4,7 +4,7 @@ A value is `scale * (code - offset) + minimum`. Groups run along a row. In two-l
 float16 scale (and minimum), which an integer of their group multiplies. Block layouts are those of ggml-common.h.
 
 Formats of fewer bits than four, and those with tables of values, take more memory this way than in the file, though
-less than floats. Q1_0, Q2_0 and NVFP4 have no planes: a group of 16 with a scale of its own, or a multiplier beside the
+less than floats. NVFP4 has no planes: its groups of 16 have one level of scales and its files a multiplier beside the
 tensor, which no kernel reads.
 """
 
@@ -67,6 +67,8 @@ PLANE_FORMATS = {
     GGMLType.Q3_K: PlaneFormat(bits=4, offset=8, group=16, two_level=True),
     GGMLType.TQ1_0: PlaneFormat(bits=4, offset=8),
     GGMLType.TQ2_0: PlaneFormat(bits=4, offset=8),
+    GGMLType.Q1_0: PlaneFormat(bits=4, offset=8),
+    GGMLType.Q2_0: PlaneFormat(bits=4, offset=8),
     GGMLType.MXFP4: PlaneFormat(bits=5, offset=16),
     **{kind: PlaneFormat(bits=8, offset=128, group=grid.group, two_level=True) for kind, grid in GRIDS.items()},
 }
@@ -226,6 +228,16 @@ def _tq2_0(b: np.ndarray) -> dict[str, np.ndarray]:
     return {"codes": codes, "scales": np.repeat(_half(b, 64), 8, axis=-1)}
 
 
+def _q1_0(b: np.ndarray) -> dict[str, np.ndarray]:
+    signs = np.unpackbits(b[..., 2:], axis=-1, bitorder="little")
+    return {"codes": 2 * signs + np.uint8(7), "scales": np.repeat(_half(b, 0), 4, axis=-1)}
+
+
+def _q2_0(b: np.ndarray) -> dict[str, np.ndarray]:
+    codes = (b[..., 2:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3) + np.uint8(7)
+    return {"codes": codes, "scales": np.repeat(_half(b, 0), 2, axis=-1)}
+
+
 def _mxfp4(b: np.ndarray) -> dict[str, np.ndarray]:
     scales = np.ldexp(np.float32(1), b[..., :1].astype(np.int32) - 128).astype(np.float16)
     return {"codes": _MXFP4_CODES[_nibbles(b[..., 1:])], "scales": scales}
@@ -246,5 +258,7 @@ _TAKE_APART = {
     GGMLType.Q3_K: _q3_k,
     GGMLType.TQ1_0: _tq1_0,
     GGMLType.TQ2_0: _tq2_0,
+    GGMLType.Q1_0: _q1_0,
+    GGMLType.Q2_0: _q2_0,
     GGMLType.MXFP4: _mxfp4,
 }

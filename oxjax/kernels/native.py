@@ -28,6 +28,7 @@ log = logging.getLogger("oxjax")
 _SOURCES = Path(__file__).parent / "cpu"
 # Multiplications and additions stay apart, or their bits would depend on the processor.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-w")
+_GLUE = "ffi_"  # such files have no loops that take time, but as many templates as all kernels together
 _COMPILERS = ("c++", "g++", "clang++")
 _TARGETS = (
     "oxjax_dot_heads",
@@ -123,7 +124,12 @@ def _compile(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor() as pool:
         objects = {source: str(Path(folder) / f"{source.stem}.o") for source in _SOURCES.glob("*.cpp")}
         includes = f"-I{jax.ffi.include_dir()}"
-        list(pool.map(lambda s: run(*_FLAGS, includes, "-c", str(s), "-o", objects[s]), objects))
+
+        def compile_one(source: Path) -> None:
+            less = ("-O1",) if source.name.startswith(_GLUE) else ()
+            run(*_FLAGS, *less, includes, "-c", str(source), "-o", objects[source])
+
+        list(pool.map(compile_one, objects))
         made = Path(folder) / path.name
         run(*_FLAGS, "-shared", *objects.values(), "-o", str(made))
         made.replace(path)

@@ -54,7 +54,7 @@ SHAPES = {
     "all steps in one call": {"steps_per_call": 64, "neighbours": prompts(2, 20, seed=1)},
 }
 IDS = prompts(1, 90)[0]
-LONG = dataclasses.replace(PARAMS, max_tokens=60)
+LONG = dataclasses.replace(PARAMS, max_tokens=60, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
