@@ -6,6 +6,8 @@ device array then adopts, so loading needs little more memory than the parameter
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from itertools import accumulate, pairwise
@@ -23,6 +25,7 @@ from oxjax.gguf.planes import PLANE_FORMATS, has_planes, planes
 from oxjax.gguf.quants import dequantize, to_little_endian
 from oxjax.kernels.quantized import PANEL, QuantizedTensor, pack, panel_bytes
 
+_ALIGNMENT = 64
 _SLAB_BYTES = 1 << 20  # of float32: temporaries stay in the second cache
 _PLAIN = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
 _HALVES = {GGMLType.F16: np.dtype(np.float16), GGMLType.BF16: np.dtype(jnp.bfloat16)}
@@ -52,6 +55,7 @@ class Matrices:
     ):
         self._file, self._dense, self._count = file, dense, count
         self._keep, self._activations, self._quantize = keep, activations, quantize
+        self._buffers = _Buffers()
         self._formats: dict[str, GGMLType | None] = {}
 
     def table(self, name: str, pool: Executor | None) -> Array | QuantizedTensor:
@@ -59,7 +63,7 @@ class Matrices:
         n, d = self._file.tensors[name].shape
         if self._format_of(name):
             return self._packed(name, d, range(n), pool)
-        table = _aligned((n, d), self._dtype_of(name))
+        table = self._buffers.empty((n, d), self._dtype_of(name))
 
         def copy(start: int, stop: int) -> None:
             table[start:stop] = self._file.rows(name, start, stop)
@@ -82,7 +86,7 @@ class Matrices:
         d_in = self._file.tensors[name].shape[-1]
         if keep and scale is None and self._format_of(name):
             return self._packed(name, d_in, rows, pool)
-        weight = _aligned((d_in, len(rows)), self._dtype_of(name) if keep and scale is None else self._dense)
+        weight = self._buffers.empty((d_in, len(rows)), self._dtype_of(name) if keep and scale is None else self._dense)
 
         def turn(start: int, stop: int) -> None:
             slab = self._file.rows(name, start, stop)
@@ -110,7 +114,9 @@ class Matrices:
         d_in, form = self._file.tensors[places[0][0]].shape[-1], PLANE_FORMATS[self._format_of(places[0][0])]
         total, weights = sum(d_outs), []
         for start, stop in pairwise(accumulate(d_outs, initial=0)):
-            data = _aligned((len(places), -(-(stop - start) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
+            data = self._buffers.empty(
+                (len(places), -(-(stop - start) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8)
+            )
             for panels, (name, i) in zip(data, places, strict=True):
                 self._pack(name, panels, d_in, range(i * total + start, i * total + stop))
             data = jax.device_put(data, may_alias=True)
@@ -122,7 +128,7 @@ class Matrices:
     ) -> list[Array]:
         dtype, ends = self._dtype_of(places[0][0]), np.cumsum(d_outs)
         d_in = self._file.tensors[places[0][0]].shape[-1]
-        weights = [_aligned((len(places), d_in, d_out), dtype) for d_out in d_outs]
+        weights = [self._buffers.empty((len(places), d_in, d_out), dtype) for d_out in d_outs]
         for e, (name, i) in enumerate(places):
             stacked = len(self._file.tensors[name].shape) == 3
             matrix = self._file.rows(name, i, i + 1)[0] if stacked else self._file.tensor(name)
@@ -156,7 +162,7 @@ class Matrices:
     def _packed(self, name: str, d_in: int, rows: range, pool: Executor | None) -> QuantizedTensor:
         """Some rows of a `[d_out, d_in]` tensor as columns, in the format that it is held in."""
         form = PLANE_FORMATS[self._format_of(name)]
-        data = _aligned((-(-len(rows) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
+        data = self._buffers.empty((-(-len(rows) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
         self._pack(name, data, d_in, rows, pool)
         return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, len(rows)), form, self._activations)
 
@@ -200,9 +206,29 @@ class Matrices:
             pass
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised array at a 64-byte boundary, which lets XLA:CPU adopt it without a copy."""
-    n_bytes = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(n_bytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + n_bytes].view(dtype).reshape(shape)
+class _Buffers:
+    """Uninitialised arrays at 64-byte boundaries, which lets XLA:CPU adopt them without a copy.
+
+    Small ones are parts of large pieces: NumPy asks for huge pages for those, through which products stream faster.
+    """
+
+    _PIECE, _LARGE = 32 << 20, 8 << 20
+
+    def __init__(self) -> None:
+        self._lock, self._piece, self._used = threading.Lock(), np.empty(0, np.uint8), 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if n_bytes >= self._LARGE:
+            return self._cut(np.empty(n_bytes + _ALIGNMENT, np.uint8), 0, shape, dtype)
+        with self._lock:
+            if self._used + n_bytes + _ALIGNMENT > len(self._piece):
+                self._piece, self._used = np.empty(self._PIECE, np.uint8), 0
+            part = self._cut(self._piece, self._used, shape, dtype)
+            self._used += n_bytes + _ALIGNMENT
+        return part
+
+    @staticmethod
+    def _cut(piece: np.ndarray, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        start += -(piece.ctypes.data + start) % _ALIGNMENT
+        return piece[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)

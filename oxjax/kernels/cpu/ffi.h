@@ -2,43 +2,17 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
 #include <new>
 #include <optional>
-#include <thread>
 
+#include "crew.h"
 #include "float_matmul.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
 namespace oxjax {
-
-// Tasks are taken off a counter by the caller and by whichever threads come in time. The caller waits only for tasks
-// that someone has begun, so it makes progress even when all other threads of the pool wait like itself.
-class Tasks {
- public:
-  Tasks(size_t n, const std::function<void(size_t)>* task) : n_(n), task_(task) {}
-
-  void work() {
-    for (size_t i; (i = next_.fetch_add(1)) < n_;) {
-      (*task_)(i);  // the caller's, who stays until all are done
-      done_.fetch_add(1, std::memory_order_release);
-    }
-  }
-
-  void wait() const {
-    for (int spins = 0; done_.load(std::memory_order_acquire) < n_; ++spins) {
-      if (spins > 1000) std::this_thread::yield();
-    }
-  }
-
- private:
-  const size_t n_;
-  const std::function<void(size_t)>* const task_;
-  std::atomic<size_t> next_{0}, done_{0};
-};
 
 constexpr size_t kWorthWaking = 1 << 17;  // multiplications; fewer are done before another thread is awake
 
@@ -53,7 +27,8 @@ ffi::Error run(ffi::ThreadPool& pool, size_t work, Kernel kernel) {
         return;
       }
       const auto tasks = std::make_shared<Tasks>(n, &task);
-      for (size_t i = 1; i < std::min(n, helpers + 1); ++i) pool.Schedule([tasks] { tasks->work(); });
+      for (size_t i = 1; i < std::min(n, helpers + 1); ++i)
+        Crew::only().help(tasks, [&](auto work) { pool.Schedule(std::move(work)); });
       tasks->work();
       tasks->wait();
     });
