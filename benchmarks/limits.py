@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from oxjax.gguf import GGUFFile
 from oxjax.gguf.ggml_types import GGMLType
@@ -77,14 +78,14 @@ class Engine:
         if native.kernels():
             matrix = _quantized(2 * self.width, self.bytes // (2 * self.width))
             step = jax.jit(lambda x, w: quantized_matmul(x, w, exact=True))
-            row = jnp.ones((1, matrix.shape[0]), jnp.float32)
+            row = _normal(1, matrix.shape[0])
             found.append((matrix.data.nbytes / _best(step, row, matrix), "quantized_matmul, one row"))
         return found
 
     def _float_products(self) -> list[tuple[float, str]]:
         """bfloat16 on accelerators and float32 on CPUs, as models run there; NumPy's are its BLAS library's."""
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        x = jnp.ones((max(_ROWS, self.width), self.width), dtype)
+        x = _normal(max(_ROWS, self.width), self.width).astype(dtype)
         operations = 2 * x.size * self.width
         found = [(operations / _best(jax.jit(jnp.matmul), x, x[: self.width]), "XLA, matmul")]
         if jax.default_backend() == "cpu":
@@ -96,7 +97,7 @@ class Engine:
     def _integer_products(self) -> list[tuple[float, str]]:
         if not native.kernels():
             return []
-        matrix, x = _quantized(self.width, self.width), jnp.ones((_ROWS, self.width), jnp.float32)
+        matrix, x = _quantized(self.width, self.width), _normal(_ROWS, self.width)
         step = jax.jit(lambda x, w: quantized_matmul(x, w, exact=True))
         return [(2 * _ROWS * self.width**2 / _best(step, x, matrix), f"quantized_matmul, {_ROWS} rows")]
 
@@ -114,6 +115,11 @@ def _available_memory() -> int:
 
 def _read(part: np.ndarray) -> float:
     return float(part.sum())
+
+
+def _normal(*shape: int) -> Array:
+    """Rows of which no two are alike: the kernels compute those once."""
+    return jax.random.normal(jax.random.key(0), shape)
 
 
 def _quantized(d_in: int, d_out: int) -> QuantizedTensor:

@@ -37,6 +37,7 @@ _TARGETS = (
     "oxjax_linear_scan",
     "oxjax_paged_attention",
     "oxjax_quantized_matmul",
+    "oxjax_rotate",
     "oxjax_row_best",
     "oxjax_row_norm",
     "oxjax_row_sum",

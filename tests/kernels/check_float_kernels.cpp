@@ -8,6 +8,7 @@
 #include "grouped_matmul.h"
 #include "linear_scan.h"
 #include "paged_attention.h"
+#include "rotate.h"
 #include "row_best.h"
 #include "row_norm.h"
 
@@ -148,6 +149,18 @@ void check_norm() {
   }
 }
 
+void check_rotate() {
+  for (size_t half : {1, 15, 16, 33}) {
+    const size_t rows = 9, heads = 3, d = 2 * half + 5;
+    const auto x = numbers(rows * heads * d), cos = numbers(rows * half), sin = numbers(rows * half);
+    std::vector<float> out(x.size());
+    for (bool adjacent : {false, true}) {
+      rotate(x.data(), rows, heads, d, cos.data(), sin.data(), half, adjacent, out.data(), backwards);
+      add(out);
+    }
+  }
+}
+
 void check_best() {
   for (size_t d : {1, 15, 17, 8192, 8195}) {
     const size_t rows = 5;
@@ -206,6 +219,7 @@ int main() {
   check_scan();
   check_norm();
   check_best();
+  check_rotate();
   check_attention();
   std::printf("%016llx\n", static_cast<unsigned long long>(checksum));
 }

@@ -5,6 +5,7 @@
 
 #include "linear_scan.h"
 #include "paged_attention.h"
+#include "rotate.h"
 #include "row_best.h"
 #include "row_norm.h"
 #include "simd.h"
@@ -43,6 +44,18 @@ ffi::Error norm(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::
   return run(pool, x.element_count(), [&](const ParallelFor& parallel_for) {
     row_norm(x.typed_data(), dims[0], d, weights ? weight.typed_data() : nullptr, weights / d,
              biases ? bias.typed_data() : nullptr, eps, centred, out->typed_data(), parallel_for);
+  });
+}
+
+ffi::Error rotation(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> cos,
+                    ffi::Buffer<ffi::F32> sin, bool adjacent, ffi::ResultBuffer<ffi::F32> out) {
+  const auto dims = x.dimensions(), angles = cos.dimensions();
+  if (dims.size() != 3 || angles.size() != 2 || angles[0] != dims[0] || 2 * angles[1] > dims[2] || dims[1] == 0 ||
+      sin.element_count() != cos.element_count() || out->element_count() != x.element_count())
+    return ffi::Error::InvalidArgument("the shapes of a rotation do not fit");
+  return run(pool, x.element_count(), [&](const ParallelFor& parallel_for) {
+    rotate(x.typed_data(), dims[0], dims[1], dims[2], cos.typed_data(), sin.typed_data(), angles[1], adjacent,
+           out->typed_data(), parallel_for);
   });
 }
 
@@ -158,6 +171,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_row_norm, oxjax::norm,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Attr<float>("eps")
                                   .Attr<bool>("centred")
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_rotate, oxjax::rotation,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Attr<bool>("adjacent")
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_paged_attention, oxjax::attention,

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from oxjax.kernels.rotate import rotate
+
 
 @dataclass(frozen=True)
 class RopeSpec:
@@ -91,15 +93,4 @@ def apply_rope(
     spec: RopeSpec,
 ) -> Float[Array, "rows heads head_dim"]:
     """Rotate the first `spec.dim` dimensions of every head, in float32; the others pass through."""
-    cos, sin = (a[:, None, :] for a in angles)
-    rotated, rest = x[..., : spec.dim].astype(jnp.float32), x[..., spec.dim :]
-    if spec.pairing == "norm":
-        a, b = rotated[..., 0::2], rotated[..., 1::2]
-    else:
-        a, b = jnp.split(rotated, 2, axis=-1)
-    first, second = a * cos - b * sin, a * sin + b * cos
-    if spec.pairing == "norm":
-        turned = jnp.stack([first, second], axis=-1).reshape(rotated.shape)
-    else:
-        turned = jnp.concatenate([first, second], axis=-1)
-    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+    return rotate(x, *angles, adjacent=spec.pairing == "norm")
