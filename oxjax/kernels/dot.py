@@ -32,7 +32,7 @@ def least_rows(*, exact: bool) -> int:
     return (FEW_ROWS if native.kernels() else ROW_TILE) if exact else 1
 
 
-def _by_tiles(fn: Callable[[Array], Any], x: Float[Array, "rows ..."]) -> Any:
+def by_tiles(fn: Callable[[Array], Any], x: Float[Array, "rows ..."]) -> Any:
     """`fn` of every tile of rows, which gives an array or several with a row for each."""
     rows = x.shape[0]
     padded = jnp.pad(x, ((0, -rows % ROW_TILE), *((0, 0),) * (x.ndim - 1)))
@@ -71,7 +71,7 @@ def dot(
     def products(tile: Array) -> tuple[Array, ...]:
         return tuple(_product(tile, w, contract) for w in weights)
 
-    return _by_tiles(products, x) if exact else products(x)
+    return by_tiles(products, x) if exact else products(x)
 
 
 def _mixed(x: Array, weight: Array, contract: int, *, exact: bool) -> Array:
@@ -129,7 +129,7 @@ def dot_heads(
         y = lax.dot_general(by_head, weight, dims, precision=precision, preferred_element_type=jnp.float32)
         return y.swapaxes(0, 1)
 
-    return _by_tiles(product, x) if exact else product(x)
+    return by_tiles(product, x) if exact else product(x)
 
 
 def row_sum(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows 1"]:
@@ -143,4 +143,4 @@ def row_sum(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows 1"]
 
 def softmax(x: Float[Array, "rows d"], *, exact: bool) -> Float[Array, "rows d"]:
     """Softmax of each float32 row."""
-    return _by_tiles(jax.nn.softmax, x) if exact else jax.nn.softmax(x)
+    return by_tiles(jax.nn.softmax, x) if exact else jax.nn.softmax(x)

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from oxjax.kernels import native
-from oxjax.kernels.dot import row_sum
+from oxjax.kernels.dot import by_tiles
 
 
 def row_best(
     x: Float[Array, "rows d"], *, exact: bool
 ) -> tuple[Int[Array, " rows"], Float[Array, " rows"], Float[Array, " rows"]]:
-    """Of each float32 row: where its largest number comes first, that number, and the sum of e^(x − largest).
+    """Of each float32 row: where its largest number comes first, that number, and log(sum of e^(x − largest)).
 
-    The log-softmax is `x - largest - log(sum)`. Where a number is not finite the sum is NaN, else it is at least 1.
+    The log-softmax is `x - largest - log_sum`. Where a number is not finite the logarithm is NaN.
 
     Args:
         x: rows of logits.
@@ -24,7 +24,11 @@ def row_best(
     if native.kernels():
         kinds = (jnp.int32, jnp.float32, jnp.float32)
         return tuple(jax.ffi.ffi_call("oxjax_row_best", [jax.ShapeDtypeStruct(x.shape[:1], k) for k in kinds])(x))
-    largest = jnp.max(x, axis=-1)
-    total = row_sum(jnp.exp(x - largest[:, None]), exact=exact)[:, 0]
-    total = jnp.where(jnp.all(jnp.isfinite(x), axis=-1), total, jnp.nan)
-    return jnp.argmax(x, axis=-1).astype(jnp.int32), largest, total
+
+    def best(tile: Array) -> tuple[Array, Array, Array]:
+        largest = jnp.max(tile, axis=-1)
+        log_sum = jnp.log(jnp.sum(jnp.exp(tile - largest[:, None]), axis=-1))
+        log_sum = jnp.where(jnp.all(jnp.isfinite(tile), axis=-1), log_sum, jnp.nan)
+        return jnp.argmax(tile, axis=-1).astype(jnp.int32), largest, log_sum
+
+    return by_tiles(best, x) if exact else best(x)

@@ -61,7 +61,7 @@ def sample(logits: Float[Array, "N vocab"], rows: SamplingRows, *, n_top: int, e
         n_top: how many of the most likely tokens to report for every row; static.
         exact: log-probabilities do not depend on the number of rows, to the bit.
     """
-    greedy, largest, total = row_best(logits, exact=exact)
+    greedy, largest, log_sum = row_best(logits, exact=exact)
     tokens = lax.cond(
         jnp.any(rows.temperature > 0.0),
         lambda: jnp.where(rows.temperature > 0.0, _draw(logits, rows), greedy),
@@ -69,13 +69,13 @@ def sample(logits: Float[Array, "N vocab"], rows: SamplingRows, *, n_top: int, e
     )
     top_logits, top_tokens = lax.top_k(logits, n_top)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
-    logprobs = jnp.concatenate([chosen, top_logits], axis=-1) - largest[:, None] - jnp.log(total)[:, None]
+    logprobs = jnp.concatenate([chosen, top_logits], axis=-1) - largest[:, None] - log_sum[:, None]
     return Sampled(
         tokens=tokens,
         logprobs=logprobs[:, 0],
         top_tokens=top_tokens.astype(jnp.int32),
         top_logprobs=logprobs[:, 1:],
-        finite=jnp.isfinite(total),
+        finite=jnp.isfinite(log_sum),
     )
 
 

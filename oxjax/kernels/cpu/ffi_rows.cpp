@@ -23,13 +23,13 @@ ffi::Error sum(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<
 }
 
 ffi::Error best(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::S32> at,
-                ffi::ResultBuffer<ffi::F32> largest, ffi::ResultBuffer<ffi::F32> sum) {
+                ffi::ResultBuffer<ffi::F32> largest, ffi::ResultBuffer<ffi::F32> log_sum) {
   const auto dims = x.dimensions();
   const auto fits = [&](auto& out) { return out->element_count() == static_cast<size_t>(dims[0]); };
-  if (dims.size() != 2 || dims[1] == 0 || !fits(at) || !fits(largest) || !fits(sum))
+  if (dims.size() != 2 || dims[1] == 0 || !fits(at) || !fits(largest) || !fits(log_sum))
     return ffi::Error::InvalidArgument("expected rows, and three numbers for each");
   return run(pool, x.element_count(), [&](const ParallelFor& parallel_for) {
-    row_best(x.typed_data(), dims[0], dims[1], at->typed_data(), largest->typed_data(), sum->typed_data(),
+    row_best(x.typed_data(), dims[0], dims[1], at->typed_data(), largest->typed_data(), log_sum->typed_data(),
              parallel_for);
   });
 }

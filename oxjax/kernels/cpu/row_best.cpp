@@ -1,6 +1,7 @@
 #include "row_best.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -52,7 +53,7 @@ float sum_of_exponentials(const float* x, size_t n, float largest) {
 
 }  // namespace
 
-void row_best(const float* x, size_t n_rows, size_t d, int32_t* best, float* largest, float* sum,
+void row_best(const float* x, size_t n_rows, size_t d, int32_t* best, float* largest, float* log_sum,
               const ParallelFor& parallel_for) {
   const Distinct distinct(x, n_rows, d);
   const size_t rows = std::min(distinct.rows + distinct.zeros, n_rows), parts = (d + kPart - 1) / kPart;
@@ -73,7 +74,7 @@ void row_best(const float* x, size_t n_rows, size_t d, int32_t* best, float* lar
     }
     best[r] = all.at;
     largest[r] = all.value;
-    sum[r] = all.lowest > -kInfinity ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+    log_sum[r] = all.lowest > -kInfinity ? 0.0f : std::numeric_limits<float>::quiet_NaN();
   }
   parallel_for(rows * parts, [&](size_t task) {
     const DefaultArithmetic arithmetic;
@@ -83,9 +84,11 @@ void row_best(const float* x, size_t n_rows, size_t d, int32_t* best, float* lar
   for (size_t r = 0; r < n_rows; ++r) {
     const size_t from = std::min(r, rows - 1);
     if (r == from) {
-      for (size_t p = 0; p < parts; ++p) sum[r] += sums[r * parts + p];
+      double sum = log_sum[r];
+      for (size_t p = 0; p < parts; ++p) sum += sums[r * parts + p];
+      log_sum[r] = static_cast<float>(std::log(sum));
     } else {
-      best[r] = best[from], largest[r] = largest[from], sum[r] = sum[from];
+      best[r] = best[from], largest[r] = largest[from], log_sum[r] = log_sum[from];
     }
   }
 }

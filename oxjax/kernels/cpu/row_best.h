@@ -7,9 +7,9 @@
 
 namespace oxjax {
 
-// For each row: where its largest number comes first, that number, and the sum of e^(x - largest), NaN where a number
-// is not finite. The bits of a row depend on that row alone.
-void row_best(const float* x, size_t n_rows, size_t d, int32_t* best, float* largest, float* sum,
+// For each row: where its largest number comes first, that number, and log(sum of e^(x - largest)), NaN where a
+// number is not finite. The bits of a row depend on that row alone.
+void row_best(const float* x, size_t n_rows, size_t d, int32_t* best, float* largest, float* log_sum,
               const ParallelFor& parallel_for);
 
 }  // namespace oxjax
