@@ -147,7 +147,7 @@ void quantized_matmul(const float* x, size_t n_rows, size_t d_in, const Weights*
   });
 
   // A task is some panels of one matrix, by rows that stay in the second cache.
-  constexpr size_t kTaskBytes = 128 << 10, kBlockBytes = 512 << 10;
+  constexpr size_t kTaskBytes = 64 << 10, kBlockBytes = 512 << 10;
   const size_t block = std::max<size_t>(kBlockBytes / d_in / kTallestTile, 1) * kTallestTile;
   struct Part {
     size_t panels, bytes, at_once, end;  // `end`: one past its last task
