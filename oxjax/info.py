@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,10 @@ def _held(tensor: TensorInfo) -> int:
     from oxjax.kernels import native
     from oxjax.kernels.quantized import PANEL, panel_bytes
 
-    if len(tensor.shape) == 2 and native.kernels():
+    if len(tensor.shape) > 1 and native.kernels():
         if form := PLANE_FORMATS.get(tensor.ggml_type):
-            return -(-tensor.shape[0] // PANEL) * panel_bytes(tensor.shape[1], form)
+            *experts, d_out, d_in = tensor.shape
+            return math.prod(experts) * -(-d_out // PANEL) * panel_bytes(d_in, form)
         if tensor.ggml_type in (GGMLType.F16, GGMLType.BF16):
             return tensor.n_bytes
     return 4 * tensor.n_elements

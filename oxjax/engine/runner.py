@@ -283,7 +283,7 @@ class Runner:
             if hidden:
                 shape = self._shape(bucket, True)
                 self._logits_of(self._run_hidden(_build([], shape, all_logits=True), shape))
-        for n_seqs in {len(self._undecoded(n)) for n in range(1, self.max_batch + 1)}:
+        for n_seqs in {min(bucket, self.max_batch) for bucket in self.buckets}:
             for n in {0, self._top_bucket(n_top)}:
                 self._decode(self._undecoded(n_seqs), n)
         self.copy_page(NULL_PAGE, NULL_PAGE)

@@ -4,12 +4,14 @@ import subprocess
 import sys
 
 import gguf
+import jax
 import numpy as np
 import pytest
 
 import oxjax
 from oxjax.errors import GGUFError, ModelError, OxjaxError, UnsupportedArchitectureError
 from oxjax.gguf import GGUFFile
+from oxjax.info import describe
 from oxjax.models.load import load_params
 
 D, FF, HEADS, KV, VOCAB = 64, 96, 4, 2, 40
@@ -189,3 +191,12 @@ def test_loading_needs_little_more_than_the_parameters(tmp_path, report):
     assert total > 90e6
     # A thread holds the mapped pages of the tensor it reads (3 MB here), a slab of it decoded, and one turned around.
     assert grown <= total + 2 * 12e6
+
+
+@pytest.mark.parametrize("name", ["quants/gptoss-MXFP4_MOE", "quants/llama-mix-Q4_K_M", "archs/mixtral"])
+def test_info_knows_what_the_parameters_take(data, name):
+    with GGUFFile.open(data / f"{name}.gguf") as file:
+        _, params = load_params(file)
+    told = describe(data / f"{name}.gguf")["memory"]["parameters"]
+    held = sum(a.nbytes for a in jax.tree.leaves(params))
+    assert abs(told - held) <= 1e-3 * held  # rotation frequencies are not in the file

@@ -22,10 +22,7 @@ void dequantize_chunk(const uint8_t* packed, float offset, const f32x16 scales[2
 }  // namespace
 
 void dequantize(const Format& f, const uint8_t* panel, size_t d_in, size_t k, size_t depth, float* to, size_t stride) {
-  const Float16* scales = reinterpret_cast<const Float16*>(panel + d_in / kChunk * 64 * f.bits);
-  const Float16* minima = scales + f.scales(d_in) * kPanel;
-  const int8_t* sub_scales = reinterpret_cast<const int8_t*>(minima + (f.minima ? f.scales(d_in) * kPanel : 0));
-  const int8_t* sub_minima = sub_scales + f.sub_scales(d_in) * kPanel;
+  const auto [scales, minima, sub_scales, sub_minima] = sections(f, panel, d_in);
   for (size_t c = k / kChunk; c < (k + depth) / kChunk; ++c, to += kChunk * stride) {
     f32x16 scale[2], minimum[2];
     for (size_t half = 0; half < 2; ++half) {

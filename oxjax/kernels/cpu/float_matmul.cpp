@@ -124,6 +124,7 @@ void with_all(const float* x, size_t n_rows, size_t d_in, const M* matrices, siz
   std::vector<Product> products;
   for (size_t i = 0; i < n_matrices; ++i) products.push_back(to_product(matrices[i], distinct.rows));
   float_products(products.data(), n_matrices, parallel_for);
+  if (distinct.rows == n_rows) return;
   parallel_for(n_matrices, [&](size_t i) {
     distinct.fill(matrices[i].out, n_rows, matrices[i].d_out, 0, matrices[i].d_out);
   });

@@ -21,6 +21,19 @@ struct Inputs {
   const int32_t* corrections;
 };
 
+// What follows the codes of a panel. Minima and the second level are there where the format has them.
+struct Sections {
+  const Float16 *scales, *minima;
+  const int8_t *sub_scales, *sub_minima;
+};
+
+OXJAX_INLINE Sections sections(const Format& f, const uint8_t* panel, size_t d_in) {
+  const Float16* scales = reinterpret_cast<const Float16*>(panel + d_in / kChunk * 64 * f.bits);
+  const Float16* minima = scales + f.scales(d_in) * kPanel;
+  const int8_t* sub_scales = reinterpret_cast<const int8_t*>(minima + (f.minima ? f.scales(d_in) * kPanel : 0));
+  return {scales, minima, sub_scales, sub_scales + f.sub_scales(d_in) * kPanel};
+}
+
 using Tile = void (*)(const Inputs& x, size_t chunks, const uint8_t* panel, float* out, size_t stride, size_t width);
 
 // Bits of bytes, shifted (to the right, where positive) to stay within their bytes, and the others cleared.
@@ -66,11 +79,8 @@ void tile(const Inputs& x, size_t chunks, const uint8_t* panel, float* out, size
   constexpr int kGroups = kChunk / kGroup;  // of weights, to one of activations
   constexpr size_t kChunks = kTwoLevel ? kSuperBlock / kChunk : 1;  // to a scale of the first level
   constexpr size_t kAhead = 2048;  // bytes: few rows wait for memory
-  const size_t n_scales = chunks / kChunks * (kTwoLevel ? 1 : kGroups);
-  const Float16* scales = reinterpret_cast<const Float16*>(panel + chunks * 64 * kBits);
-  const Float16* minima = scales + n_scales * kPanel;
-  const int8_t* sub_scales = reinterpret_cast<const int8_t*>(minima + (kMinima ? n_scales * kPanel : 0));
-  const int8_t* sub_minima = sub_scales + chunks * kGroups * kPanel;
+  constexpr Format format{kBits, 0, kGroup, kTwoLevel, kMinima};  // whatever the offset, corrections hold it
+  const auto [scales, minima, sub_scales, sub_minima] = sections(format, panel, chunks * kChunk);
 
   f32x16 total[kRows] = {};
   for (size_t first = 0; first < chunks; first += kChunks) {
