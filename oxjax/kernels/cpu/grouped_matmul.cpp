@@ -126,10 +126,12 @@ void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Gro
     const uint8_t* matrix = map.panels + task.expert * panels(map) * bytes;
     for (size_t panel = task.first_panel; panel < task.last_panel; ++panel) {
       const size_t width = std::min(kPanel, map.d_out - panel * kPanel);
+      const uint8_t* codes = matrix + panel * bytes;
+      const uint8_t* next = panel + 1 < task.last_panel ? codes + bytes : codes;
       for (size_t r = first, height; r < last; r += height) {
         height = height_at(r - first, last - first);
         float out[kTallestTile * kPanel];
-        tile_for(map.format, height)(inputs.at(r, task.map), d_in / kChunk, matrix + panel * bytes, out, kPanel, width);
+        tile_for(map.format, height)(inputs.at(r, task.map), d_in / kChunk, codes, next, out, kPanel, width);
         for (size_t j = 0; j < height; ++j)
           std::copy_n(out + j * kPanel, width, map.out + groups.pairs[r + j] * map.d_out + panel * kPanel);
       }

@@ -34,7 +34,9 @@ OXJAX_INLINE Sections sections(const Format& f, const uint8_t* panel, size_t d_i
   return {scales, minima, sub_scales, sub_scales + f.sub_scales(d_in) * kPanel};
 }
 
-using Tile = void (*)(const Inputs& x, size_t chunks, const uint8_t* panel, float* out, size_t stride, size_t width);
+// `next`: the panel that this thread takes up after this one, which is fetched meanwhile; itself where there is none.
+using Tile = void (*)(const Inputs& x, size_t chunks, const uint8_t* panel, const uint8_t* next, float* out,
+                      size_t stride, size_t width);
 
 // Bits of bytes, shifted (to the right, where positive) to stay within their bytes, and the others cleared.
 template <int kShift>
@@ -74,11 +76,19 @@ OXJAX_INLINE u8x64 unpacked(const uint8_t* from, int i) {
   return codes;
 }
 
+// To the second cache: the first has too few requests under way to keep memory busy.
+OXJAX_INLINE void fetch(const uint8_t* from, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
 template <int kBits, int kGroup, bool kTwoLevel, bool kMinima, int kRows>
-void tile(const Inputs& x, size_t chunks, const uint8_t* panel, float* out, size_t stride, size_t width) {
+void tile(const Inputs& x, size_t chunks, const uint8_t* panel, const uint8_t* next, float* out, size_t stride,
+          size_t width) {
   constexpr int kGroups = kChunk / kGroup;  // of weights, to one of activations
   constexpr size_t kChunks = kTwoLevel ? kSuperBlock / kChunk : 1;  // to a scale of the first level
-  constexpr size_t kAhead = 2048;  // bytes: few rows wait for memory
+  constexpr size_t kScales = kTwoLevel ? 2 * kPanel / kChunks + kPanel * kGroups : 2 * kPanel * kGroups;
+  constexpr size_t kCodes = 64 * kBits, kOthers = kScales * (1 + kMinima);  // bytes of a chunk in the sections
+  constexpr size_t kAhead = 6144 / kCodes;                                  // chunks
   constexpr Format format{kBits, 0, kGroup, kTwoLevel, kMinima};  // whatever the offset, corrections hold it
   const auto [scales, minima, sub_scales, sub_minima] = sections(format, panel, chunks * kChunk);
 
@@ -88,8 +98,9 @@ void tile(const Inputs& x, size_t chunks, const uint8_t* panel, float* out, size
     if (kTwoLevel) scale = load(scales + first / kChunks * kPanel);
     if (kTwoLevel && kMinima) minimum = load(minima + first / kChunks * kPanel);
     for (size_t c = first; c < first + kChunks; ++c) {
-      const uint8_t* packed = panel + c * 64 * kBits;
-      for (int i = 0; i < kBits; ++i) __builtin_prefetch(packed + kAhead + 64 * i);
+      const uint8_t* packed = panel + c * kCodes;
+      fetch(c + kAhead < chunks ? packed + kAhead * kCodes : next + (c + kAhead - chunks) * kCodes, kCodes);
+      fetch(next + chunks * kCodes + c * kOthers, kOthers);
 #pragma GCC unroll 2
       for (int g = 0; g < kGroups; ++g) {
         const size_t at = c * kGroups + g;

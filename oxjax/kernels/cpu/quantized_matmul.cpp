@@ -63,6 +63,8 @@ Quantized quantized(const float* x, int8_t* codes) {
   return y;
 }
 
+size_t panels(const Weights& w) { return (w.d_out + kPanel - 1) / kPanel; }
+
 }  // namespace
 
 Tile tile_for(const Format& f, size_t rows) {
@@ -146,32 +148,40 @@ void quantized_matmul(const float* x, size_t n_rows, size_t d_in, const Weights*
     }
   });
 
-  // A task is some panels of one matrix, by rows that stay in the second cache.
-  constexpr size_t kTaskBytes = 64 << 10, kBlockBytes = 512 << 10;
-  const size_t block = std::max<size_t>(kBlockBytes / d_in / kTallestTile, 1) * kTallestTile;
-  struct Part {
-    size_t panels, bytes, at_once, end;  // `end`: one past its last task
+  // A task is some panels of one matrix: enough for memory to come at its full speed, and for some threads to share.
+  constexpr size_t kMostBytes = 256 << 10, kTasks = 8;
+  struct Task {
+    size_t matrix, from, to;
   };
-  std::vector<Part> parts;
+  std::vector<size_t> panel_bytes;
+  size_t total = 0;
   for (size_t i = 0; i < n_weights; ++i) {
-    const size_t panels = (weights[i].d_out + kPanel - 1) / kPanel, bytes = weights[i].format.panel_bytes(d_in);
-    const size_t at_once = std::max<size_t>(kTaskBytes / bytes, 1);
-    parts.push_back({panels, bytes, at_once, (panels + at_once - 1) / at_once + (i ? parts.back().end : 0)});
+    panel_bytes.push_back(weights[i].format.panel_bytes(d_in));
+    total += panels(weights[i]) * panel_bytes[i];
   }
-  parallel_for(n_weights ? parts.back().end : 0, [&](size_t task) {
+  std::vector<Task> tasks;
+  for (size_t i = 0; i < n_weights; ++i) {
+    const size_t at_once = std::max<size_t>(std::min(kMostBytes, total / kTasks) / panel_bytes[i], 1);
+    for (size_t panel = 0; panel < panels(weights[i]); panel += at_once)
+      tasks.push_back({i, panel, std::min(panels(weights[i]), panel + at_once)});
+  }
+  // Its rows go through these in blocks that stay in the second cache.
+  constexpr size_t kBlockBytes = 512 << 10;
+  const size_t block = std::max<size_t>(kBlockBytes / d_in / kTallestTile, 1) * kTallestTile;
+  parallel_for(tasks.size(), [&](size_t i) {
     const DefaultArithmetic arithmetic;
-    size_t i = 0;
-    while (task >= parts[i].end) ++i;
-    const Part& p = parts[i];
-    const Weights& w = weights[i];
-    const size_t from = (task - (i ? parts[i - 1].end : 0)) * p.at_once, to = std::min(p.panels, from + p.at_once);
+    const auto [matrix, from, to] = tasks[i];
+    const Weights& w = weights[matrix];
+    const size_t bytes = panel_bytes[matrix];
     for (size_t first = 0; first < rows; first += block) {
       const size_t last = std::min(rows, first + block);
       for (size_t panel = from; panel < to; ++panel) {
         const size_t width = std::min(kPanel, w.d_out - panel * kPanel);
+        const uint8_t* codes = w.panels + panel * bytes;
+        const uint8_t* next = panel + 1 < to ? codes + bytes : codes;
         for (size_t r = first, height; r < last; r += height) {
           height = height_at(r, rows);
-          tile_for(w.format, height)(inputs.at(r, i), d_in / kChunk, w.panels + panel * p.bytes,
+          tile_for(w.format, height)(inputs.at(r, matrix), d_in / kChunk, codes, next,
                                      w.out + r * w.d_out + panel * kPanel, w.d_out, width);
         }
       }
