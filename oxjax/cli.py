@@ -51,9 +51,17 @@ def generate(
     top_k: Annotated[int, typer.Option(help="0 keeps all.")] = 0,
     top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
     min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Divides logits of recent tokens; 1 is off.")] = 1.0,
+    frequency_penalty: Annotated[float, typer.Option(help="Subtracted per occurrence.")] = 0.0,
+    presence_penalty: Annotated[float, typer.Option(help="Subtracted once.")] = 0.0,
+    penalty_window: Annotated[int, typer.Option(help="How many last tokens are penalised; -1 is all.")] = 64,
     seed: Annotated[int | None, typer.Option(help="Default: from the operating system.")] = None,
     logprobs: Annotated[int, typer.Option(help="Report this many likely tokens at each step (with --json).")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    stop_token: Annotated[list[int] | None, typer.Option(help="End at this token id; may be repeated.")] = None,
+    ban: Annotated[list[int] | None, typer.Option(help="Never choose this token id; may be repeated.")] = None,
+    bias: Annotated[list[str] | None, typer.Option(help="ID=NUMBER, added to a logit; may be repeated.")] = None,
+    min_tokens: Annotated[int, typer.Option(help="Do not end before so many.")] = 0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-text tokens.")] = False,
     samples: Annotated[int, typer.Option("--samples", help="Draw this many, each with a seed of its own.")] = 1,
     max_context: Annotated[int | None, typer.Option(help="Most tokens, prompt included.")] = None,
@@ -76,6 +84,14 @@ def generate(
         seed=seed,
         logprobs=logprobs,
         stop=tuple(stop or ()),
+        stop_token_ids=tuple(stop_token or ()),
+        banned_tokens=tuple(ban or ()),
+        logit_bias=tuple(map(_bias, bias or ())),
+        min_tokens=min_tokens,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        penalty_window=None if penalty_window == -1 else penalty_window,
         ignore_eos=ignore_eos,
         n=samples,
     )
@@ -104,6 +120,14 @@ def generate(
             print(json.dumps({"prompt": text, **asdict(result)}, ensure_ascii=False))
         else:
             print("\n\n".join(f"[seed {r.seed}]\n{text}{r.text}" for r in (result, *result.others)))
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition("=")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise typer.BadParameter(f"--bias {text}: expected ID=NUMBER") from None
 
 
 def _stream(llm: Any, text: str, params: Any) -> None:

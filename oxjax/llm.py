@@ -19,6 +19,7 @@ from oxjax.engine.encoder import Encoder
 from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
+from oxjax.engine.packed import Room
 from oxjax.engine.pooling import check_pooling, pool
 from oxjax.engine.request import Request
 from oxjax.engine.snapshot import save
@@ -55,6 +56,7 @@ class Result:
         top_logprobs: for each generated id, (id, log-probability) pairs: the chosen one, then the most likely
             ones; None unless `SamplingParams.logprobs` asked.
         finish_reason: "stop", "length" or "context"; see `Chunk`.
+        stop_reason: the stop text or the id of the stop token that ended it, else None.
         seed: that reproduces this result.
         others: further samples of the prompt, where `SamplingParams.n` asked for them.
     """
@@ -66,6 +68,7 @@ class Result:
     top_logprobs: list[tuple[tuple[int, float], ...]] | None
     finish_reason: str
     seed: int
+    stop_reason: str | int | None = None
     others: tuple[Result, ...] = ()
 
 
@@ -314,18 +317,30 @@ class LLM:
         self._run(lambda i: requests[i], len(requests))
         return _all_or_raise(requests, lambda r: np.concatenate(r.logits) if r.params is None else _result(r))
 
-    def warm_up(self, *, logprobs: int = 0, logits: bool = False, embeddings: bool = False) -> None:
+    def warm_up(
+        self,
+        *,
+        logprobs: int = 0,
+        logits: bool = False,
+        embeddings: bool = False,
+        named_tokens: int = 0,
+        penalty_window: int = 0,
+    ) -> None:
         """Compile everything that requests can need, so that none waits for the compiler.
 
         Args:
             logprobs: also for requests with up to this many `SamplingParams.logprobs`.
             logits: also for `logits`.
             embeddings: also for `embed`, which is all that an encoder has.
+            named_tokens: also for requests whose parameters name this many tokens in biases, bans and the ends that
+                `min_tokens` puts off; without it for 16.
+            penalty_window: also for penalties that look at up to this many tokens; without it for 64.
         """
         if not self.config.causal:
             self.encoder.warm_up()
             return
-        self.engine.runner.warm_up(n_top=logprobs, all_logits=logits, hidden=embeddings)
+        room = Room(named_tokens, penalty_window)
+        self.engine.runner.warm_up(n_top=logprobs, room=room, all_logits=logits, hidden=embeddings)
 
     def metrics(self) -> Metrics:
         """What the engine has done so far, and how full it is."""
@@ -404,6 +419,7 @@ def _result(request: Request) -> Result:
         top_logprobs=[c.top_logprobs for c in chunks] if request.params.logprobs else None,
         finish_reason=chunks[-1].finish_reason,
         seed=request.seed,
+        stop_reason=chunks[-1].stop_reason,
         others=tuple(_result(r) for r in request.samples),
     )
 

@@ -135,6 +135,78 @@ def test_text_held_back_for_a_stop_that_does_not_come_is_not_lost(llm):
     assert llm.generate("Once upon a time", params)[0].text == whole
 
 
+@pytest.mark.usefixtures("idle")
+def test_stop_tokens_end_the_text_and_are_named(llm):
+    whole = llm.generate("Once upon a time", GREEDY)[0]
+    token = whole.token_ids[5]
+    n = whole.token_ids.index(token)
+    result = llm.generate("Once upon a time", replace(GREEDY, stop=("never",), stop_token_ids=(499, token)))[0]
+    assert result.token_ids == whole.token_ids[: n + 1]
+    assert (result.finish_reason, result.stop_reason) == ("stop", token)
+    assert result.text == llm.generate("Once upon a time", replace(GREEDY, max_tokens=n))[0].text
+    assert (whole.finish_reason, whole.stop_reason) == ("length", None)
+
+
+def test_the_stop_text_that_came_first_is_named(llm):
+    whole = llm.generate("Once upon a time", GREEDY)[0].text
+    stops = "never", whole[9:12], whole[4:7]
+    result = llm.generate("Once upon a time", replace(GREEDY, stop=stops))[0]
+    assert (result.text, result.finish_reason, result.stop_reason) == (whole[:4], "stop", whole[4:7])
+
+
+def test_least_tokens_biases_and_bans_make_another_greedy_text(llm, monkeypatch):
+    """Token by token: the largest of the logits that `logits` gives, changed by hand."""
+    ids = llm.tokenizer.encode("Once upon a time")
+    banned = llm.generate([ids], GREEDY)[0].token_ids[1]
+    monkeypatch.setattr(llm.tokenizer, "eog_ids", frozenset(range(100, 300)))
+    params = replace(GREEDY, min_tokens=6, stop_token_ids=(301, 302), banned_tokens=(banned,), logit_bias={310: 3.5})
+    expected = []
+    while len(expected) < 12 and not (expected and (100 <= expected[-1] < 300 or expected[-1] in (301, 302))):
+        row = llm.logits([ids + expected])[0][-1].copy()
+        row[banned] = -np.inf
+        row[310] += np.float32(3.5)
+        if len(expected) < 6:
+            row[[*range(100, 300), 301, 302]] = -np.inf
+        expected.append(int(row.argmax()))
+    assert llm.generate([ids], params)[0].token_ids == expected
+    assert len(expected) >= 6
+
+
+@pytest.mark.parametrize("window", [None, 5, 0])
+def test_penalties_make_another_greedy_text(llm, window):
+    """Token by token, as above; what they look at grows inside of a call of several steps too."""
+    ids = llm.tokenizer.encode("Once upon a time, there was a time")
+    params = replace(GREEDY, max_tokens=24, repetition_penalty=1.6, frequency_penalty=0.4, presence_penalty=0.25)
+    tokens = list(ids)
+    while len(tokens) < len(ids) + 24:
+        row = llm.logits([tokens])[0][-1].copy()
+        for token in set(tokens[-window:] if window else tokens if window is None else ()):
+            times = (tokens if window is None else tokens[-window:]).count(token)
+            row[token] = row[token] / 1.6 if row[token] > 0 else row[token] * 1.6
+            row[token] -= times * 0.4 + 0.25
+        tokens.append(int(row.argmax()))
+    assert llm.generate([ids], replace(params, penalty_window=window))[0].token_ids == tokens[len(ids) :]
+
+
+def test_a_stop_text_does_not_end_what_must_go_on(llm):
+    whole = llm.generate("Once upon a time", GREEDY)[0]
+    result = llm.generate("Once upon a time", replace(GREEDY, stop=whole.text[:8], min_tokens=12))[0]
+    assert (result.token_ids, result.text) == (whole.token_ids, whole.text)
+
+
+def test_tokens_that_are_not_there_and_bans_of_all_are_refused(llm):
+    vocab = llm.config.vocab_size
+    for name in ("banned_tokens", "stop_token_ids"):
+        with pytest.raises(InvalidRequestError, match=f"token id {vocab} is outside"):
+            llm.generate("Once", SamplingParams(**{name: (1, vocab)}))
+    with pytest.raises(InvalidRequestError, match=f"token id {vocab} is outside"):
+        llm.generate("Once", SamplingParams(logit_bias={vocab: 1.0}))
+    with pytest.raises(InvalidRequestError, match="forbidden"):
+        llm.generate("Once", SamplingParams(banned_tokens=tuple(range(vocab))))
+    only = SamplingParams(banned_tokens=tuple(i for i in range(vocab) if i != 77), max_tokens=3)
+    assert llm.generate("Once", only)[0].token_ids == [77] * 3
+
+
 def test_end_of_generation_tokens_stop_unless_ignored(llm, monkeypatch):
     token = llm.generate("Once upon a time", GREEDY)[0].token_ids[4]
     monkeypatch.setattr(llm.tokenizer, "eog_ids", frozenset({token}))

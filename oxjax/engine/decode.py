@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from oxjax.batch import Batch
 from oxjax.config import ModelConfig
-from oxjax.engine.packed import DECODING, n_words, unpack
+from oxjax.engine.packed import Room, decoding_record, n_words, sampling_rows, unpack
 from oxjax.models.decoder import EngineState, Params, step
 from oxjax.sampling.pipeline import SamplingRows, sample
 
@@ -62,12 +62,13 @@ class Decoded:
     finite: Bool[Array, "K S"]
 
 
-def unpack_rows(packed: Int[Array, "S words"]) -> DecodeRows:
-    """The rows of `DECODING` records and block tables."""
-    fields = unpack(packed, DECODING)
+def unpack_rows(packed: Int[Array, "S words"], room: Room) -> DecodeRows:
+    """The rows of `decoding_record`s and block tables."""
+    record = decoding_record(room)
+    fields = unpack(packed, record)
     flags = {name: fields.pop(name) > 0 for name in ("heeds_ends", "ends_call")}
-    sampling = SamplingRows(**fields.pop("sampling"))
-    return DecodeRows(sampling=sampling, block_tables=packed[:, n_words(DECODING) :], **fields, **flags)
+    sampling = sampling_rows(fields.pop("sampling"))
+    return DecodeRows(sampling=sampling, block_tables=packed[:, n_words(record) :], **fields, **flags)
 
 
 def _apart(always: Bool[Array, ""], fn: Callable[[], Any]) -> Any:
@@ -87,6 +88,7 @@ def decode_steps(
     *,
     config: ModelConfig,
     n_top: int,
+    room: Room,
 ) -> tuple[Decoded, EngineState]:
     """Decode until all rows have ended, or one that ends the call. Pure, as `step` is; jit it in the same way.
 
@@ -97,16 +99,17 @@ def decode_steps(
         params: the model's numbers.
         state: one entry per layer. The first step reads the read slots; it and all others write the write slots, so
             that a call can be run again.
-        packed: a `DECODING` record and a block table for each sequence. How many steps is part of it, so one program
+        packed: a `decoding_record` and a block table for each sequence. How many steps is part of it, so one program
             does for all.
         end_ids: ids of the tokens that end a row, where it heeds them.
         config: static.
         n_top: how many of the most likely tokens to report for every row; static.
+        room: of each record; static.
 
     Returns:
         What was chosen, and the new state.
     """
-    rows = unpack_rows(packed)
+    rows = unpack_rows(packed, room)
     n_seqs = len(packed)
     is_real = rows.n_steps > 0
     cuts = jnp.minimum(jnp.arange(n_seqs + 1, dtype=jnp.int32), jnp.sum(is_real, dtype=jnp.int32))
@@ -116,7 +119,8 @@ def decode_steps(
         return jnp.any(goes) & ~jnp.any(is_real & ~goes & rows.ends_call)
 
     def one_step(carry: tuple) -> tuple:
-        i, state, tokens, positions, goes, lines = carry
+        i, state, tokens, draws, goes, lines = carry
+        positions = draws.positions
         batch = Batch(
             tokens=tokens,
             positions=positions - 1,
@@ -128,12 +132,14 @@ def decode_steps(
             logits_rows=jnp.arange(n_seqs, dtype=jnp.int32),
         )
         logits, state = step(params, state, batch, config)
-        draws = rows.sampling.replace(positions=positions)
         chosen = _apart(jnp.any(goes), lambda: vars(sample(logits, draws, n_top=n_top, exact=config.exact)))
         lines = jax.tree.map(lambda line, new: line.at[i].set(new), lines, chosen)
         ended = rows.heeds_ends & jnp.any(chosen["tokens"][:, None] == end_ids, axis=-1)
         goes &= chosen["finite"] & ~ended & (i + 1 < rows.n_steps)
-        return i + 1, state, jnp.where(goes, chosen["tokens"], tokens), positions + goes.astype(jnp.int32), goes, lines
+        tokens = jnp.where(goes, chosen["tokens"], tokens)
+        penalties = draws.penalties.followed_by(tokens)  # of rows that have ended whatever
+        draws = draws.replace(positions=positions + goes.astype(jnp.int32), penalties=penalties)
+        return i + 1, state, tokens, draws, goes, lines
 
     lines = {
         "tokens": jnp.zeros((MAX_STEPS, n_seqs), jnp.int32),
@@ -142,6 +148,6 @@ def decode_steps(
         "top_logprobs": jnp.zeros((MAX_STEPS, n_seqs, n_top)),
         "finite": jnp.zeros((MAX_STEPS, n_seqs), bool),
     }
-    start = jnp.int32(0), state, rows.tokens, rows.sampling.positions, is_real, lines
+    start = jnp.int32(0), state, rows.tokens, rows.sampling, is_real, lines
     n_steps, state, *_, lines = lax.while_loop(goes_on, one_step, start)
     return Decoded(n_steps=n_steps, **lines), state

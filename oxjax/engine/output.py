@@ -20,8 +20,9 @@ class Chunk:
         top_logprobs: (id, log-probability) of the chosen token, then of the `params.logprobs` most likely ones
             where they are not the chosen one; empty unless asked for.
         text: the text that became certain with it; may be empty, or more than the token's own.
-        finish_reason: None, or why this is the last one: "stop" (an end-of-generation token or a stop text),
-            "length" (`max_tokens`) or "context" (no room is left).
+        finish_reason: None, or why this is the last one: "stop" (an end-of-generation token, a stop token or a stop
+            text), "length" (`max_tokens`) or "context" (no room is left).
+        stop_reason: the stop text, or the id of the stop token, that ended it; None for anything else.
     """
 
     token_id: int
@@ -29,6 +30,7 @@ class Chunk:
     top_logprobs: tuple[tuple[int, float], ...]
     text: str
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
 
 
 class Output:
@@ -65,21 +67,24 @@ class Output:
 
     def push(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> Chunk:
         """Take the next token; the chunk says whether it was the last."""
-        at_end = token in self.tokenizer.eog_ids and not self.params.ignore_eos
+        params, n_new = self.params, len(self.chunks) + 1
+        cause: str | int | None = token if token in params.stop_token_ids else None
+        at_end = cause is not None or (token in self.tokenizer.eog_ids and not params.ignore_eos)
         reason = "stop" if at_end else None
         text = self._held + ("" if at_end else self._detokenizer.push(token))
-        if reason is None and len(self.chunks) + 1 == self.max_new:
-            reason = "length" if self.max_new == self.params.max_tokens else "context"
+        if reason is None and n_new == self.max_new:
+            reason = "length" if self.max_new == params.max_tokens else "context"
         if reason is not None:
             text += self._detokenizer.flush()
         keep = 0
-        if self.params.stop:
-            found = min((i for s in self.params.stop if (i := text.find(s)) >= 0), default=-1)
-            if found >= 0:
-                text, reason = text[:found], "stop"
+        if params.stop:
+            found = [(i, s) for s in params.stop if (i := text.find(s)) >= 0] if n_new >= params.min_tokens else []
+            if found:
+                at, cause = min(found, key=lambda f: f[0])
+                text, reason = text[:at], "stop"
             keep = 0 if reason is not None else self._may_begin_stop(text)
         self._held = text[len(text) - keep :]
-        self.chunks.append(Chunk(token, logprob, top, text[: len(text) - keep], reason))
+        self.chunks.append(Chunk(token, logprob, top, text[: len(text) - keep], reason, cause))
         return self.chunks[-1]
 
     def _may_begin_stop(self, text: str) -> int:

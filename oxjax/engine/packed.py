@@ -7,37 +7,71 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-# What choosing a row's next token needs, as `SamplingRows` has it.
-SAMPLING = np.dtype(
-    [
-        ("seeds", np.uint32, (2,)),
-        ("positions", np.int32),
-        ("temperature", np.float32),
-        ("top_k", np.int32),
-        ("top_p", np.float32),
-        ("min_p", np.float32),
-    ]
-)
+from oxjax.sampling.edits import EDIT, LEAST_EDITS, Edits
+from oxjax.sampling.penalties import LEAST_RECENT, Penalties
+from oxjax.sampling.pipeline import SamplingRows
 
-# What a sequence that decodes needs, as `DecodeRows` has it. Its block table follows.
-DECODING = np.dtype(
-    [
-        ("sampling", SAMPLING),
-        ("tokens", np.int32),
-        ("n_steps", np.int32),
-        ("heeds_ends", np.int32),
-        ("ends_call", np.int32),
-        ("read_slots", np.int32),
-        ("write_slots", np.int32),
-    ]
-)
+
+class Room(NamedTuple):
+    """How much of what varies a record has room for.
+
+    Attributes:
+        n_edits: single logits that are changed.
+        n_recent: last tokens.
+    """
+
+    n_edits: int = LEAST_EDITS
+    n_recent: int = LEAST_RECENT
+
+    def __str__(self) -> str:
+        return f"{self.n_edits} edits, {self.n_recent} recent tokens"
+
+
+@cache
+def sampling_record(room: Room) -> np.dtype:
+    """What choosing a row's next token needs, as `SamplingRows` has it."""
+    penalties = [("window", np.int32), *((name, np.float32) for name in ("repetition", "frequency", "presence"))]
+    return np.dtype(
+        [
+            ("seeds", np.uint32, (2,)),
+            ("positions", np.int32),
+            ("temperature", np.float32),
+            ("top_k", np.int32),
+            ("top_p", np.float32),
+            ("min_p", np.float32),
+            ("edits", [(name, EDIT[name], (room.n_edits,)) for name in EDIT.names]),
+            ("penalties", [*penalties, ("recent", np.int32, (room.n_recent,))]),
+        ]
+    )
+
+
+@cache
+def decoding_record(room: Room) -> np.dtype:
+    """What a sequence that decodes needs, as `DecodeRows` has it. Its block table follows."""
+    return np.dtype(
+        [
+            ("sampling", sampling_record(room)),
+            ("tokens", np.int32),
+            ("n_steps", np.int32),
+            ("heeds_ends", np.int32),
+            ("ends_call", np.int32),
+            ("read_slots", np.int32),
+            ("write_slots", np.int32),
+        ]
+    )
+
+
+def sampling_rows(fields: dict[str, Any]) -> SamplingRows:
+    """The unpacked fields of a `sampling_record`."""
+    return SamplingRows(**{**fields, "edits": Edits(**fields["edits"]), "penalties": Penalties(**fields["penalties"])})
 
 
 def n_words(record: np.dtype) -> int:

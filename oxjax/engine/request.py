@@ -21,6 +21,7 @@ class Request:
         params: how it is sampled; None for a prompt whose logits or hidden states are wanted.
         seed: of its draws.
         output: what it has generated.
+        edits: what it changes about single logits, records of `EDIT`.
         logits: float32 rows `[n, vocab]` so far, for a prompt whose logits are wanted, or `[n, d_model]`.
         samples: the other samples of the same prompt, where `params.n` asked for several: requests as well.
         unborn: those of them that wait for the prompt to be computed, to begin as forks of this one.
@@ -32,6 +33,7 @@ class Request:
     params: SamplingParams | None = None
     seed: int = 0
     output: Output | None = None
+    edits: np.ndarray | None = None
     logits: list[np.ndarray] = field(default_factory=list)
     samples: tuple[Request, ...] = ()
     unborn: tuple[Request, ...] = ()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from functools import partial
+from itertools import product, starmap
 from typing import NamedTuple
 
 import jax
@@ -18,13 +19,15 @@ from oxjax.cache.blocks import NULL_PAGE
 from oxjax.cache.states import Saved
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
-from oxjax.engine.decode import decode_steps
-from oxjax.engine.packed import DECODING, SAMPLING, n_numbers, n_words, split, unpack
+from oxjax.engine.decode import MAX_STEPS, decode_steps
+from oxjax.engine.packed import Room, decoding_record, n_numbers, n_words, sampling_record, sampling_rows, split, unpack
 from oxjax.engine.scheduler import Work
 from oxjax.kernels.dot import least_rows
 from oxjax.models.decoder import EngineState, Params, hidden_states, init_state, logits_of, step
+from oxjax.sampling.edits import EDIT, LEAST_EDITS
 from oxjax.sampling.params import SamplingParams
-from oxjax.sampling.pipeline import Sampled, SamplingRows, sample
+from oxjax.sampling.penalties import LEAST_RECENT, recent_tokens
+from oxjax.sampling.pipeline import Sampled, sample
 
 log = logging.getLogger("oxjax")
 
@@ -71,13 +74,14 @@ def _hidden_states(
 
 
 _logits_of = jax.jit(logits_of, static_argnames="config")
-_BEFORE_TABLES = n_words(DECODING)
-_decode_steps = jax.jit(decode_steps, static_argnames=("config", "n_top"), donate_argnames="state")
+_decode_steps = jax.jit(decode_steps, static_argnames=("config", "n_top", "room"), donate_argnames="state")
 
 
-@partial(jax.jit, static_argnames=("n_top", "exact"))
-def _sample(logits: Float[Array, "N vocab"], packed: Int[Array, "N words"], *, n_top: int, exact: bool) -> Sampled:
-    return sample(logits, SamplingRows(**unpack(packed, SAMPLING)), n_top=n_top, exact=exact)
+@partial(jax.jit, static_argnames=("n_top", "room", "exact"))
+def _sample(
+    logits: Float[Array, "N vocab"], packed: Int[Array, "N words"], *, n_top: int, room: Room, exact: bool
+) -> Sampled:
+    return sample(logits, sampling_rows(unpack(packed, sampling_record(room))), n_top=n_top, exact=exact)
 
 
 def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
@@ -88,19 +92,44 @@ def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+_ALL = 2**31 - 1  # tokens of a window without an end
+
+
+class Choice(NamedTuple):
+    """How a request chooses a token.
+
+    Attributes:
+        params: what it asked for.
+        seed: of its draws.
+        edits: records of `EDIT`.
+        tokens: before it, prompt included.
+    """
+
+    params: SamplingParams
+    seed: int
+    edits: np.ndarray
+    tokens: list[int]
+
+    @property
+    def window(self) -> int:
+        """How many of the last tokens matter."""
+        if not self.params.penalizes:
+            return 0
+        return _ALL if self.params.penalty_window is None else self.params.penalty_window
+
+
 class Decoding(NamedTuple):
     """A sequence that decodes, for some steps.
 
     Attributes:
         work: its next row.
-        params, seed: how its tokens are chosen.
+        choice: how its next token is chosen, and those after it.
         n_steps: most steps.
         ends_call: whether nobody goes on without it.
     """
 
     work: Work
-    params: SamplingParams
-    seed: int
+    choice: Choice
     n_steps: int
     ends_call: bool
 
@@ -176,19 +205,22 @@ class Runner:
             return _logits_of(self.params, hidden, config=self.config)
 
     def sample(
-        self, logits: Float[Array, "N vocab"], wanted: Seq[tuple[int, SamplingParams, int, int]], n_top: int
+        self, logits: Float[Array, "N vocab"], wanted: Seq[tuple[int, Choice]], n_top: int, room: Room | None = None
     ) -> dict[str, np.ndarray]:
         """Choose tokens from rows of logits.
 
         Args:
             logits: from `run`.
-            wanted: row of the logits, parameters, seed and position for each token. Rows may come more than once.
-            n_top: the most likely tokens to report; rounded up to a power of two.
+            wanted: row of the logits for each token, and how it is chosen. Rows may come more than once.
+            n_top: the most likely tokens to report, at least.
+            room: that the program has; None is enough for what is wanted.
 
         Returns:
             The columns of `Sampled`, on the host, an entry for each token wanted.
         """
-        n_top = self._top_bucket(n_top)
+        n_top = self._top_sizes(n_top)[-1]
+        room = _room(choice for _, choice in wanted) if room is None else room
+        record = sampling_record(room)
         waves: list[dict[int, int]] = [{}]  # a call takes one token per row: row to place in `wanted`
         for place, (row, *_) in enumerate(wanted):
             wave = next((w for w in waves if row not in w), None)
@@ -197,12 +229,12 @@ class Runner:
             wave[row] = place
         columns: dict[str, np.ndarray] = {}
         for wave in waves:
-            packed = np.zeros((logits.shape[0], n_words(SAMPLING)), np.int32)  # rows that nobody wants are greedy
-            records = packed.view(SAMPLING)[:, 0]
+            packed = np.zeros((logits.shape[0], n_words(record)), np.int32)  # rows that nobody wants are greedy
+            records = packed.view(record)[:, 0]
             for row, place in wave.items():
-                records[row] = _sampling_fields(*wanted[place][1:])
-            with self._counted(_sample, f"sampling of {len(packed)} rows, {n_top} most likely"):
-                sampled = _sample(logits, packed, n_top=n_top, exact=self.config.exact)
+                records[row] = _sampling_fields(wanted[place][1], room)
+            with self._counted(_sample, f"sampling of {len(packed)} rows, {n_top} most likely, {room}"):
+                sampled = _sample(logits, packed, n_top=n_top, room=room, exact=self.config.exact)
             for name in sampled.__dataclass_fields__:
                 part = np.asarray(getattr(sampled, name))
                 column = columns.setdefault(name, np.empty((len(wanted), *part.shape[1:]), part.dtype))
@@ -219,36 +251,43 @@ class Runner:
         Returns:
             The fields of `Decoded`, on the host: a column for each sequence, and more of padding.
         """
-        packed = self._undecoded(len(sequences))
-        records, tables = packed[:, :_BEFORE_TABLES].view(DECODING)[:, 0], packed[:, _BEFORE_TABLES:]
-        for i, (work, params, seed, n_steps, ends_call) in enumerate(sequences):
-            tokens, state = work.sequence.tokens, work.sequence.state
+        room = _room(s.choice for s in sequences)
+        record = decoding_record(room)
+        packed = self._undecoded(len(sequences), room)
+        records, tables = packed[:, : n_words(record)].view(record)[:, 0], packed[:, n_words(record) :]
+        for i, (work, choice, n_steps, ends_call) in enumerate(sequences):
+            state = work.sequence.state
             records[i] = (
-                _sampling_fields(params, seed, len(tokens)),
-                tokens[-1],
+                _sampling_fields(choice, room),
+                work.sequence.tokens[-1],
                 n_steps,
-                not params.ignore_eos,
+                not choice.params.ignore_eos,
                 ends_call,
                 state.slot or NULL_PAGE,
                 state.next_slot or NULL_PAGE,
             )
             tables[i, : len(state.pages)] = state.pages
-        return self._decode(packed, self._top_bucket(n_top))
+        return self._decode(packed, self._top_sizes(n_top)[-1], room)
 
-    def _undecoded(self, n_seqs: int) -> Int[np.ndarray, "S words"]:
+    def _undecoded(self, n_seqs: int, room: Room) -> Int[np.ndarray, "S words"]:
         """Padding for so many sequences at least."""
         bucket = next(b for b in self.buckets if b >= n_seqs)
-        return np.zeros((min(bucket, self.max_batch), _BEFORE_TABLES + self.table_width), np.int32)
+        n = n_words(decoding_record(room)) + self.table_width
+        return np.zeros((min(bucket, self.max_batch), n), np.int32)
 
-    def _decode(self, packed: Int[np.ndarray, "S words"], n_top: int) -> dict[str, np.ndarray]:
-        with self._counted(_decode_steps, f"decoding of {len(packed)} rows, {n_top} most likely"):
+    def _decode(self, packed: Int[np.ndarray, "S words"], n_top: int, room: Room) -> dict[str, np.ndarray]:
+        with self._counted(_decode_steps, f"decoding of {len(packed)} rows, {n_top} most likely, {room}"):
             decoded, self.state = _decode_steps(
-                self.params, self.state, packed, self._end_ids, config=self.config, n_top=n_top
+                self.params, self.state, packed, self._end_ids, config=self.config, n_top=n_top, room=room
             )
         return jax.device_get(vars(decoded))
 
-    def _top_bucket(self, n_top: int) -> int:
-        return min(1 << (n_top - 1).bit_length() if n_top else 0, self.config.vocab_size)
+    def _top_sizes(self, most: int) -> list[int]:
+        """All numbers of reported tokens that programs are compiled for, where up to so many are wanted."""
+        sizes = [0]
+        while sizes[-1] < min(most, self.config.vocab_size):
+            sizes.append(min(max(8, 8 * sizes[-1]), self.config.vocab_size))
+        return sizes
 
     def export(self, pages: Seq[int], slot: int | None, n_tokens: int) -> Saved:
         """A sequence's state on the host; see `export_state`."""
@@ -265,27 +304,33 @@ class Runner:
         with self._counted(copy_page, "copy of a page"):
             self.state = copy_page(self.state, *jax.device_put((np.int32(source), np.int32(target))))
 
-    def warm_up(self, *, n_top: int = 0, all_logits: bool = False, hidden: bool = False) -> None:
+    def warm_up(
+        self, *, n_top: int = 0, room: Room | None = None, all_logits: bool = False, hidden: bool = False
+    ) -> None:
         """Compile every shape that `run`, `sample` and preemption can meet, on batches of padding.
 
         Args:
-            n_top: also for this many reported tokens.
+            n_top: also for up to this many reported tokens.
+            room: also for rows that need up to so much.
             all_logits: also for requests that want the logits of every row.
             hidden: also for requests that want hidden states.
         """
+        most = Room() if room is None else room
+        rooms = starmap(Room, product(_sizes(LEAST_EDITS, most.n_edits), _sizes(LEAST_RECENT, most.n_recent)))
+        kinds = list(product(self._top_sizes(n_top), rooms))
         for bucket in self.buckets:
             for wanted in (False, True) if all_logits else (False,):
                 shape = self._shape(bucket, wanted)
                 logits = self._run_batch(_build([], shape, all_logits=wanted), shape)
                 if not wanted:
-                    for n in {0, n_top}:
-                        self.sample(logits, [], n)
+                    for n, here in kinds:
+                        self.sample(logits, [], n, here)
             if hidden:
                 shape = self._shape(bucket, True)
                 self._logits_of(self._run_hidden(_build([], shape, all_logits=True), shape))
         for n_seqs in {min(bucket, self.max_batch) for bucket in self.buckets}:
-            for n in {0, self._top_bucket(n_top)}:
-                self._decode(self._undecoded(n_seqs), n)
+            for n, here in kinds:
+                self._decode(self._undecoded(n_seqs, here), n, here)
         self.copy_page(NULL_PAGE, NULL_PAGE)
         for n_pages in (1 << i for i in range(page_bucket(self.table_width).bit_length())):
             self.restore([NULL_PAGE] * n_pages, NULL_PAGE, self.export([NULL_PAGE] * n_pages, NULL_PAGE, 1), 0)
@@ -334,7 +379,41 @@ def _build(work: Seq[Work], shape: BatchShape, *, all_logits: bool) -> Int[np.nd
     return packed
 
 
-def _sampling_fields(params: SamplingParams, seed: int, position: int) -> tuple:
-    """A record of `SAMPLING`."""
-    halves = seed >> 32, seed & 0xFFFFFFFF
-    return halves, position, params.temperature, params.top_k, params.top_p, params.min_p
+def _sizes(least: int, most: int) -> list[int]:
+    """All sizes that programs are compiled for, where up to so many of something are needed."""
+    sizes = [least]
+    while sizes[-1] < most:
+        sizes.append(sizes[-1] * 16)
+    return sizes
+
+
+def _room(choices: Iterable[Choice]) -> Room:
+    """For all that these choices depend on."""
+    n_edits = n_recent = 0
+    for choice in choices:
+        n_edits = max(n_edits, len(choice.edits))
+        n_recent = max(n_recent, min(choice.window, len(choice.tokens) + MAX_STEPS))
+    return Room(_sizes(LEAST_EDITS, n_edits)[-1], _sizes(LEAST_RECENT, n_recent)[-1])
+
+
+def _sampling_fields(choice: Choice, room: Room) -> tuple:
+    """A `sampling_record`."""
+    params, seed, edits, tokens = choice
+    whole = np.zeros(room.n_edits, EDIT)
+    whole[: len(edits)] = edits
+    return (
+        (seed >> 32, seed & 0xFFFFFFFF),
+        len(tokens),
+        params.temperature,
+        params.top_k,
+        params.top_p,
+        params.min_p,
+        tuple(whole[name] for name in EDIT.names),
+        (
+            choice.window,
+            params.repetition_penalty,
+            params.frequency_penalty,
+            params.presence_penalty,
+            recent_tokens(tokens if choice.window else (), room.n_recent),
+        ),
+    )

@@ -36,6 +36,7 @@ from oxjax.engine.output import Chunk, Output
 from oxjax.engine.scheduler import Sequence
 from oxjax.errors import InvalidRequestError, RequestTooLargeError, SnapshotError, SnapshotMismatchError, TokenizerError
 from oxjax.kernels import native
+from oxjax.sampling.edits import edits_of
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
@@ -73,6 +74,7 @@ class Entry(NamedTuple):
     params: SamplingParams | None
     seed: int
     output: Output | None
+    edits: np.ndarray | None
     logits: list[np.ndarray]
 
 
@@ -235,14 +237,15 @@ def _entry(host: Host, counts: _Counts, parts: dict[str, np.ndarray]) -> Entry:
     )
     logits = [parts["logits"]] if counts.n_logits else []
     if counts.params is None:
-        return Entry(sequence, None, counts.seed, None, logits)
+        return Entry(sequence, None, counts.seed, None, None, logits)
     params = _read_params(counts.params)
     if params.max_tokens not in (None, counts.max_length - counts.n_prompt):
         raise SnapshotError(
             f"max_tokens {params.max_tokens} after {counts.n_prompt} tokens of prompt, and a length of "
             f"{counts.max_length} at the most"
         )
-    return Entry(sequence, params, counts.seed, _replay(host, counts, params, parts), logits)
+    edits = edits_of(params, host.tokenizer.eog_ids, counts.n_prompt, host.vocab_size)
+    return Entry(sequence, params, counts.seed, _replay(host, counts, params, parts), edits, logits)
 
 
 def _replay(host: Host, counts: _Counts, params: SamplingParams, parts: dict[str, np.ndarray]) -> Output:
@@ -286,8 +289,9 @@ def _whole(i: int, raw: dict[str, Any], name: str, least: int, most: int) -> Non
 def _read_params(raw: dict[str, Any]) -> SamplingParams:
     real, optional = (int, float), (int, NoneType)
     kinds: dict[str, tuple[type, ...]] = {field.name: (int,) for field in dataclasses.fields(SamplingParams)}
-    kinds |= dict.fromkeys(("temperature", "top_p", "min_p"), real) | dict.fromkeys(("max_tokens", "seed"), optional)
-    kinds |= {"stop": (list,), "ignore_eos": (bool,)}
+    reals = "temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"
+    kinds |= dict.fromkeys(reals, real) | dict.fromkeys(("max_tokens", "seed", "penalty_window"), optional)
+    kinds |= {"ignore_eos": (bool,)} | dict.fromkeys(("stop", "logit_bias", "banned_tokens", "stop_token_ids"), (list,))
     if set(raw) != set(kinds):
         raise SnapshotError(f"sampling parameters {', '.join(sorted(raw))[:200]}: expected {', '.join(sorted(kinds))}")
     for name, value in raw.items():

@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 import numbers
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from oxjax.errors import InvalidRequestError
+
+MOST_BIAS = 1e6  # more than any logit, and far from what float32 ends at
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How to choose the next token, and when to stop.
 
-    The stages act in this order: greedy if `temperature` is 0, else temperature, top-k, top-p, min-p, draw.
-    The defaults draw from the model's own distribution until it ends the text.
+    The stages act in this order: bias and bans, penalties, greedy if `temperature` is 0, else temperature, top-k,
+    top-p, min-p, draw. The defaults draw from the model's own distribution until it ends the text.
 
     Attributes:
         max_tokens: most tokens to generate; None goes on to the end of the context.
+        min_tokens: until there are so many, tokens that would end the text are not chosen, and stop texts do not
+            end it.
         temperature: divides the logits; 0 takes the most likely token, the lowest id among equals.
         top_k: keep the k most likely tokens, lower ids first among equals; 0 keeps all.
         top_p: keep the smallest set of most likely tokens that holds at least this share of what top-k left
@@ -30,7 +36,17 @@ class SamplingParams:
             None takes one from the operating system, which the result reports.
         logprobs: how many of the most likely tokens to report at each step, besides the chosen one; of the
             raw distribution, before temperature and truncation.
+        logit_bias: what is added to the logits of single tokens, before all else: a mapping from ids, or pairs.
+        banned_tokens: ids that are never chosen, whatever their bias.
+        repetition_penalty: divides the logits of tokens that the text has lately had, where they are positive, and
+            multiplies them where they are not, once however often a token occurs (Keskar et al. 2019,
+            https://arxiv.org/abs/1909.05858); 1 leaves them.
+        frequency_penalty: what is then subtracted for each time that it occurs.
+        presence_penalty: what is subtracted once.
+        penalty_window: how many of the last tokens these penalties look at, prompt included, as in llama.cpp; None
+            takes all, 0 none.
         stop: texts that end the generation; they are not part of the result's text.
+        stop_token_ids: tokens that end it; they are part of the result's tokens, not of its text.
         ignore_eos: go on after end-of-generation tokens.
         n: how many samples of the prompt to draw. The prompt is computed once; each sample has a seed of its own,
             the first one `seed`, and its result names the seed that gives it alone.
@@ -46,6 +62,14 @@ class SamplingParams:
     stop: tuple[str, ...] | list[str] | str = ()
     ignore_eos: bool = False
     n: int = 1
+    min_tokens: int = 0
+    logit_bias: Mapping[int, int | float] | tuple[Any, ...] | list[Any] = ()
+    banned_tokens: tuple[int, ...] | list[int] = ()
+    stop_token_ids: tuple[int, ...] | list[int] = ()
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    penalty_window: int | None = 64
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
@@ -57,8 +81,33 @@ class SamplingParams:
         _whole("seed", self.seed, 0, 2**64 - 1, optional=True)
         _whole("logprobs", self.logprobs, 0)
         _whole("n", self.n, 1)
+        _real("repetition_penalty", self.repetition_penalty, 0.0, MOST_BIAS, above=True)
+        _real("frequency_penalty", self.frequency_penalty, -MOST_BIAS, MOST_BIAS)
+        _real("presence_penalty", self.presence_penalty, -MOST_BIAS, MOST_BIAS)
+        _whole("penalty_window", self.penalty_window, 0, optional=True)
+        _whole("min_tokens", self.min_tokens, 0, 2**31 - 1 if self.max_tokens is None else self.max_tokens)
         if not all(isinstance(s, str) and s for s in self.stop):
             raise InvalidRequestError(f"stop {self.stop!r}: expected non-empty strings")
+        for name in ("banned_tokens", "stop_token_ids"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            for i in getattr(self, name):
+                _whole(name, i, 0)
+        bias = self.logit_bias
+        pairs = tuple(bias.items() if isinstance(bias, Mapping) else bias)
+        if not all(isinstance(p, tuple | list) and len(p) == 2 for p in pairs):
+            raise InvalidRequestError(f"logit_bias {bias!r}: expected a mapping from token ids to numbers, or pairs")
+        for i, value in pairs:
+            _whole("logit_bias", i, 0)
+            _real(f"logit_bias of token {i}", value, -MOST_BIAS, MOST_BIAS)
+        if len(dict(pairs)) < len(pairs):
+            raise InvalidRequestError(f"logit_bias {bias!r}: expected each token once")
+        object.__setattr__(self, "logit_bias", tuple((int(i), float(value)) for i, value in pairs))
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether the last tokens matter."""
+        lowers = self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+        return lowers and self.penalty_window != 0
 
 
 def sample_seed(seed: int, i: int) -> int:

@@ -14,6 +14,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from oxjax.kernels.row_best import row_best
+from oxjax.sampling.edits import Edits, add_edits
+from oxjax.sampling.penalties import Penalties, penalize
 
 DRAW_STREAM = 0  # other uses of a request's seed fold in other numbers
 
@@ -22,7 +24,8 @@ DRAW_STREAM = 0  # other uses of a request's seed fold in other numbers
 class SamplingRows:
     """Parameters per row, `[N]` each; `seeds` holds the high and low 32 bits, `[N, 2]`.
 
-    `positions` are those that the chosen tokens will take in their sequences.
+    `positions` are those that the chosen tokens will take in their sequences; `edits` and then `penalties` change their
+    logits before all else.
     """
 
     seeds: UInt32[Array, "N 2"]
@@ -31,6 +34,8 @@ class SamplingRows:
     top_k: Int[Array, " N"]
     top_p: Float[Array, " N"]
     min_p: Float[Array, " N"]
+    edits: Edits
+    penalties: Penalties
 
 
 @struct.dataclass
@@ -62,9 +67,13 @@ def sample(logits: Float[Array, "N vocab"], rows: SamplingRows, *, n_top: int, e
         exact: log-probabilities do not depend on the number of rows, to the bit.
     """
     greedy, largest, log_sum = row_best(logits, exact=exact)
+    added, penalties = rows.edits.at(rows.positions), rows.penalties
+    changed = penalize(add_edits(logits, rows.edits, added), penalties)
+    changes = jnp.any(added != 0.0) | jnp.any(penalties.penalizes)
+    greedy = lax.cond(changes, lambda: row_best(changed, exact=exact)[0], lambda: greedy)
     tokens = lax.cond(
         jnp.any(rows.temperature > 0.0),
-        lambda: jnp.where(rows.temperature > 0.0, _draw(logits, rows), greedy),
+        lambda: jnp.where(rows.temperature > 0.0, _draw(changed, rows), greedy),
         lambda: greedy,
     )
     top_logits, top_tokens = lax.top_k(logits, n_top)

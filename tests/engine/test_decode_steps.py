@@ -100,12 +100,16 @@ def test_ends_of_all_kinds_inside_a_call(model, whole):
     """An end-of-generation token, a stop text, `max_tokens`, the end of the context, and nothing, side by side."""
     text = "".join(chunk[2] for chunk in whole)
     at = dataclasses.replace(PARAMS, stop=text[20:26])
-    cases = [(PARAMS, 1), (at, 1), (dataclasses.replace(PARAMS, max_tokens=7), 1), (PARAMS, 2)]
+    token = next(t for i, (t, *_) in enumerate(whole) if i > 9 and t not in {t for t, *_ in whole[:i]})
+    named = dataclasses.replace(PARAMS, stop_token_ids=(token, whole[2][0]), min_tokens=9, banned_tokens=(whole[5][0],))
+    cases = [(PARAMS, 1), (at, 1), (dataclasses.replace(PARAMS, max_tokens=7), 1), (named, 1)]
     engine = make(model)
     requests = [engine.generate(IDS, params, seed) for params, seed in cases]
     finish(engine, *requests)
     assert [given(r) for r in requests] == [single(model, IDS, params, seed) for params, seed in cases]
-    assert [r.output.chunks[-1].finish_reason for r in requests] == ["length", "stop", "length", "length"]
+    assert [r.output.chunks[-1].finish_reason for r in requests[:3]] == ["length", "stop", "length"]
+    assert len(requests[3].output.chunks) >= 9
+    assert whole[5][0] not in [t for t, *_ in given(requests[3])]
     assert len(requests[1].output.chunks) < 40
     assert not any(used(engine))
 

@@ -31,7 +31,7 @@ def compilations():
 def test_nothing_compiles_after_warm_up(data, compilations, exact):
     rng = np.random.default_rng(0)
     with LLM(data / "models" / "stories260K" / "stories260K.gguf", max_batch=4, exact=exact) as llm:
-        llm.warm_up(logprobs=4, logits=True)
+        llm.warm_up(logprobs=4, logits=True, named_tokens=40, penalty_window=100)
         warm, counted = len(compilations), sum(llm.engine.runner.compilations.values())
         assert warm > 0
         requests = [rng.integers(3, 512, rng.integers(1, 300)).tolist() for _ in range(100)]
@@ -41,6 +41,12 @@ def test_nothing_compiles_after_warm_up(data, compilations, exact):
                 temperature=float(rng.choice([0.0, 0.7])),
                 top_k=int(rng.choice([0, 5])),
                 logprobs=int(rng.choice([0, 3])),
+                min_tokens=int(rng.choice([0, 1])),
+                logit_bias=dict.fromkeys(rng.choice(512, rng.integers(0, 20), replace=False).tolist(), 1.5),
+                banned_tokens=rng.choice(512, rng.choice([0, 3, 15]), replace=False).tolist(),
+                repetition_penalty=float(rng.choice([1.0, 1.2])),
+                presence_penalty=float(rng.choice([0.0, 0.5])),
+                penalty_window=int(rng.choice([0, 20, 64, 100])),
                 seed=i,
             )
             for i in range(100)
@@ -60,8 +66,8 @@ def test_compilations_are_counted_and_logged_with_their_cause(data, caplog):
         with caplog.at_level(logging.INFO, "oxjax"):
             llm.generate("Once", SamplingParams(max_tokens=2, temperature=0.0))
         rows = llm.engine.runner.buckets[0]
-        causes = [f"step of {rows} rows, 2 logits", "sampling of 2 rows, 0 most likely"]
-        causes += ["decoding of 2 rows, 0 most likely"]
+        causes = [f"step of {rows} rows, 2 logits", "sampling of 2 rows, 0 most likely, 16 edits, 64 recent tokens"]
+        causes += ["decoding of 2 rows, 0 most likely, 16 edits, 64 recent tokens"]
         assert dict(llm.engine.runner.compilations) == dict.fromkeys(causes, 1)
         assert [r.getMessage() for r in caplog.records if r.name == "oxjax"] == [f"compiled: first {c}" for c in causes]
         llm.generate("The", SamplingParams(max_tokens=2, temperature=0.0))
@@ -82,15 +88,15 @@ from functools import partial
 import jax, jax.numpy as jnp
 import oxjax
 from oxjax.engine.decode import decode_steps
-from oxjax.engine.packed import DECODING, n_words
+from oxjax.engine.packed import Room, decoding_record, n_words
 model = oxjax.load(sys.argv[1], exact=sys.argv[2] == "True")
 state = oxjax.init_state(model.config, n_pages=4000, page_size=16)
 shapes = {"tokens": 16, "positions": 16, "cu_q_lens": 3, "kv_lens": 2, "logits_rows": 2, "block_tables": (2, 8)}
 shapes |= {"read_slots": 2, "write_slots": 2}
 batch = oxjax.Batch(**{name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()})
 step = jax.jit(partial(oxjax.step, config=model.config), donate_argnums=1)
-decode = jax.jit(partial(decode_steps, config=model.config, n_top=0), donate_argnums=1)
-rows, ends = jnp.zeros((2, n_words(DECODING) + 8), jnp.int32), jnp.zeros(1, jnp.int32)
+decode = jax.jit(partial(decode_steps, config=model.config, n_top=0, room=Room()), donate_argnums=1)
+rows, ends = jnp.zeros((2, n_words(decoding_record(Room())) + 8), jnp.int32), jnp.zeros(1, jnp.int32)
 size = sum(a.nbytes for a in jax.tree.leaves(state))
 for program in (step.lower(model.params, state, batch), decode.lower(model.params, state, rows, ends)):
     analysis = program.compile().memory_analysis()

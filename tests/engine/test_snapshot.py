@@ -23,6 +23,8 @@ from oxjax.errors import SnapshotError, SnapshotMismatchError
 from oxjax.kernels import native
 from oxjax.machine import enable_compilation_cache
 
+NAMED = {"logit_bias": {300: 4.0, 7: -1.0}, "banned_tokens": (301,), "stop_token_ids": (300, 12), "min_tokens": 5}
+NAMED |= {"repetition_penalty": 1.2, "frequency_penalty": 0.5, "presence_penalty": -0.25, "penalty_window": None}
 PROBE = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
 
 
@@ -83,7 +85,7 @@ def queue(engine, stops):
         engine.generate(encode("The dog")[:2], wild, 5),
         engine.generate(long, SamplingParams(max_tokens=9, temperature=0.8, top_k=40, logprobs=2), 2**64 - 1),
         engine.logits(long[:50]),
-        engine.generate(encode("A small 😀")[:-1], SamplingParams(max_tokens=6, top_p=0.9, min_p=0.01), 3),
+        engine.generate(encode("A small 😀")[:-1], SamplingParams(max_tokens=6, top_p=0.9, min_p=0.01, **NAMED), 3),
         engine.logits(long[5:40]),
     ]
 
@@ -392,6 +394,10 @@ EDITS = {
     "a parameter outside its range": lambda h, a: params_of(h).update(top_p=1.5),
     "a parameter of another kind": lambda h, a: params_of(h).update(top_k=True),
     "stop texts of another kind": lambda h, a: params_of(h).update(stop=[""]),
+    "a bias of nothing": lambda h, a: params_of(h).update(logit_bias=[7]),
+    "a bias of a list": lambda h, a: params_of(h).update(logit_bias=[[[7], 1.0]]),
+    "a ban of no token": lambda h, a: params_of(h).update(banned_tokens=[-1]),
+    "a ban beyond the vocabulary": lambda h, a: params_of(h).update(banned_tokens=[10**6]),
     "another max_tokens": lambda h, a: params_of(h).update(max_tokens=7),
     "more than the context": lambda h, a: (params_of(h).update(max_tokens=None), generating(h).update(max_length=9999)),
     "done already": lambda h, a: params_of(h).update(stop=["e", "a", " "]),

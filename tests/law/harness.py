@@ -23,7 +23,22 @@ STORIES = "models/stories260K/stories260K"
 TOYS = tuple(f"toy {kind}" for kind in LAYERS)
 # Prompts are random tokens, after which a model may end the text at once.
 PARAMS = SamplingParams(
-    max_tokens=12, temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, seed=11, logprobs=3, ignore_eos=True
+    max_tokens=12,
+    min_tokens=12,
+    temperature=0.9,
+    top_k=50,
+    top_p=0.95,
+    min_p=0.01,
+    logit_bias={60: 2.0, 300: -1.5, 301: 3.25},
+    banned_tokens=(70, 310),
+    stop_token_ids=(301,),
+    repetition_penalty=1.3,
+    frequency_penalty=0.1,
+    presence_penalty=0.2,
+    penalty_window=20,
+    seed=11,
+    logprobs=3,
+    ignore_eos=True,
 )
 
 

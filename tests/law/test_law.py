@@ -321,7 +321,7 @@ def test_everything_at_once(harness):
         choice = rng.random()
         if choice < 0.25 and len(live) < 6:
             ids = shared[: rng.randint(1, 40)] + prompts(1, rng.randint(1, 30), seed=i)[0]
-            params = dataclasses.replace(PARAMS, max_tokens=rng.randint(1, 40))
+            params = dataclasses.replace(PARAMS, max_tokens=rng.randint(1, 40), min_tokens=0)
             live.append(engine.generate(ids, params, i, priority=rng.choice([0, 0, 1])))
         elif choice < 0.35 and live:
             parent = rng.choice(live)
@@ -458,7 +458,7 @@ class TestTheHarnessCanFail:
 def test_short_prompts_join_decoding_neighbours(data, exact, max_batch):
     """Batches whose rows just fit their bucket while it has as many rows as there can be sequences."""
     harness = Harness(load("archs/llama", data, exact=exact))
-    greedy = dataclasses.replace(PARAMS, max_tokens=8, temperature=0.0, logprobs=0)
+    greedy = dataclasses.replace(PARAMS, max_tokens=8, min_tokens=0, temperature=0.0, logprobs=0)
     waves = [prompts(1, n, seed=n)[0] for n in (1, 2, 3, 1, 5, 2, 4, 9, 3)]
     engine = harness.engine(max_batch=max_batch, max_context=64)
     together = []

@@ -24,6 +24,18 @@ from oxjax.errors import InvalidRequestError, OxjaxError
         ("seed", -1),
         ("seed", 2**64),
         ("logprobs", -1),
+        ("min_tokens", -1),
+        ("repetition_penalty", 0.0),
+        ("frequency_penalty", math.inf),
+        ("presence_penalty", math.nan),
+        ("penalty_window", -1),
+        ("banned_tokens", (-1,)),
+        ("stop_token_ids", (2**31,)),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {1: math.inf}),
+        ("logit_bias", {1: math.nan}),
+        ("logit_bias", [(1, 1.0), (1, 2.0)]),
+        ("logit_bias", [(1,)]),
         ("stop", ("",)),
     ],
 )
@@ -53,6 +65,17 @@ else:
 def test_stop_takes_one_text_or_several():
     assert SamplingParams(stop="a").stop == ("a",)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+
+
+def test_more_tokens_at_least_than_at_most():
+    with pytest.raises(InvalidRequestError, match="min_tokens 5"):
+        SamplingParams(min_tokens=5, max_tokens=4)
+
+
+def test_biases_come_as_a_mapping_or_pairs():
+    assert SamplingParams(logit_bias={3: 1, 2: -0.5}).logit_bias == ((3, 1.0), (2, -0.5))
+    assert SamplingParams(logit_bias={3: 1}) == SamplingParams(logit_bias=[[3, 1.0]])
+    assert hash(SamplingParams(logit_bias={3: 1}, banned_tokens=[1], stop_token_ids=[2])) is not None
 
 
 def test_equal_params_are_equal_and_hashable():

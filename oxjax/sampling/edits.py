@@ -1,0 +1,68 @@
+"""What a request changes about single tokens, wherever it has its way: biases, bans, ends that come too early."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from oxjax.errors import InvalidRequestError
+from oxjax.sampling.params import SamplingParams
+
+EDIT = np.dtype([("ids", np.int32), ("until", np.int32), ("values", np.float32)])
+LEAST_EDITS = 16  # per row, that programs are compiled for: so few cost nothing
+_ALWAYS = 2**31 - 1
+
+
+@struct.dataclass
+class Edits:
+    """Numbers that are added to single logits, `[N, E]` each; -inf forbids a token.
+
+    Attributes:
+        ids: whose logits.
+        until: the first position whose token is not concerned any more; 0 where there is nothing to add.
+        values: what is added.
+    """
+
+    ids: Int[Array, "N E"]
+    until: Int[Array, "N E"]
+    values: Float[Array, "N E"]
+
+    def at(self, positions: Int[Array, " N"]) -> Float[Array, "N E"]:
+        """What is added for tokens at these positions."""
+        return jnp.where(positions[:, None] < self.until, self.values, 0.0)
+
+
+def add_edits(logits: Float[Array, "N vocab"], edits: Edits, values: Float[Array, "N E"]) -> Float[Array, "N vocab"]:
+    """Logits with these values added; they are not touched where there are none."""
+    rows = jnp.arange(len(logits), dtype=jnp.int32)[:, None]
+    return lax.cond(jnp.any(values != 0.0), lambda: logits.at[rows, edits.ids].add(values), lambda: logits)
+
+
+def edits_of(params: SamplingParams, eog_ids: Collection[int], n_prompt: int, vocab_size: int) -> np.ndarray:
+    """A request's edits as records of `EDIT`, an id at most twice: with a bias, and forbidden.
+
+    Args:
+        params: the request's.
+        eog_ids: the tokens that end a text.
+        n_prompt: tokens of the prompt.
+        vocab_size: of the model.
+
+    Raises:
+        InvalidRequestError: an id is not in the vocabulary, or no token is left to choose.
+    """
+    banned = set(params.banned_tokens)
+    ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(eog_ids)) if params.min_tokens else set()
+    edits = [(i, _ALWAYS, bias) for i, bias in params.logit_bias if i not in banned]
+    edits += [(i, _ALWAYS, -np.inf) for i in sorted(banned)]
+    edits += [(i, n_prompt + params.min_tokens, -np.inf) for i in sorted(ends - banned)]
+    named = {i for i, _ in params.logit_bias} | banned | set(params.stop_token_ids)
+    if wrong := [i for i in named if i >= vocab_size]:
+        raise InvalidRequestError(f"token id {min(wrong)} is outside the vocabulary of {vocab_size}")
+    if len(banned | ends) == vocab_size:
+        raise InvalidRequestError(f"all {vocab_size} tokens of the vocabulary are forbidden")
+    return np.array(edits, EDIT)
