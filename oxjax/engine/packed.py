@@ -16,8 +16,13 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from oxjax.sampling.edits import EDIT, LEAST_EDITS, Edits
+from oxjax.sampling.params import STAGES
 from oxjax.sampling.penalties import LEAST_RECENT, Penalties
 from oxjax.sampling.pipeline import SamplingRows
+from oxjax.sampling.stages import Stages
+
+_REALS = [name for name in Stages.__dataclass_fields__ if name not in ("order", "n_stages", "top_k")]
+STAGE_PARAMETERS = [("top_k", np.int32), *((name, np.float32) for name in _REALS)]
 
 
 class Room(NamedTuple):
@@ -43,12 +48,9 @@ def sampling_record(room: Room) -> np.dtype:
         [
             ("seeds", np.uint32, (2,)),
             ("positions", np.int32),
-            ("temperature", np.float32),
-            ("top_k", np.int32),
-            ("top_p", np.float32),
-            ("min_p", np.float32),
             ("edits", [(name, EDIT[name], (room.n_edits,)) for name in EDIT.names]),
             ("penalties", [*penalties, ("recent", np.int32, (room.n_recent,))]),
+            ("stages", [("order", np.int32, (len(STAGES),)), ("n_stages", np.int32), *STAGE_PARAMETERS]),
         ]
     )
 
@@ -71,7 +73,8 @@ def decoding_record(room: Room) -> np.dtype:
 
 def sampling_rows(fields: dict[str, Any]) -> SamplingRows:
     """The unpacked fields of a `sampling_record`."""
-    return SamplingRows(**{**fields, "edits": Edits(**fields["edits"]), "penalties": Penalties(**fields["penalties"])})
+    parts = {"edits": Edits, "penalties": Penalties, "stages": Stages}
+    return SamplingRows(**{**fields, **{name: part(**fields[name]) for name, part in parts.items()}})
 
 
 def n_words(record: np.dtype) -> int:

@@ -20,12 +20,22 @@ from oxjax.cache.states import Saved
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
 from oxjax.engine.decode import MAX_STEPS, decode_steps
-from oxjax.engine.packed import Room, decoding_record, n_numbers, n_words, sampling_record, sampling_rows, split, unpack
+from oxjax.engine.packed import (
+    STAGE_PARAMETERS,
+    Room,
+    decoding_record,
+    n_numbers,
+    n_words,
+    sampling_record,
+    sampling_rows,
+    split,
+    unpack,
+)
 from oxjax.engine.scheduler import Work
 from oxjax.kernels.dot import least_rows
 from oxjax.models.decoder import EngineState, Params, hidden_states, init_state, logits_of, step
 from oxjax.sampling.edits import EDIT, LEAST_EDITS
-from oxjax.sampling.params import SamplingParams
+from oxjax.sampling.params import STAGES, SamplingParams
 from oxjax.sampling.penalties import LEAST_RECENT, recent_tokens
 from oxjax.sampling.pipeline import Sampled, sample
 
@@ -401,13 +411,11 @@ def _sampling_fields(choice: Choice, room: Room) -> tuple:
     params, seed, edits, tokens = choice
     whole = np.zeros(room.n_edits, EDIT)
     whole[: len(edits)] = edits
+    order = np.zeros(len(STAGES), np.int32)
+    order[: len(params.stages)] = [STAGES.index(name) for name in params.stages]
     return (
         (seed >> 32, seed & 0xFFFFFFFF),
         len(tokens),
-        params.temperature,
-        params.top_k,
-        params.top_p,
-        params.min_p,
         tuple(whole[name] for name in EDIT.names),
         (
             choice.window,
@@ -416,4 +424,5 @@ def _sampling_fields(choice: Choice, room: Room) -> tuple:
             params.presence_penalty,
             recent_tokens(tokens if choice.window else (), room.n_recent),
         ),
+        (order, len(params.stages), *(getattr(params, name) for name, _ in STAGE_PARAMETERS)),
     )

@@ -289,9 +289,10 @@ def _whole(i: int, raw: dict[str, Any], name: str, least: int, most: int) -> Non
 def _read_params(raw: dict[str, Any]) -> SamplingParams:
     real, optional = (int, float), (int, NoneType)
     kinds: dict[str, tuple[type, ...]] = {field.name: (int,) for field in dataclasses.fields(SamplingParams)}
-    reals = "temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"
+    reals = [f.name for f in dataclasses.fields(SamplingParams) if isinstance(f.default, float)]
     kinds |= dict.fromkeys(reals, real) | dict.fromkeys(("max_tokens", "seed", "penalty_window"), optional)
-    kinds |= {"ignore_eos": (bool,)} | dict.fromkeys(("stop", "logit_bias", "banned_tokens", "stop_token_ids"), (list,))
+    lists = [f.name for f in dataclasses.fields(SamplingParams) if isinstance(f.default, tuple)]
+    kinds |= {"ignore_eos": (bool,)} | dict.fromkeys(lists, (list,))
     if set(raw) != set(kinds):
         raise SnapshotError(f"sampling parameters {', '.join(sorted(raw))[:200]}: expected {', '.join(sorted(kinds))}")
     for name, value in raw.items():

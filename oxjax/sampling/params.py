@@ -12,6 +12,18 @@ from typing import Any
 
 from oxjax.errors import InvalidRequestError
 
+STAGES = (
+    "temperature",
+    "top_k",
+    "typical_p",
+    "top_p",
+    "min_p",
+    "top_a",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "top_n_sigma",
+    "xtc",
+)
 MOST_BIAS = 1e6  # more than any logit, and far from what float32 ends at
 
 
@@ -19,19 +31,37 @@ MOST_BIAS = 1e6  # more than any logit, and far from what float32 ends at
 class SamplingParams:
     """How to choose the next token, and when to stop.
 
-    The stages act in this order: bias and bans, penalties, greedy if `temperature` is 0, else temperature, top-k,
-    top-p, min-p, draw. The defaults draw from the model's own distribution until it ends the text.
+    The stages act in this order: bias and bans, penalties, greedy if `temperature` is 0, else those of `order`, draw.
+    The defaults draw from the model's own distribution until it ends the text. Every stage works on what the one
+    before left, and probabilities are those of what is left; none takes the most likely token away, but `xtc`.
 
     Attributes:
         max_tokens: most tokens to generate; None goes on to the end of the context.
         min_tokens: until there are so many, tokens that would end the text are not chosen, and stop texts do not
             end it.
         temperature: divides the logits; 0 takes the most likely token, the lowest id among equals.
+        temperature_range: lets the temperature vary so much to either side of `temperature`, by how large the entropy
+            is: least + (most - least) * (entropy / log of the number of tokens left) ^ `temperature_exponent`
+            (llama.cpp's dynamic temperature); 0 does not.
+        temperature_exponent: see there.
         top_k: keep the k most likely tokens, lower ids first among equals; 0 keeps all.
         top_p: keep the smallest set of most likely tokens that holds at least this share of what top-k left
             (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751); 1 keeps all.
         min_p: keep tokens at least this likely relative to the most likely one
             (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082); 0 keeps all.
+        typical_p: keep the tokens whose surprise is closest to the entropy, until they hold this share
+            (Meister et al. 2023, https://arxiv.org/abs/2202.00666); 1 keeps all.
+        top_a: keep tokens at least as likely as this times the square of the largest probability (BlinkDL's
+            RWKV-LM); 0 keeps all.
+        epsilon_cutoff: keep tokens at least this likely (Hewitt et al. 2022, https://arxiv.org/abs/2210.15191); 0
+            keeps all.
+        eta_cutoff: the same, with sqrt(eta) * e^-entropy as the bound where that is less (there); 0 keeps all.
+        top_n_sigma: keep tokens whose logits are within this many standard deviations of the largest
+            (Tang et al. 2024, https://arxiv.org/abs/2411.07641); 0 keeps all.
+        xtc_probability: how often, step by step, all tokens above `xtc_threshold` but the least likely of them are
+            excluded (p-e-w, text-generation-webui #6335).
+        xtc_threshold: a probability up to 0.5.
+        order: the stages, by the names of their parameters, in the order in which they act: all that are in use.
         seed: 0 to 2^64 - 1. Together with model, prompt and these parameters it determines the output.
             None takes one from the operating system, which the result reports.
         logprobs: how many of the most likely tokens to report at each step, besides the chosen one; of the
@@ -70,6 +100,16 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     penalty_window: int | None = 64
+    temperature_range: float = 0.0
+    temperature_exponent: float = 1.0
+    typical_p: float = 1.0
+    top_a: float = 0.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    order: tuple[str, ...] | list[str] = STAGES
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
@@ -78,6 +118,18 @@ class SamplingParams:
         _whole("top_k", self.top_k, 0)
         _real("top_p", self.top_p, 0.0, 1.0, above=True)
         _real("min_p", self.min_p, 0.0, 1.0)
+        _real("temperature_range", self.temperature_range, 0.0, MOST_BIAS)
+        _real("temperature_exponent", self.temperature_exponent, 0.0, MOST_BIAS, above=True)
+        _real("typical_p", self.typical_p, 0.0, 1.0, above=True)
+        for name in ("top_a", "epsilon_cutoff", "eta_cutoff", "xtc_probability"):
+            _real(name, getattr(self, name), 0.0, 1.0)
+        _real("top_n_sigma", self.top_n_sigma, 0.0, MOST_BIAS)
+        _real("xtc_threshold", self.xtc_threshold, 0.0, 0.5)
+        object.__setattr__(self, "order", tuple(self.order))
+        if not all(name in STAGES for name in self.order) or len(set(self.order)) < len(self.order):
+            raise InvalidRequestError(f"order {self.order}: expected some of {', '.join(STAGES)}, each once")
+        if missing := self._used - set(self.order):
+            raise InvalidRequestError(f"order {self.order} leaves out {', '.join(sorted(missing))}, which are in use")
         _whole("seed", self.seed, 0, 2**64 - 1, optional=True)
         _whole("logprobs", self.logprobs, 0)
         _whole("n", self.n, 1)
@@ -102,6 +154,24 @@ class SamplingParams:
         if len(dict(pairs)) < len(pairs):
             raise InvalidRequestError(f"logit_bias {bias!r}: expected each token once")
         object.__setattr__(self, "logit_bias", tuple((int(i), float(value)) for i, value in pairs))
+
+    @property
+    def _used(self) -> set[str]:
+        used = {
+            "temperature": self.temperature not in (0.0, 1.0) or self.temperature_range > 0.0,
+            "top_k": self.top_k > 0,
+            "typical_p": self.typical_p < 1.0,
+            "top_p": self.top_p < 1.0,
+            "xtc": self.xtc_probability > 0.0,
+        }
+        used |= {n: getattr(self, n) > 0.0 for n in STAGES if n not in used}
+        return {name for name, is_used in used.items() if is_used}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those in use, in the order in which they act."""
+        used = self._used
+        return tuple(name for name in self.order if name in used)
 
     @property
     def penalizes(self) -> bool:

@@ -374,8 +374,8 @@ class TestTheHarnessCanFail:
 
         harness, alone = setting
         jax.clear_caches()
-        draw, calls = pipeline._gumbel_row, iter(range(10**6))
-        monkeypatch.setattr(pipeline, "_gumbel_row", lambda seed, position, n: draw(seed, position + next(calls), n))
+        key, calls = pipeline._key, iter(range(10**6))
+        monkeypatch.setattr(pipeline, "_key", lambda seed, stream, position: key(seed, stream, position + next(calls)))
         assert [harness.run(IDS, **SHAPES[name]) for name in ("batch of 9", "chunks of 5")] != [alone, alone]
 
     def test_a_prefix_key_that_forgets_the_tokens(self, setting, monkeypatch):

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from llama_cpp_samplers import apply
+from test_pipeline import columns
 
+from oxjax import SamplingParams
 from oxjax.sampling.edits import Edits, add_edits
 from oxjax.sampling.penalties import Penalties, penalize
+from oxjax.sampling.stages import run_stages
 
 VOCAB, CASES = 40, 2000
 
@@ -36,6 +39,58 @@ def test_penalties(logits):
     cases = [{"sampler": "penalties", "args": [VOCAB, *n], "accepted": r[r >= 0].tolist()} for *n, r in numbers]
     # Either side may round a product and the sum it is part of once or twice.
     np.testing.assert_allclose(got, apply(logits, cases), rtol=3e-7, atol=1e-6)
+
+
+STAGE_CASES = [
+    ("top_k", [{"top_k": k} for k in (1, 3, 39, 40, 100)], lambda p: [p.top_k]),
+    ("top_p", [{"top_p": x} for x in (0.1, 0.5, 0.9, 0.999)], lambda p: [p.top_p, 1]),
+    ("min_p", [{"min_p": x} for x in (0.01, 0.2, 1.0)], lambda p: [p.min_p, 1]),
+    ("typical", [{"typical_p": x} for x in (0.2, 0.6, 0.95)], lambda p: [p.typical_p, 1]),
+    ("top_n_sigma", [{"top_n_sigma": x} for x in (0.3, 1.0, 2.5)], lambda p: [p.top_n_sigma]),
+    ("temp", [{"temperature": x} for x in (0.2, 0.7, 1.5, 9.0)], lambda p: [p.temperature]),
+    (
+        "temp_ext",
+        [
+            {"temperature": t, "temperature_range": r, "temperature_exponent": e}
+            for t, r, e in [(1.0, 0.5, 1.0), (0.7, 0.9, 2.0)]
+        ],
+        lambda p: [p.temperature, p.temperature_range, p.temperature_exponent],
+    ),
+    (
+        "xtc",
+        [{"xtc_probability": 1.0, "xtc_threshold": x} for x in (0.02, 0.1, 0.3)],
+        lambda p: [1.0, p.xtc_threshold, 1, 7],
+    ),
+]
+
+
+@pytest.mark.parametrize("sampler,settings,args", STAGE_CASES, ids=[name for name, *_ in STAGE_CASES])
+def test_stages(logits, sampler, settings, args):
+    """Who is left is the same, and their logits but for a constant, which changes no probability.
+
+    llama.cpp leaves open which of several equal tokens goes; there as many must be left, with the same logits.
+    """
+    if sampler in ("typical", "temp_ext"):  # whose entropies there do not know of forbidden tokens
+        logits = np.where(logits == -np.inf, np.float32(-1.5), logits)
+    params = [SamplingParams(**settings[i % len(settings)]) for i in range(CASES)]
+    chance = jnp.zeros(CASES)  # llama.cpp draws its own: both are below 1
+    run = jax.jit(jax.vmap(run_stages))
+    got = np.asarray(run(jnp.asarray(logits), columns(params, CASES), chance))
+    expected = apply(logits, [{"sampler": sampler, "args": args(p), "accepted": []} for p in params])
+    got, expected = (x - x.max(axis=1, keepdims=True) for x in (got, expected))
+    is_tied = np.array([len(set(row[row > -np.inf])) < (row > -np.inf).sum() for row in logits])
+    # Where a bound is met to the last bit, sums in another order may fall on its other side.
+    differ = ((got > -np.inf) != (expected > -np.inf)).any(axis=1) & ~is_tied
+    assert differ.sum() <= CASES // 500
+    alike = ~differ & ~is_tied
+    # Nearly certain rows have a dynamic temperature near 0, as inexact as the sum of tiny terms that it comes from.
+    rtol = 1e-3 if sampler == "temp_ext" else 1e-5
+    np.testing.assert_allclose(got[alike], expected[alike], rtol=rtol, atol=1e-5)
+    if sampler != "typical":  # there equal surprise may be that of different logits
+        left, right = (np.sort(x[is_tied], axis=1) for x in (got, expected))
+        same = ((left > -np.inf) == (right > -np.inf)).all(axis=1)
+        assert (~same).sum() <= CASES // 500
+        np.testing.assert_allclose(left[same], right[same], rtol=rtol, atol=1e-5)
 
 
 def test_biases(logits):

@@ -25,6 +25,17 @@ from oxjax.errors import InvalidRequestError, OxjaxError
         ("seed", 2**64),
         ("logprobs", -1),
         ("min_tokens", -1),
+        ("temperature_range", -1.0),
+        ("temperature_exponent", 0.0),
+        ("typical_p", 0.0),
+        ("top_a", 1.1),
+        ("epsilon_cutoff", -0.1),
+        ("eta_cutoff", math.nan),
+        ("top_n_sigma", -1.0),
+        ("xtc_probability", 1.5),
+        ("xtc_threshold", 0.6),
+        ("order", ("top_k", "top_k")),
+        ("order", ("top_q",)),
         ("repetition_penalty", 0.0),
         ("frequency_penalty", math.inf),
         ("presence_penalty", math.nan),
@@ -76,6 +87,17 @@ def test_biases_come_as_a_mapping_or_pairs():
     assert SamplingParams(logit_bias={3: 1, 2: -0.5}).logit_bias == ((3, 1.0), (2, -0.5))
     assert SamplingParams(logit_bias={3: 1}) == SamplingParams(logit_bias=[[3, 1.0]])
     assert hash(SamplingParams(logit_bias={3: 1}, banned_tokens=[1], stop_token_ids=[2])) is not None
+
+
+def test_stages_in_use_act_in_the_order_given():
+    assert SamplingParams(top_k=3, temperature=0.5, xtc_probability=0.1).stages == ("temperature", "top_k", "xtc")
+    assert SamplingParams(top_k=3, temperature=0.5, order=("top_k", "min_p", "temperature")).stages == (
+        "top_k",
+        "temperature",
+    )
+    assert SamplingParams().stages == ()
+    with pytest.raises(InvalidRequestError, match="leaves out temperature, xtc, which are in use"):
+        SamplingParams(top_k=3, temperature=0.5, xtc_probability=0.1, order=("top_k",))
 
 
 def test_equal_params_are_equal_and_hashable():
