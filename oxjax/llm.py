@@ -19,7 +19,6 @@ from oxjax.engine.encoder import Encoder
 from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
-from oxjax.engine.packed import Room
 from oxjax.engine.pooling import check_pooling, pool
 from oxjax.engine.request import Request
 from oxjax.engine.snapshot import save
@@ -339,8 +338,13 @@ class LLM:
         if not self.config.causal:
             self.encoder.warm_up()
             return
-        room = Room(named_tokens, penalty_window)
-        self.engine.runner.warm_up(n_top=logprobs, room=room, all_logits=logits, hidden=embeddings)
+        self.engine.runner.warm_up(
+            n_top=logprobs,
+            n_edits=named_tokens,
+            n_recent=penalty_window,
+            all_logits=logits,
+            hidden=embeddings,
+        )
 
     def metrics(self) -> Metrics:
         """What the engine has done so far, and how full it is."""

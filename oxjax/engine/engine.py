@@ -16,11 +16,12 @@ import numpy as np
 from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool
+from oxjax.engine.choice import Choice
 from oxjax.engine.decode import MAX_STEPS
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Output
 from oxjax.engine.request import Request
-from oxjax.engine.runner import Choice, Decoding, Runner
+from oxjax.engine.runner import Decoding, Runner, Wanted
 from oxjax.engine.scheduler import Scheduler, Sequence, Work
 from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint, state_specs
 from oxjax.errors import InvalidRequestError, NonFiniteLogitsError, SnapshotError
@@ -164,10 +165,8 @@ class Engine:
         max_new = max(1, room) if params.max_tokens is None else params.max_tokens
         sequence = Sequence(tokens=list(prompt), max_length=len(prompt) + max_new, priority=priority)
         output = Output(self.tokenizer, prompt, params, max_new)
-        return Request(sequence, params, seed, output, edits=self._edits(params, len(prompt)))
-
-    def _edits(self, params: SamplingParams, n_prompt: int) -> np.ndarray:
-        return edits_of(params, self.tokenizer.eog_ids, n_prompt, self.runner.config.vocab_size)
+        edits = edits_of(params, self.tokenizer.eog_ids, len(prompt), self.runner.config.vocab_size)
+        return Request(sequence, params, seed, output, Choice(params, seed, edits))
 
     def logits(self, prompt: list[int], *, priority: int = 0) -> Request:
         """Queue a prompt whose logits are wanted at every position; errors as for `generate`."""
@@ -274,7 +273,7 @@ class Engine:
         chosen = sorted((r for r in chosen if not r.done), key=lambda r: order.get(r.sequence, len(order)))
         if any(r.sequence.hidden for r in chosen):
             raise SnapshotError("a request wants hidden states, which snapshots have no place for: let it end first")
-        entries = [Entry(r.sequence, r.params, r.seed, r.output, r.edits, r.logits) for r in chosen]
+        entries = [Entry(r.sequence, r.params, r.seed, r.output, r.choice, r.logits) for r in chosen]
         return encode(self._host, entries, [self._saved(r.sequence) for r in chosen])
 
     def _saved(self, sequence: Sequence) -> Any:
@@ -349,7 +348,7 @@ class Engine:
         n_steps = self.scheduler.reserve_ahead(work, wanted)
         someone_waits = self.scheduler.n_waiting > 0  # for a place, which who ends leaves
         rows = [
-            Decoding(w, self._choice(r), min(n, n_steps), someone_waits)
+            Decoding(w, r.choice, min(n, n_steps), someone_waits)
             for w, r, n in zip(work, requests, n_left, strict=True)
         ]
         device = time.perf_counter_ns()
@@ -418,12 +417,8 @@ class Engine:
 
     def _sample(self, logits: Any, choosing: list[_Chooser]) -> dict[str, np.ndarray]:
         """Choose a token for each; the columns of `Sampled`, on the host."""
-        rows = [(c.row, self._choice(c.request)) for c in choosing]
+        rows = [Wanted(c.row, c.request.choice, c.request.sequence.tokens) for c in choosing]
         return self.runner.sample(logits, rows, max(c.request.params.logprobs for c in choosing))
-
-    @staticmethod
-    def _choice(request: Request) -> Choice:
-        return Choice(request.params, request.seed, request.edits, request.sequence.tokens)
 
     def _deliver(self, choosing: list[_Chooser], sampled: dict[str, np.ndarray]) -> None:
         """Hand what was chosen to the requests; those that were unborn begin before their parent goes on."""

@@ -40,6 +40,14 @@ class Room(NamedTuple):
         return f"{self.n_edits} edits, {self.n_recent} recent tokens"
 
 
+def sizes(least: int, most: int) -> list[int]:
+    """All sizes that programs are compiled for, where up to so many of something are needed."""
+    found = [least]
+    while found[-1] < most:
+        found.append(found[-1] * 16)
+    return found
+
+
 @cache
 def sampling_record(room: Room) -> np.dtype:
     """What choosing a row's next token needs, as `SamplingRows` has it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from oxjax.engine.choice import Choice
 from oxjax.engine.output import Output
 from oxjax.engine.scheduler import Sequence
 from oxjax.errors import RequestError
@@ -21,7 +22,7 @@ class Request:
         params: how it is sampled; None for a prompt whose logits or hidden states are wanted.
         seed: of its draws.
         output: what it has generated.
-        edits: what it changes about single logits, records of `EDIT`.
+        choice: how it chooses its tokens, as the device is told.
         logits: float32 rows `[n, vocab]` so far, for a prompt whose logits are wanted, or `[n, d_model]`.
         samples: the other samples of the same prompt, where `params.n` asked for several: requests as well.
         unborn: those of them that wait for the prompt to be computed, to begin as forks of this one.
@@ -33,7 +34,7 @@ class Request:
     params: SamplingParams | None = None
     seed: int = 0
     output: Output | None = None
-    edits: np.ndarray | None = None
+    choice: Choice | None = None
     logits: list[np.ndarray] = field(default_factory=list)
     samples: tuple[Request, ...] = ()
     unborn: tuple[Request, ...] = ()

@@ -19,27 +19,28 @@ from oxjax.cache.blocks import NULL_PAGE
 from oxjax.cache.states import Saved
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
-from oxjax.engine.decode import MAX_STEPS, decode_steps
+from oxjax.engine.choice import Choice, room_for
+from oxjax.engine.decode import decode_steps
 from oxjax.engine.packed import (
-    STAGE_PARAMETERS,
     Room,
     decoding_record,
     n_numbers,
     n_words,
     sampling_record,
     sampling_rows,
+    sizes,
     split,
     unpack,
 )
 from oxjax.engine.scheduler import Work
 from oxjax.kernels.dot import least_rows
 from oxjax.models.decoder import EngineState, Params, hidden_states, init_state, logits_of, step
-from oxjax.sampling.edits import EDIT, LEAST_EDITS
-from oxjax.sampling.params import STAGES, SamplingParams
-from oxjax.sampling.penalties import LEAST_RECENT, recent_tokens
+from oxjax.sampling.edits import LEAST_EDITS
+from oxjax.sampling.penalties import LEAST_RECENT
 from oxjax.sampling.pipeline import Sampled, sample
 
 log = logging.getLogger("oxjax")
+LEAST_TOP = 8  # most likely tokens to report, where any are wanted
 
 
 class BatchShape(NamedTuple):
@@ -102,30 +103,18 @@ def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-_ALL = 2**31 - 1  # tokens of a window without an end
-
-
-class Choice(NamedTuple):
-    """How a request chooses a token.
+class Wanted(NamedTuple):
+    """A token to be chosen.
 
     Attributes:
-        params: what it asked for.
-        seed: of its draws.
-        edits: records of `EDIT`.
+        row: of the logits.
+        choice: how.
         tokens: before it, prompt included.
     """
 
-    params: SamplingParams
-    seed: int
-    edits: np.ndarray
+    row: int
+    choice: Choice
     tokens: list[int]
-
-    @property
-    def window(self) -> int:
-        """How many of the last tokens matter."""
-        if not self.params.penalizes:
-            return 0
-        return _ALL if self.params.penalty_window is None else self.params.penalty_window
 
 
 class Decoding(NamedTuple):
@@ -215,13 +204,13 @@ class Runner:
             return _logits_of(self.params, hidden, config=self.config)
 
     def sample(
-        self, logits: Float[Array, "N vocab"], wanted: Seq[tuple[int, Choice]], n_top: int, room: Room | None = None
+        self, logits: Float[Array, "N vocab"], wanted: Seq[Wanted], n_top: int, room: Room | None = None
     ) -> dict[str, np.ndarray]:
         """Choose tokens from rows of logits.
 
         Args:
             logits: from `run`.
-            wanted: row of the logits for each token, and how it is chosen. Rows may come more than once.
+            wanted: a token each. Rows may come more than once.
             n_top: the most likely tokens to report, at least.
             room: that the program has; None is enough for what is wanted.
 
@@ -229,7 +218,7 @@ class Runner:
             The columns of `Sampled`, on the host, an entry for each token wanted.
         """
         n_top = self._top_sizes(n_top)[-1]
-        room = _room(choice for _, choice in wanted) if room is None else room
+        room = room_for((choice, tokens) for _, choice, tokens in wanted) if room is None else room
         record = sampling_record(room)
         waves: list[dict[int, int]] = [{}]  # a call takes one token per row: row to place in `wanted`
         for place, (row, *_) in enumerate(wanted):
@@ -242,7 +231,9 @@ class Runner:
             packed = np.zeros((logits.shape[0], n_words(record)), np.int32)  # rows that nobody wants are greedy
             records = packed.view(record)[:, 0]
             for row, place in wave.items():
-                records[row] = _sampling_fields(wanted[place][1], room)
+                _, choice, tokens = wanted[place]
+                records[row] = choice.packed(room)
+                choice.place(records, row, tokens, room)
             with self._counted(_sample, f"sampling of {len(packed)} rows, {n_top} most likely, {room}"):
                 sampled = _sample(logits, packed, n_top=n_top, room=room, exact=self.config.exact)
             for name in sampled.__dataclass_fields__:
@@ -261,21 +252,22 @@ class Runner:
         Returns:
             The fields of `Decoded`, on the host: a column for each sequence, and more of padding.
         """
-        room = _room(s.choice for s in sequences)
+        room = room_for((s.choice, s.work.sequence.tokens) for s in sequences)
         record = decoding_record(room)
         packed = self._undecoded(len(sequences), room)
         records, tables = packed[:, : n_words(record)].view(record)[:, 0], packed[:, n_words(record) :]
         for i, (work, choice, n_steps, ends_call) in enumerate(sequences):
-            state = work.sequence.state
+            tokens, state = work.sequence.tokens, work.sequence.state
             records[i] = (
-                _sampling_fields(choice, room),
-                work.sequence.tokens[-1],
+                choice.packed(room),
+                tokens[-1],
                 n_steps,
                 not choice.params.ignore_eos,
                 ends_call,
                 state.slot or NULL_PAGE,
                 state.next_slot or NULL_PAGE,
             )
+            choice.place(records["sampling"], i, tokens, room)
             tables[i, : len(state.pages)] = state.pages
         return self._decode(packed, self._top_sizes(n_top)[-1], room)
 
@@ -294,10 +286,8 @@ class Runner:
 
     def _top_sizes(self, most: int) -> list[int]:
         """All numbers of reported tokens that programs are compiled for, where up to so many are wanted."""
-        sizes = [0]
-        while sizes[-1] < min(most, self.config.vocab_size):
-            sizes.append(min(max(8, 8 * sizes[-1]), self.config.vocab_size))
-        return sizes
+        vocab = self.config.vocab_size
+        return [0, *(min(n, vocab) for n in sizes(LEAST_TOP, min(most, vocab)))] if most else [0]
 
     def export(self, pages: Seq[int], slot: int | None, n_tokens: int) -> Saved:
         """A sequence's state on the host; see `export_state`."""
@@ -315,18 +305,18 @@ class Runner:
             self.state = copy_page(self.state, *jax.device_put((np.int32(source), np.int32(target))))
 
     def warm_up(
-        self, *, n_top: int = 0, room: Room | None = None, all_logits: bool = False, hidden: bool = False
+        self, *, n_top: int = 0, n_edits: int = 0, n_recent: int = 0, all_logits: bool = False, hidden: bool = False
     ) -> None:
         """Compile every shape that `run`, `sample` and preemption can meet, on batches of padding.
 
         Args:
             n_top: also for up to this many reported tokens.
-            room: also for rows that need up to so much.
+            n_edits: also for rows that change up to this many single logits.
+            n_recent: also for rows whose penalties look at up to this many tokens.
             all_logits: also for requests that want the logits of every row.
             hidden: also for requests that want hidden states.
         """
-        most = Room() if room is None else room
-        rooms = starmap(Room, product(_sizes(LEAST_EDITS, most.n_edits), _sizes(LEAST_RECENT, most.n_recent)))
+        rooms = starmap(Room, product(sizes(LEAST_EDITS, n_edits), sizes(LEAST_RECENT, n_recent)))
         kinds = list(product(self._top_sizes(n_top), rooms))
         for bucket in self.buckets:
             for wanted in (False, True) if all_logits else (False,):
@@ -387,42 +377,3 @@ def _build(work: Seq[Work], shape: BatchShape, *, all_logits: bool) -> Int[np.nd
     else:
         batch["logits_rows"][: len(work)] = batch["cu_q_lens"][1 : len(work) + 1] - 1
     return packed
-
-
-def _sizes(least: int, most: int) -> list[int]:
-    """All sizes that programs are compiled for, where up to so many of something are needed."""
-    sizes = [least]
-    while sizes[-1] < most:
-        sizes.append(sizes[-1] * 16)
-    return sizes
-
-
-def _room(choices: Iterable[Choice]) -> Room:
-    """For all that these choices depend on."""
-    n_edits = n_recent = 0
-    for choice in choices:
-        n_edits = max(n_edits, len(choice.edits))
-        n_recent = max(n_recent, min(choice.window, len(choice.tokens) + MAX_STEPS))
-    return Room(_sizes(LEAST_EDITS, n_edits)[-1], _sizes(LEAST_RECENT, n_recent)[-1])
-
-
-def _sampling_fields(choice: Choice, room: Room) -> tuple:
-    """A `sampling_record`."""
-    params, seed, edits, tokens = choice
-    whole = np.zeros(room.n_edits, EDIT)
-    whole[: len(edits)] = edits
-    order = np.zeros(len(STAGES), np.int32)
-    order[: len(params.stages)] = [STAGES.index(name) for name in params.stages]
-    return (
-        (seed >> 32, seed & 0xFFFFFFFF),
-        len(tokens),
-        tuple(whole[name] for name in EDIT.names),
-        (
-            choice.window,
-            params.repetition_penalty,
-            params.frequency_penalty,
-            params.presence_penalty,
-            recent_tokens(tokens if choice.window else (), room.n_recent),
-        ),
-        (order, len(params.stages), *(getattr(params, name) for name, _ in STAGE_PARAMETERS)),
-    )

@@ -32,6 +32,7 @@ from safetensors.numpy import save as to_safetensors
 from oxjax.cache.states import Saved
 from oxjax.cache.transfer import page_arrays, slot_arrays
 from oxjax.config import ModelConfig
+from oxjax.engine.choice import Choice
 from oxjax.engine.output import Chunk, Output
 from oxjax.engine.scheduler import Sequence
 from oxjax.errors import InvalidRequestError, RequestTooLargeError, SnapshotError, SnapshotMismatchError, TokenizerError
@@ -74,7 +75,7 @@ class Entry(NamedTuple):
     params: SamplingParams | None
     seed: int
     output: Output | None
-    edits: np.ndarray | None
+    choice: Choice | None
     logits: list[np.ndarray]
 
 
@@ -245,7 +246,8 @@ def _entry(host: Host, counts: _Counts, parts: dict[str, np.ndarray]) -> Entry:
             f"{counts.max_length} at the most"
         )
     edits = edits_of(params, host.tokenizer.eog_ids, counts.n_prompt, host.vocab_size)
-    return Entry(sequence, params, counts.seed, _replay(host, counts, params, parts), edits, logits)
+    output, choice = _replay(host, counts, params, parts), Choice(params, counts.seed, edits)
+    return Entry(sequence, params, counts.seed, output, choice, logits)
 
 
 def _replay(host: Host, counts: _Counts, params: SamplingParams, parts: dict[str, np.ndarray]) -> Output:

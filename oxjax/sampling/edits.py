@@ -7,7 +7,6 @@ from collections.abc import Collection
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from oxjax.errors import InvalidRequestError
@@ -37,10 +36,10 @@ class Edits:
         return jnp.where(positions[:, None] < self.until, self.values, 0.0)
 
 
-def add_edits(logits: Float[Array, "N vocab"], edits: Edits, values: Float[Array, "N E"]) -> Float[Array, "N vocab"]:
-    """Logits with these values added; they are not touched where there are none."""
+def add_edits(logits: Float[Array, "N vocab"], edits: Edits, positions: Int[Array, " N"]) -> Float[Array, "N vocab"]:
+    """Logits for tokens at these positions, edited."""
     rows = jnp.arange(len(logits), dtype=jnp.int32)[:, None]
-    return lax.cond(jnp.any(values != 0.0), lambda: logits.at[rows, edits.ids].add(values), lambda: logits)
+    return logits.at[rows, edits.ids].add(edits.at(positions))
 
 
 def edits_of(params: SamplingParams, eog_ids: Collection[int], n_prompt: int, vocab_size: int) -> np.ndarray:

@@ -25,8 +25,7 @@ class SamplingRows:
     """Parameters per row, `[N]` each; `seeds` holds the high and low 32 bits, `[N, 2]`.
 
     `positions` are those that the chosen tokens will take in their sequences; `edits` and then `penalties` change their
-    logits before all else. Rows of temperature 0 take the most
-    likely token, whatever their stages.
+    logits before all else. Rows of temperature 0 take the most likely token, whatever their stages.
     """
 
     seeds: UInt32[Array, "N 2"]
@@ -65,15 +64,19 @@ def sample(logits: Float[Array, "N vocab"], rows: SamplingRows, *, n_top: int, e
         exact: log-probabilities do not depend on the number of rows, to the bit.
     """
     greedy, largest, log_sum = row_best(logits, exact=exact)
-    added, penalties = rows.edits.at(rows.positions), rows.penalties
-    changed = penalize(add_edits(logits, rows.edits, added), penalties)
-    changes = jnp.any(added != 0.0) | jnp.any(penalties.penalizes)
-    greedy = lax.cond(changes, lambda: row_best(changed, exact=exact)[0], lambda: greedy)
-    tokens = lax.cond(
-        jnp.any(rows.stages.temperature > 0.0),
-        lambda: jnp.where(rows.stages.temperature > 0.0, _draw(changed, rows), greedy),
-        lambda: greedy,
-    )
+    changes = jnp.any(rows.edits.at(rows.positions) != 0.0) | jnp.any(rows.penalties.penalizes)
+    draws = rows.stages.temperature > 0.0
+
+    def change() -> tuple[Array, Array]:
+        changed = penalize(add_edits(logits, rows.edits, rows.positions), rows.penalties)
+        return changed, row_best(changed, exact=exact)[0]
+
+    def choose() -> Array:
+        changed, best = lax.cond(changes, change, lambda: (logits, greedy))
+        return lax.cond(jnp.any(draws), lambda: jnp.where(draws, _draw(changed, rows), best), lambda: best)
+
+    # Outermost, since a branch that hands logits through copies them all.
+    tokens = lax.cond(changes | jnp.any(draws), choose, lambda: greedy)
     top_logits, top_tokens = lax.top_k(logits, n_top)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
     logprobs = jnp.concatenate([chosen, top_logits], axis=-1) - largest[:, None] - log_sum[:, None]

@@ -69,9 +69,14 @@ def _probabilities(c: Candidates) -> Float[Array, " V"]:
     return weights / jnp.sum(weights)
 
 
+def _surprise(p: Float[Array, " V"]) -> Float[Array, " V"]:
+    """In nats; 0 for what is impossible."""
+    return -jnp.log(jnp.where(p > 0.0, p, 1.0))
+
+
 def _entropy(p: Float[Array, " V"]) -> Float[Array, ""]:
     """In nats."""
-    return -jnp.sum(jnp.where(p > 0.0, p * jnp.log(jnp.where(p > 0.0, p, 1.0)), 0.0))
+    return jnp.sum(p * _surprise(p))
 
 
 def _in_order(c: Candidates, does: Callable[[Array], Array]) -> Candidates:
@@ -83,8 +88,8 @@ def _in_order(c: Candidates, does: Callable[[Array], Array]) -> Candidates:
         return Candidates(c.logits[order], order, jnp.bool_(True))
 
     def selected() -> Candidates:
-        most, ids = lax.top_k(c.logits, min(BOUND, vocab))
-        pad = (0, vocab - len(most))
+        most, ids = lax.top_k(c.logits, BOUND)
+        pad = (0, vocab - BOUND)
         most, ids = jnp.pad(most, pad, constant_values=-jnp.inf), jnp.pad(ids.astype(jnp.int32), pad)
         return lax.cond(does(most), lambda: Candidates(most, ids, jnp.bool_(True)), all_of_them)
 
@@ -115,7 +120,7 @@ def top_k(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
 def typical_p(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
     """Those whose surprise is closest to the entropy, until they hold the share (Meister et al. 2023)."""
     p = _probabilities(c)
-    far = jnp.where(p > 0.0, jnp.abs(-jnp.log(jnp.where(p > 0.0, p, 1.0)) - _entropy(p)), jnp.inf)
+    far = jnp.where(p > 0.0, jnp.abs(_surprise(p) - _entropy(p)), jnp.inf)
     order = jnp.argsort(far, stable=True).astype(jnp.int32)
     before = _before(p[order])
     stays = jnp.zeros(len(p), bool).at[order].set((before <= s.typical_p) & (p[order] > 0.0))

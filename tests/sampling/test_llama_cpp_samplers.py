@@ -98,7 +98,7 @@ def test_biases(logits):
     ids = np.stack([rng.permutation(VOCAB)[:6] for _ in range(CASES)]).astype(np.int32)
     values = rng.choice([0.0, 2.5, -3.0, -np.inf], ids.shape).astype(np.float32)
     edits = Edits(jnp.asarray(ids), jnp.full(ids.shape, 1, jnp.int32), jnp.asarray(values))
-    got = np.asarray(jax.jit(add_edits)(jnp.asarray(logits), edits, edits.at(jnp.zeros(CASES, jnp.int32))))
+    got = np.asarray(jax.jit(add_edits)(jnp.asarray(logits), edits, jnp.zeros(CASES, jnp.int32)))
     pairs = [list(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
     cases = [{"sampler": "logit_bias", "args": p, "accepted": []} for p in pairs]
     np.testing.assert_array_equal(got, apply(logits, cases))

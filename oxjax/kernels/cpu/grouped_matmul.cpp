@@ -9,8 +9,6 @@ namespace {
 
 size_t n_experts(const Groups& groups) { return groups.bounds.size() - 1; }
 
-size_t panels(const QuantizedExperts& map) { return (map.d_out + kPanel - 1) / kPanel; }
-
 // Pairs without an expert come last.
 template <typename Map>
 void clear_others(const Groups& groups, const Map* maps, size_t n_maps) {
@@ -66,7 +64,7 @@ void grouped_dequantized_matmul(const float* x, size_t d_in, size_t pairs_per_ro
                                 const QuantizedExperts* maps, size_t n_maps, const ParallelFor& parallel_for) {
   float_products(x, d_in, pairs_per_row, groups, maps, n_maps, parallel_for,
                  [&](Product& p, const QuantizedExperts& map, size_t e) {
-                   p.matrix = map.panels + e * panels(map) * map.format.panel_bytes(d_in);
+                   p.matrix = map.panels + e * map.n_panels() * map.format.panel_bytes(d_in);
                    p.panels = &map.format;
                  });
 }
@@ -112,8 +110,8 @@ void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Gro
   for (size_t e = 0; e < n_experts(groups); ++e) {
     for (size_t m = 0; m < n_maps && groups.bounds[e] < groups.bounds[e + 1]; ++m) {
       const size_t at_once = std::max<size_t>(kTaskBytes / maps[m].format.panel_bytes(d_in), 1);
-      for (size_t panel = 0; panel < panels(maps[m]); panel += at_once)
-        tasks.push_back({e, m, panel, std::min(panels(maps[m]), panel + at_once)});
+      for (size_t panel = 0; panel < maps[m].n_panels(); panel += at_once)
+        tasks.push_back({e, m, panel, std::min(maps[m].n_panels(), panel + at_once)});
     }
   }
   clear_others(groups, maps, n_maps);
@@ -123,7 +121,7 @@ void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Gro
     const QuantizedExperts& map = maps[task.map];
     const size_t bytes = map.format.panel_bytes(d_in), first = groups.bounds[task.expert];
     const size_t last = groups.bounds[task.expert + 1];
-    const uint8_t* matrix = map.panels + task.expert * panels(map) * bytes;
+    const uint8_t* matrix = map.panels + task.expert * map.n_panels() * bytes;
     for (size_t panel = task.first_panel; panel < task.last_panel; ++panel) {
       const size_t width = std::min(kPanel, map.d_out - panel * kPanel);
       const uint8_t* codes = matrix + panel * bytes;

@@ -63,8 +63,6 @@ Quantized quantized(const float* x, int8_t* codes) {
   return y;
 }
 
-size_t panels(const Weights& w) { return (w.d_out + kPanel - 1) / kPanel; }
-
 }  // namespace
 
 Tile tile_for(const Format& f, size_t rows) {
@@ -157,13 +155,13 @@ void quantized_matmul(const float* x, size_t n_rows, size_t d_in, const Weights*
   size_t total = 0;
   for (size_t i = 0; i < n_weights; ++i) {
     panel_bytes.push_back(weights[i].format.panel_bytes(d_in));
-    total += panels(weights[i]) * panel_bytes[i];
+    total += weights[i].n_panels() * panel_bytes[i];
   }
   std::vector<Task> tasks;
   for (size_t i = 0; i < n_weights; ++i) {
     const size_t at_once = std::max<size_t>(std::min(kMostBytes, total / kTasks) / panel_bytes[i], 1);
-    for (size_t panel = 0; panel < panels(weights[i]); panel += at_once)
-      tasks.push_back({i, panel, std::min(panels(weights[i]), panel + at_once)});
+    for (size_t panel = 0; panel < weights[i].n_panels(); panel += at_once)
+      tasks.push_back({i, panel, std::min(weights[i].n_panels(), panel + at_once)});
   }
   // Its rows go through these in blocks that stay in the second cache.
   constexpr size_t kBlockBytes = 512 << 10;

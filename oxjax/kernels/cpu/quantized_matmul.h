@@ -32,6 +32,8 @@ struct Weights {
   const uint8_t* panels;
   size_t d_out;
   float* out;  // [rows, d_out]
+
+  size_t n_panels() const { return (d_out + kPanel - 1) / kPanel; }
 };
 
 // out = x @ w for each of the weights. `d_in` is a multiple of 32, and of 256 where a format has two levels.

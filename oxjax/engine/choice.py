@@ -1,0 +1,72 @@
+"""How a request chooses its tokens, packed once: most of it is the same at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from oxjax.engine.decode import MAX_STEPS
+from oxjax.engine.packed import STAGE_PARAMETERS, Room, sampling_record, sizes
+from oxjax.sampling.edits import EDIT, LEAST_EDITS
+from oxjax.sampling.params import STAGES, SamplingParams
+from oxjax.sampling.penalties import LEAST_RECENT, recent_tokens
+
+_ALL = 2**31 - 1  # tokens of a window without an end
+
+
+class Choice:
+    """What does not change from one token of a request to the next.
+
+    Args:
+        params: what it asked for.
+        seed: of its draws.
+        edits: records of `EDIT`.
+
+    Attributes:
+        window: how many of the last tokens matter.
+    """
+
+    def __init__(self, params: SamplingParams, seed: int, edits: np.ndarray):
+        self.params, self.seed, self.edits = params, seed, edits
+        self.window = 0
+        if params.penalizes:
+            self.window = _ALL if params.penalty_window is None else params.penalty_window
+        self._packed: dict[Room, np.ndarray] = {}
+
+    def packed(self, room: Room) -> np.ndarray:
+        """A `sampling_record`, but for the position and the last tokens."""
+        if room not in self._packed:
+            self._packed[room] = self._pack(room)
+        return self._packed[room]
+
+    def place(self, records: np.ndarray, i: int, tokens: list[int], room: Room) -> None:
+        """Write what is missing in row `i` of `sampling_record`s, for the token after these."""
+        records["positions"][i] = len(tokens)
+        if self.window:
+            records["penalties"]["recent"][i] = recent_tokens(tokens, room.n_recent)
+
+    def _pack(self, room: Room) -> np.ndarray:
+        record, params = np.zeros((), sampling_record(room)), self.params
+        record["seeds"] = self.seed >> 32, self.seed & 0xFFFFFFFF
+        for name in EDIT.names:
+            record["edits"][name][: len(self.edits)] = self.edits[name]
+        penalties = record["penalties"]
+        penalties["window"] = self.window
+        for name in ("repetition", "frequency", "presence"):
+            penalties[name] = getattr(params, f"{name}_penalty")
+        stages = record["stages"]
+        order = [STAGES.index(name) for name in params.stages]
+        stages["order"][: len(order)], stages["n_stages"] = order, len(order)
+        for name, _ in STAGE_PARAMETERS:
+            stages[name] = getattr(params, name)
+        return record
+
+
+def room_for(choices: Iterable[tuple[Choice, list[int]]]) -> Room:
+    """For all that these choices depend on after these tokens, and after as many more as a call may add."""
+    n_edits = n_recent = 0
+    for choice, tokens in choices:
+        n_edits = max(n_edits, len(choice.edits))
+        n_recent = max(n_recent, min(choice.window, len(tokens) + MAX_STEPS))
+    return Room(sizes(LEAST_EDITS, n_edits)[-1], sizes(LEAST_RECENT, n_recent)[-1])
