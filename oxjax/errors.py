@@ -73,6 +73,10 @@ class NonFiniteLogitsError(RequestError):
     """The model produced NaN or infinite logits for this request."""
 
 
+class NothingLeftError(RequestError):
+    """What a request forbids left no token to choose."""
+
+
 class CacheError(OxjaxError):
     """Misuse or exhaustion of the pages and slots that hold the state of sequences."""
 

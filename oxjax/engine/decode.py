@@ -51,15 +51,17 @@ class Decoded:
 
     Attributes:
         n_steps: steps that ran.
-        tokens, logprobs, top_tokens, top_logprobs, finite: as in `Sampled`.
+        tokens, logprobs, ranks, top_tokens, top_logprobs, mus, faults: as in `Sampled`.
     """
 
     n_steps: Int[Array, ""]
     tokens: Int[Array, "K S"]
     logprobs: Float[Array, "K S"]
+    ranks: Int[Array, "K S"]
     top_tokens: Int[Array, "K S n_top"]
     top_logprobs: Float[Array, "K S n_top"]
-    finite: Bool[Array, "K S"]
+    mus: Float[Array, "K S"]
+    faults: Int[Array, "K S"]
 
 
 def unpack_rows(packed: Int[Array, "S words"], room: Room) -> DecodeRows:
@@ -135,18 +137,21 @@ def decode_steps(
         chosen = _apart(jnp.any(goes), lambda: vars(sample(logits, draws, n_top=n_top, exact=config.exact)))
         lines = jax.tree.map(lambda line, new: line.at[i].set(new), lines, chosen)
         ended = rows.heeds_ends & jnp.any(chosen["tokens"][:, None] == end_ids, axis=-1)
-        goes &= chosen["finite"] & ~ended & (i + 1 < rows.n_steps)
+        goes &= (chosen["faults"] == 0) & ~ended & (i + 1 < rows.n_steps)
         tokens = jnp.where(goes, chosen["tokens"], tokens)
         penalties = draws.penalties.followed_by(tokens)  # of rows that have ended whatever
-        draws = draws.replace(positions=positions + goes.astype(jnp.int32), penalties=penalties)
+        mus = jnp.where(goes, chosen["mus"], draws.mus)
+        draws = draws.replace(positions=positions + goes.astype(jnp.int32), penalties=penalties, mus=mus)
         return i + 1, state, tokens, draws, goes, lines
 
     lines = {
         "tokens": jnp.zeros((MAX_STEPS, n_seqs), jnp.int32),
         "logprobs": jnp.zeros((MAX_STEPS, n_seqs)),
+        "ranks": jnp.zeros((MAX_STEPS, n_seqs), jnp.int32),
         "top_tokens": jnp.zeros((MAX_STEPS, n_seqs, n_top), jnp.int32),
         "top_logprobs": jnp.zeros((MAX_STEPS, n_seqs, n_top)),
-        "finite": jnp.zeros((MAX_STEPS, n_seqs), bool),
+        "mus": jnp.zeros((MAX_STEPS, n_seqs)),
+        "faults": jnp.zeros((MAX_STEPS, n_seqs), jnp.int32),
     }
     start = jnp.int32(0), state, rows.tokens, rows.sampling, is_real, lines
     n_steps, state, *_, lines = lax.while_loop(goes_on, one_step, start)

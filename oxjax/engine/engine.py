@@ -24,14 +24,20 @@ from oxjax.engine.request import Request
 from oxjax.engine.runner import Decoding, Runner, Wanted
 from oxjax.engine.scheduler import Scheduler, Sequence, Work
 from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint, state_specs
-from oxjax.errors import InvalidRequestError, NonFiniteLogitsError, SnapshotError
+from oxjax.errors import InvalidRequestError, NonFiniteLogitsError, NothingLeftError, SnapshotError
 from oxjax.models.load import Model
 from oxjax.sampling.edits import edits_of
 from oxjax.sampling.params import SamplingParams, sample_seed
+from oxjax.sampling.pipeline import NOT_FINITE, NOTHING_LEFT
 
 log = logging.getLogger("oxjax")
-_CHOICE = "tokens", "logprobs", "top_tokens", "top_logprobs", "finite"  # columns of `Sampled` and `Decoded`
+# Columns of `Sampled` and `Decoded`.
+_CHOICE = "tokens", "logprobs", "ranks", "top_tokens", "top_logprobs", "mus", "faults"
 
+_FAULTS = {
+    NOT_FINITE: lambda at: NonFiniteLogitsError(f"the logits for position {at} hold NaN or infinity"),
+    NOTHING_LEFT: lambda at: NothingLeftError(f"no token may follow at position {at}: all are forbidden"),
+}
 CALL_SECONDS = 0.04  # of decoding without the host: so long waits whoever comes, cancels or reads a stream
 
 
@@ -333,7 +339,7 @@ class Engine:
         if not work:
             return
         alone = len(work) == len(self.scheduler.running) and all(w.decodes for w in work)
-        if alone and not any(self._requests[w.sequence].unborn for w in work):
+        if alone and not any(r.unborn or r.output.is_guided for r in (self._requests[w.sequence] for w in work)):
             device = self._decode(work)
         else:
             device = self._run(work)
@@ -348,7 +354,7 @@ class Engine:
         n_steps = self.scheduler.reserve_ahead(work, wanted)
         someone_waits = self.scheduler.n_waiting > 0  # for a place, which who ends leaves
         rows = [
-            Decoding(w, r.choice, min(n, n_steps), someone_waits)
+            Decoding(w, r.choice, r.output.moment(w.sequence.tokens), min(n, n_steps), someone_waits)
             for w, r, n in zip(work, requests, n_left, strict=True)
         ]
         device = time.perf_counter_ns()
@@ -417,8 +423,8 @@ class Engine:
 
     def _sample(self, logits: Any, choosing: list[_Chooser]) -> dict[str, np.ndarray]:
         """Choose a token for each; the columns of `Sampled`, on the host."""
-        rows = [Wanted(c.row, c.request.choice, c.request.sequence.tokens) for c in choosing]
-        return self.runner.sample(logits, rows, max(c.request.params.logprobs for c in choosing))
+        rows = [Wanted(row, r.choice, r.output.moment(r.sequence.tokens)) for row, r, _ in choosing]
+        return self.runner.sample(logits, rows, max(r.params.logprobs for _, r, _ in choosing))
 
     def _deliver(self, choosing: list[_Chooser], sampled: dict[str, np.ndarray]) -> None:
         """Hand what was chosen to the requests; those that were unborn begin before their parent goes on."""
@@ -436,14 +442,16 @@ class Engine:
         request: Request,
         token: int,
         logprob: float,
+        rank: int,
         top_tokens: list[int],
         top_logprobs: list[float],
-        finite: bool,
+        mu: float,
+        fault: int,
     ) -> str | None:
         """Append what was chosen for a request; returns how it leaves, if it does."""
         tokens, n_top = request.sequence.tokens, request.params.logprobs
-        if not finite:
-            request.error = NonFiniteLogitsError(f"the logits for position {len(tokens)} hold NaN or infinity")
+        if fault:
+            request.error = _FAULTS[fault](len(tokens))
             return "failed"
         pairs: tuple[tuple[int, float], ...] = ()
         if n_top:
@@ -451,4 +459,7 @@ class Engine:
             pairs = (token, logprob), *(pair for pair in top if pair[0] != token)
         tokens.append(token)
         self._counts["generated"] += 1
-        return "finished" if request.output.push(token, logprob, pairs).finish_reason is not None else None
+        chunk = request.output.push(
+            token, logprob, pairs, rank if n_top else None, mu if request.params.mirostat else None
+        )
+        return "finished" if chunk.finish_reason is not None else None

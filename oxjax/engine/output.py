@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from oxjax.engine.choice import Moment
 from oxjax.errors import InvalidRequestError
+from oxjax.sampling.dry import Dry
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
@@ -16,13 +18,15 @@ class Chunk:
 
     Attributes:
         token_id: its id.
-        logprob: its log-probability under the raw distribution.
+        logprob: its log-probability, of the distribution that `params.logprobs_of` names.
         top_logprobs: (id, log-probability) of the chosen token, then of the `params.logprobs` most likely ones
             where they are not the chosen one; empty unless asked for.
         text: the text that became certain with it; may be empty, or more than the token's own.
         finish_reason: None, or why this is the last one: "stop" (an end-of-generation token, a stop token or a stop
             text), "length" (`max_tokens`) or "context" (no room is left).
         stop_reason: the stop text, or the id of the stop token, that ended it; None for anything else.
+        rank: the token's place in that distribution, from 1; None unless log-probabilities were asked for.
+        mu: what mirostat has come to with it, in bits; None without mirostat.
     """
 
     token_id: int
@@ -31,6 +35,8 @@ class Chunk:
     text: str
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    rank: int | None = None
+    mu: float | None = None
 
 
 class Output:
@@ -47,8 +53,10 @@ class Output:
         self.tokenizer, self.params, self.max_new = tokenizer, params, max_new
         self.chunks: list[Chunk] = []
         self._detokenizer = tokenizer.detokenizer(skip_special=True)
+        self._dry = Dry(params, tokenizer.token_bytes) if params.dry_multiplier else None
         for token in prompt:
             self._detokenizer.push(token)
+            self._remember(token)
         self._held = ""  # text that may turn out to be the beginning of a stop text
 
     def replay(self, chunks: Iterable[Chunk]) -> Output:
@@ -58,15 +66,42 @@ class Output:
             InvalidRequestError: they already end it.
         """
         for chunk in chunks:
-            again = self.push(chunk.token_id, chunk.logprob, chunk.top_logprobs)
+            again = self.push(chunk.token_id, chunk.logprob, chunk.top_logprobs, chunk.rank, chunk.mu)
             if again.finish_reason is not None:
                 raise InvalidRequestError(
                     f"it is done after {len(self.chunks)} of these tokens: {again.finish_reason!r}"
                 )
         return self
 
-    def push(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> Chunk:
-        """Take the next token; the chunk says whether it was the last."""
+    @property
+    def is_guided(self) -> bool:
+        """Whether the host has a say in every token."""
+        return self._dry is not None
+
+    def moment(self, tokens: list[int]) -> Moment:
+        """What the choice of the next token depends on.
+
+        Args:
+            tokens: so far, prompt included.
+        """
+        repeating = [] if self._dry is None else self._dry.penalties(tokens)
+        mu = self.chunks[-1].mu if self.chunks else None
+        return Moment(tokens, 2.0 * self.params.mirostat_tau if mu is None else mu, repeating)
+
+    def _remember(self, token: int) -> None:
+        if self._dry is not None:
+            self._dry.push(token)
+
+    def push(
+        self,
+        token: int,
+        logprob: float,
+        top: tuple[tuple[int, float], ...],
+        rank: int | None = None,
+        mu: float | None = None,
+    ) -> Chunk:
+        """Take the next token; the chunk says whether it was the last. For the arguments see there."""
+        self._remember(token)
         params, n_new = self.params, len(self.chunks) + 1
         cause: str | int | None = token if token in params.stop_token_ids else None
         at_end = cause is not None or (token in self.tokenizer.eog_ids and not params.ignore_eos)
@@ -84,7 +119,7 @@ class Output:
                 text, reason = text[:at], "stop"
             keep = 0 if reason is not None else self._may_begin_stop(text)
         self._held = text[len(text) - keep :]
-        self.chunks.append(Chunk(token, logprob, top, text[: len(text) - keep], reason, cause))
+        self.chunks.append(Chunk(token, logprob, top, text[: len(text) - keep], reason, cause, rank, mu))
         return self.chunks[-1]
 
     def _may_begin_stop(self, text: str) -> int:

@@ -16,13 +16,14 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from oxjax.sampling.edits import EDIT, LEAST_EDITS, Edits
-from oxjax.sampling.params import STAGES
+from oxjax.sampling.params import ALL_STAGES
 from oxjax.sampling.penalties import LEAST_RECENT, Penalties
 from oxjax.sampling.pipeline import SamplingRows
 from oxjax.sampling.stages import Stages
 
-_REALS = [name for name in Stages.__dataclass_fields__ if name not in ("order", "n_stages", "top_k")]
-STAGE_PARAMETERS = [("top_k", np.int32), *((name, np.float32) for name in _REALS)]
+_WHOLE = "top_k", "mirostat"
+_REALS = [name for name in Stages.__dataclass_fields__ if name not in ("order", "n_stages", *_WHOLE)]
+STAGE_PARAMETERS = [*((name, np.int32) for name in _WHOLE), *((name, np.float32) for name in _REALS)]
 
 
 class Room(NamedTuple):
@@ -58,7 +59,10 @@ def sampling_record(room: Room) -> np.dtype:
             ("positions", np.int32),
             ("edits", [(name, EDIT[name], (room.n_edits,)) for name in EDIT.names]),
             ("penalties", [*penalties, ("recent", np.int32, (room.n_recent,))]),
-            ("stages", [("order", np.int32, (len(STAGES),)), ("n_stages", np.int32), *STAGE_PARAMETERS]),
+            ("stages", [("order", np.int32, (len(ALL_STAGES),)), ("n_stages", np.int32), *STAGE_PARAMETERS]),
+            ("mus", np.float32),
+            ("masked", np.int32),
+            ("reports_final", np.int32),
         ]
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from functools import partial
 from itertools import product, starmap
@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from oxjax.batch import Batch
 from oxjax.cache.blocks import NULL_PAGE
 from oxjax.cache.states import Saved
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
-from oxjax.engine.choice import Choice, room_for
+from oxjax.engine.choice import Choice, Moment, room_for
 from oxjax.engine.decode import decode_steps
 from oxjax.engine.packed import (
     Room,
@@ -90,9 +90,15 @@ _decode_steps = jax.jit(decode_steps, static_argnames=("config", "n_top", "room"
 
 @partial(jax.jit, static_argnames=("n_top", "room", "exact"))
 def _sample(
-    logits: Float[Array, "N vocab"], packed: Int[Array, "N words"], *, n_top: int, room: Room, exact: bool
+    logits: Float[Array, "N vocab"],
+    packed: Int[Array, "N words"],
+    masks: UInt32[Array, "N mask_words"],
+    *,
+    n_top: int,
+    room: Room,
+    exact: bool,
 ) -> Sampled:
-    return sample(logits, sampling_rows(unpack(packed, sampling_record(room))), n_top=n_top, exact=exact)
+    return sample(logits, sampling_rows(unpack(packed, sampling_record(room))), masks, n_top=n_top, exact=exact)
 
 
 def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
@@ -109,12 +115,12 @@ class Wanted(NamedTuple):
     Attributes:
         row: of the logits.
         choice: how.
-        tokens: before it, prompt included.
+        moment: what it depends on.
     """
 
     row: int
     choice: Choice
-    tokens: list[int]
+    moment: Moment
 
 
 class Decoding(NamedTuple):
@@ -123,12 +129,14 @@ class Decoding(NamedTuple):
     Attributes:
         work: its next row.
         choice: how its next token is chosen, and those after it.
+        moment: what the next one depends on.
         n_steps: most steps.
         ends_call: whether nobody goes on without it.
     """
 
     work: Work
     choice: Choice
+    moment: Moment
     n_steps: int
     ends_call: bool
 
@@ -165,6 +173,11 @@ class Runner:
         self.state = init_state(config, n_pages=n_pages, page_size=page_size, n_slots=n_slots)
         self.buckets = row_buckets(max_rows, exact=config.exact)
         self.table_width = -(-max_context // page_size)
+        self._mask_words = -(-config.vocab_size // 32)
+        shapes = [self._shape(bucket, wants_all) for bucket in self.buckets for wants_all in (False, True)]
+        self._no_masks = {
+            s.n_logits: jax.device_put(np.zeros((s.n_logits, self._mask_words), np.uint32)) for s in shapes
+        }
         self._end_ids = jax.device_put(np.array(sorted(end_ids), np.int32))
         self.compilations: Counter[str] = Counter()
 
@@ -218,7 +231,7 @@ class Runner:
             The columns of `Sampled`, on the host, an entry for each token wanted.
         """
         n_top = self._top_sizes(n_top)[-1]
-        room = room_for((choice, tokens) for _, choice, tokens in wanted) if room is None else room
+        room = room_for((choice, moment) for _, choice, moment in wanted) if room is None else room
         record = sampling_record(room)
         waves: list[dict[int, int]] = [{}]  # a call takes one token per row: row to place in `wanted`
         for place, (row, *_) in enumerate(wanted):
@@ -231,16 +244,27 @@ class Runner:
             packed = np.zeros((logits.shape[0], n_words(record)), np.int32)  # rows that nobody wants are greedy
             records = packed.view(record)[:, 0]
             for row, place in wave.items():
-                _, choice, tokens = wanted[place]
+                _, choice, moment = wanted[place]
                 records[row] = choice.packed(room)
-                choice.place(records, row, tokens, room)
+                choice.place(records, row, moment, room)
+            masks = self._masks(len(packed), {row: wanted[place].moment.mask for row, place in wave.items()})
             with self._counted(_sample, f"sampling of {len(packed)} rows, {n_top} most likely, {room}"):
-                sampled = _sample(logits, packed, n_top=n_top, room=room, exact=self.config.exact)
+                sampled = _sample(logits, packed, masks, n_top=n_top, room=room, exact=self.config.exact)
             for name in sampled.__dataclass_fields__:
                 part = np.asarray(getattr(sampled, name))
                 column = columns.setdefault(name, np.empty((len(wanted), *part.shape[1:]), part.dtype))
                 column[list(wave.values())] = part[list(wave)]
         return columns
+
+    def _masks(self, n_rows: int, masks: Mapping[int, np.ndarray | None]) -> np.ndarray | Array:
+        """An array of these masks of rows; one that is on the device already where there are none."""
+        if all(mask is None for mask in masks.values()):
+            return self._no_masks[n_rows]
+        packed = np.zeros((n_rows, self._mask_words), np.uint32)
+        for row, mask in masks.items():
+            if mask is not None:
+                packed[row] = mask
+        return packed
 
     def decode(self, sequences: Seq[Decoding], n_top: int) -> dict[str, np.ndarray]:
         """Run steps of sequences that decode, in one call; see `decode_steps`.
@@ -252,22 +276,22 @@ class Runner:
         Returns:
             The fields of `Decoded`, on the host: a column for each sequence, and more of padding.
         """
-        room = room_for((s.choice, s.work.sequence.tokens) for s in sequences)
+        room = room_for((s.choice, s.moment) for s in sequences)
         record = decoding_record(room)
         packed = self._undecoded(len(sequences), room)
         records, tables = packed[:, : n_words(record)].view(record)[:, 0], packed[:, n_words(record) :]
-        for i, (work, choice, n_steps, ends_call) in enumerate(sequences):
-            tokens, state = work.sequence.tokens, work.sequence.state
+        for i, (work, choice, moment, n_steps, ends_call) in enumerate(sequences):
+            state = work.sequence.state
             records[i] = (
                 choice.packed(room),
-                tokens[-1],
+                moment.tokens[-1],
                 n_steps,
                 not choice.params.ignore_eos,
                 ends_call,
                 state.slot or NULL_PAGE,
                 state.next_slot or NULL_PAGE,
             )
-            choice.place(records["sampling"], i, tokens, room)
+            choice.place(records["sampling"], i, moment, room)
             tables[i, : len(state.pages)] = state.pages
         return self._decode(packed, self._top_sizes(n_top)[-1], room)
 

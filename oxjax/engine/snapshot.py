@@ -1,12 +1,12 @@
 """Requests of an engine as bytes, and back: what a snapshot holds, and how one is checked before it is believed.
 
 A snapshot is a safetensors file (https://github.com/huggingface/safetensors#format). Its arrays hold the requests
-one after the other: `tokens`; `logprobs`, `top_counts`, `top_tokens` and `top_logprobs` of what was generated;
-`logits` of prompts that are scored; `state.*`, the keys and values of computed tokens, without regard to pages; and
-`slot.*`, the recurrent state after them.
+one after the other: `tokens`; `logprobs`, `ranks`, `mus`, `top_counts`, `top_tokens` and `top_logprobs` of what was
+generated; `logits` of prompts that are scored; `state.*`, the keys and values of computed tokens, without regard to
+pages; and `slot.*`, the recurrent state after them.
 Its metadata holds a JSON header: format, version, fingerprint of the model, the counts and parameters of each
-request, and a checksum of all other bytes of the file. Draws depend on seed and position alone, and text on tokens
-alone, so neither leaves a state to be kept.
+request, and a checksum of all other bytes of the file. Draws depend on seed and position alone, text and repetitions on
+tokens alone, so none of them leaves a state to be kept; mirostat's are the `mus`.
 
 The checksum finds damage, not malice: resume snapshots that you trust.
 """
@@ -41,7 +41,7 @@ from oxjax.sampling.edits import edits_of
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
-FORMAT, VERSION = "oxjax snapshot", 2
+FORMAT, VERSION = "oxjax snapshot", 3
 _KEY = "oxjax"  # of the header among the metadata
 _NO_CHECKSUM = "0" * 64
 _DTYPE_NAMES = {"int32": "I32", "float32": "F32", "float64": "F64", "bfloat16": "BF16"}
@@ -98,6 +98,14 @@ class _Counts:
     def n_new(self) -> int:
         return self.n_tokens - self.n_prompt
 
+    @property
+    def n_ranks(self) -> int:
+        return self.n_new if self.params and self.params.get("logprobs") else 0
+
+    @property
+    def n_mus(self) -> int:
+        return self.n_new if self.params and self.params.get("mirostat") else 0
+
 
 def model_fingerprint(config: ModelConfig, params: Any) -> str:
     """Names a model by its content, config and every parameter, to the bit, and by how it is computed.
@@ -125,6 +133,8 @@ def _layout(host: Host) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
     return {
         "tokens": ("n_tokens", np.dtype(np.int32), ()),
         "logprobs": ("n_new", np.dtype(np.float64), ()),
+        "ranks": ("n_ranks", np.dtype(np.int32), ()),
+        "mus": ("n_mus", np.dtype(np.float64), ()),
         "top_counts": ("n_new", np.dtype(np.int32), ()),
         "top_tokens": ("n_top", np.dtype(np.int32), ()),
         "top_logprobs": ("n_top", np.dtype(np.float64), ()),
@@ -160,6 +170,8 @@ def _columns(entry: Entry, saved: Saved | None) -> dict[str, list | np.ndarray]:
     return {
         "tokens": entry.sequence.tokens,
         "logprobs": [chunk.logprob for chunk in chunks],
+        "ranks": [chunk.rank for chunk in chunks if chunk.rank is not None],
+        "mus": [chunk.mu for chunk in chunks if chunk.mu is not None],
         "top_counts": [len(chunk.top_logprobs) for chunk in chunks],
         "top_tokens": [token for token, _ in top],
         "top_logprobs": [logprob for _, logprob in top],
@@ -257,9 +269,16 @@ def _replay(host: Host, counts: _Counts, params: SamplingParams, parts: dict[str
     n_top = parts["top_counts"]
     if (n_top.size and not 0 <= n_top.min() <= n_top.max() <= params.logprobs + 1) or n_top.sum() != counts.n_top:
         raise SnapshotError(f"top_counts do not add up to {counts.n_top}, or are not from 0 to {params.logprobs + 1}")
+    if not np.isfinite(parts["mus"]).all():
+        raise SnapshotError("a mu of mirostat is not finite")
     pairs = zip(parts["top_tokens"].tolist(), parts["top_logprobs"].tolist(), strict=True)
-    rows = zip(new.tolist(), parts["logprobs"].tolist(), n_top.tolist(), strict=True)
-    return output.replay(Chunk(token, logprob, tuple(next(pairs) for _ in range(n)), "") for token, logprob, n in rows)
+    nones = [None] * len(new)
+    ranks, mus = (parts[name].tolist() or nones for name in ("ranks", "mus"))
+    rows = zip(new.tolist(), parts["logprobs"].tolist(), n_top.tolist(), ranks, mus, strict=True)
+    return output.replay(
+        Chunk(token, logprob, tuple(next(pairs) for _ in range(n)), "", rank=rank, mu=mu)
+        for token, logprob, n, rank, mu in rows
+    )
 
 
 def _read_counts(i: int, raw: object) -> _Counts:
@@ -293,6 +312,8 @@ def _read_params(raw: dict[str, Any]) -> SamplingParams:
     kinds: dict[str, tuple[type, ...]] = {field.name: (int,) for field in dataclasses.fields(SamplingParams)}
     reals = [f.name for f in dataclasses.fields(SamplingParams) if isinstance(f.default, float)]
     kinds |= dict.fromkeys(reals, real) | dict.fromkeys(("max_tokens", "seed", "penalty_window"), optional)
+    texts = [f.name for f in dataclasses.fields(SamplingParams) if isinstance(f.default, str)]
+    kinds |= {"dry_window": optional} | dict.fromkeys(texts, (str,))
     lists = [f.name for f in dataclasses.fields(SamplingParams) if isinstance(f.default, tuple)]
     kinds |= {"ignore_eos": (bool,)} | dict.fromkeys(lists, (list,))
     if set(raw) != set(kinds):

@@ -34,6 +34,8 @@ _TARGETS = (
     "oxjax_dot_heads",
     "oxjax_float_matmul",
     "oxjax_grouped_matmul",
+    "oxjax_gumbel_max",
+    "oxjax_keep_largest",
     "oxjax_linear_scan",
     "oxjax_paged_attention",
     "oxjax_quantized_matmul",

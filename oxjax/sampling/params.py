@@ -24,16 +24,30 @@ STAGES = (
     "top_n_sigma",
     "xtc",
 )
+ALL_STAGES = (*STAGES, "mirostat_1", "mirostat_2")  # which come last
+REPORTED = ("model", "sampling")
 MOST_BIAS = 1e6  # more than any logit, and far from what float32 ends at
+
+
+# What says more about what others ask for.
+_DETAILS = {
+    "temperature_exponent": ("temperature_range",),
+    "xtc_threshold": ("xtc_probability",),
+    "mirostat_tau": ("mirostat",),
+    "mirostat_eta": ("mirostat",),
+    "penalty_window": ("repetition_penalty", "frequency_penalty", "presence_penalty"),
+    **dict.fromkeys(("dry_base", "dry_allowed_length", "dry_window", "dry_breakers"), ("dry_multiplier",)),
+}
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How to choose the next token, and when to stop.
 
-    The stages act in this order: bias and bans, penalties, greedy if `temperature` is 0, else those of `order`, draw.
-    The defaults draw from the model's own distribution until it ends the text. Every stage works on what the one
-    before left, and probabilities are those of what is left; none takes the most likely token away, but `xtc`.
+    The stages act in this order: bias and bans, penalties, DRY, greedy if `temperature` is 0, else those of `order`,
+    mirostat, draw. The defaults draw from the model's own distribution until it ends the text. Every stage works on
+    what the one before left, and probabilities are those of what is left; none takes the most likely token away, but
+    `xtc` and `typical_p`. What can have no effect is refused.
 
     Attributes:
         max_tokens: most tokens to generate; None goes on to the end of the context.
@@ -61,11 +75,17 @@ class SamplingParams:
         xtc_probability: how often, step by step, all tokens above `xtc_threshold` but the least likely of them are
             excluded (p-e-w, text-generation-webui #6335).
         xtc_threshold: a probability up to 0.5.
+        mirostat: 1 or 2 steers the surprise of what is drawn to `mirostat_tau`, by that version of mirostat (Basu et
+            al. 2020, https://arxiv.org/abs/2007.14966; the second as llama.cpp has it), on what the stages left; 0 does
+            not.
+        mirostat_tau: in bits.
+        mirostat_eta: how fast.
         order: the stages, by the names of their parameters, in the order in which they act: all that are in use.
         seed: 0 to 2^64 - 1. Together with model, prompt and these parameters it determines the output.
             None takes one from the operating system, which the result reports.
-        logprobs: how many of the most likely tokens to report at each step, besides the chosen one; of the
-            raw distribution, before temperature and truncation.
+        logprobs: how many of the most likely tokens to report at each step, besides the chosen one, and its rank.
+        logprobs_of: "model" reports log-probabilities of the model's own distribution, "sampling" those of what is
+            drawn from, after all stages; at `temperature` 0 after those before greedy.
         logit_bias: what is added to the logits of single tokens, before all else: a mapping from ids, or pairs.
         banned_tokens: ids that are never chosen, whatever their bias.
         repetition_penalty: divides the logits of tokens that the text has lately had, where they are positive, and
@@ -75,6 +95,12 @@ class SamplingParams:
         presence_penalty: what is subtracted once.
         penalty_window: how many of the last tokens these penalties look at, prompt included, as in llama.cpp; None
             takes all, 0 none.
+        dry_multiplier: what is subtracted from the logits of tokens that continue a repetition which has
+            `dry_allowed_length` tokens (p-e-w, text-generation-webui #5677); 0 does not.
+        dry_base: that much more for every token that the repetition has more.
+        dry_allowed_length: see there.
+        dry_window: how many of the last tokens are searched, prompt included; None takes all.
+        dry_breakers: texts that no repetition goes across.
         stop: texts that end the generation; they are not part of the result's text.
         stop_token_ids: tokens that end it; they are part of the result's tokens, not of its text.
         ignore_eos: go on after end-of-generation tokens.
@@ -109,6 +135,15 @@ class SamplingParams:
     top_n_sigma: float = 0.0
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    logprobs_of: str = "model"
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_window: int | None = None
+    dry_breakers: tuple[str, ...] | list[str] = ("\n", ":", '"', "*")
     order: tuple[str, ...] | list[str] = STAGES
 
     def __post_init__(self) -> None:
@@ -130,8 +165,15 @@ class SamplingParams:
             raise InvalidRequestError(f"order {self.order}: expected some of {', '.join(STAGES)}, each once")
         if missing := self._used - set(self.order):
             raise InvalidRequestError(f"order {self.order} leaves out {', '.join(sorted(missing))}, which are in use")
+        _whole("mirostat", self.mirostat, 0, 2)
+        _real("mirostat_tau", self.mirostat_tau, 0.0, MOST_BIAS)
+        _real("mirostat_eta", self.mirostat_eta, 0.0, 1.0, above=True)
+        self._check_dry()
+        self._check_effects()
         _whole("seed", self.seed, 0, 2**64 - 1, optional=True)
         _whole("logprobs", self.logprobs, 0)
+        if self.logprobs_of not in REPORTED:
+            raise InvalidRequestError(f"logprobs_of {self.logprobs_of!r}: expected {' or '.join(map(repr, REPORTED))}")
         _whole("n", self.n, 1)
         _real("repetition_penalty", self.repetition_penalty, 0.0, MOST_BIAS, above=True)
         _real("frequency_penalty", self.frequency_penalty, -MOST_BIAS, MOST_BIAS)
@@ -155,6 +197,28 @@ class SamplingParams:
             raise InvalidRequestError(f"logit_bias {bias!r}: expected each token once")
         object.__setattr__(self, "logit_bias", tuple((int(i), float(value)) for i, value in pairs))
 
+    def _check_dry(self) -> None:
+        _real("dry_multiplier", self.dry_multiplier, 0.0, MOST_BIAS)
+        _real("dry_base", self.dry_base, 1.0, MOST_BIAS)
+        _whole("dry_allowed_length", self.dry_allowed_length, 1)
+        _whole("dry_window", self.dry_window, 1, optional=True)
+        object.__setattr__(self, "dry_breakers", tuple(self.dry_breakers))
+        if not all(isinstance(s, str) and s for s in self.dry_breakers):
+            raise InvalidRequestError(f"dry_breakers {self.dry_breakers!r}: expected non-empty strings")
+
+    def _check_effects(self) -> None:
+        """Refuse what would be ignored."""
+        if self.temperature == 0.0:
+            lost = ("temperature_range", "typical_p", "xtc_probability", "mirostat")
+            if changed := [name for name in lost if self._changes(name)]:
+                raise InvalidRequestError(f"{', '.join(changed)} at temperature 0, which takes the most likely token")
+        for name, of in _DETAILS.items():
+            if self._changes(name) and not any(map(self._changes, of)):
+                raise InvalidRequestError(f"{name} has no effect without {' or '.join(of)}")
+
+    def _changes(self, name: str) -> bool:
+        return getattr(self, name) != type(self).__dataclass_fields__[name].default
+
     @property
     def _used(self) -> set[str]:
         used = {
@@ -171,7 +235,8 @@ class SamplingParams:
     def stages(self) -> tuple[str, ...]:
         """Those in use, in the order in which they act."""
         used = self._used
-        return tuple(name for name in self.order if name in used)
+        last = (f"mirostat_{self.mirostat}",) if self.mirostat else ()
+        return *(name for name in self.order if name in used), *last
 
     @property
     def penalizes(self) -> bool:

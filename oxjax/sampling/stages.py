@@ -1,18 +1,20 @@
-"""The stages that shape a row's distribution before the draw, each a function of the candidates that are left.
+"""The stages that shape a row's distribution before the draw, each a function of the logits that are left.
 
 A row at a time: a stage that a row does not ask for costs it nothing, and what a row gets cannot depend on others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-BOUND = 1024  # candidates that are selected instead of sorting all, where so many do
+from oxjax.kernels.keep_largest import keep_largest
+
+_ZIPF = 100  # tokens that mirostat's first version fits, as its authors do
 
 
 @struct.dataclass
@@ -30,6 +32,7 @@ class Stages:
     temperature_range: Float[Array, "*N"]
     temperature_exponent: Float[Array, "*N"]
     top_k: Int[Array, "*N"]
+    mirostat: Int[Array, "*N"]
     typical_p: Float[Array, "*N"]
     top_p: Float[Array, "*N"]
     min_p: Float[Array, "*N"]
@@ -39,33 +42,31 @@ class Stages:
     top_n_sigma: Float[Array, "*N"]
     xtc_probability: Float[Array, "*N"]
     xtc_threshold: Float[Array, "*N"]
+    mirostat_tau: Float[Array, "*N"]
+    mirostat_eta: Float[Array, "*N"]
 
 
-@struct.dataclass
-class Candidates:
-    """The vocabulary of one row.
-
-    Attributes:
-        logits: -inf for tokens that are out.
-        ids: whose they are.
-        is_sorted: whether they come most likely first, lower ids first among equals. Else the ids are 0, 1, 2 ...
-    """
-
-    logits: Float[Array, " V"]
-    ids: Int[Array, " V"]
-    is_sorted: Bool[Array, ""]
-
-    def only(self, stays: Bool[Array, " V"]) -> Candidates:
-        """Those that stay."""
-        return self.replace(logits=jnp.where(stays, self.logits, -jnp.inf))
-
-    def keep(self, stays: Bool[Array, " V"]) -> Candidates:
-        """Those that stay, and in any case the most likely."""
-        return self.only(stays | (self.logits == jnp.max(self.logits)))
+Logits = Float[Array, " V"]  # of one row, by token id; -inf for tokens that are out
 
 
-def _probabilities(c: Candidates) -> Float[Array, " V"]:
-    weights = jnp.exp(c.logits - jnp.max(c.logits))
+class Now(NamedTuple):
+    """What changes from token to token; see `run_stages`."""
+
+    chance: Float[Array, ""]
+    mu: Float[Array, ""]
+
+
+def _only(x: Logits, stays: Bool[Array, " V"]) -> Logits:
+    return jnp.where(stays, x, -jnp.inf)
+
+
+def _keep(x: Logits, stays: Bool[Array, " V"]) -> Logits:
+    """Those that stay, and in any case the most likely."""
+    return _only(x, stays | (x == jnp.max(x)))
+
+
+def _probabilities(x: Logits) -> Float[Array, " V"]:
+    weights = jnp.exp(x - jnp.max(x))
     return weights / jnp.sum(weights)
 
 
@@ -79,107 +80,105 @@ def _entropy(p: Float[Array, " V"]) -> Float[Array, ""]:
     return jnp.sum(p * _surprise(p))
 
 
-def _in_order(c: Candidates, does: Callable[[Array], Array]) -> Candidates:
-    """Sorted. `does` says whether so many of the most likely logits do; the others may then be dropped."""
-    vocab = len(c.logits)
-
-    def all_of_them() -> Candidates:
-        order = jnp.argsort(-c.logits, stable=True).astype(jnp.int32)
-        return Candidates(c.logits[order], order, jnp.bool_(True))
-
-    def selected() -> Candidates:
-        most, ids = lax.top_k(c.logits, BOUND)
-        pad = (0, vocab - BOUND)
-        most, ids = jnp.pad(most, pad, constant_values=-jnp.inf), jnp.pad(ids.astype(jnp.int32), pad)
-        return lax.cond(does(most), lambda: Candidates(most, ids, jnp.bool_(True)), all_of_them)
-
-    return lax.cond(c.is_sorted, lambda: c, selected if vocab > BOUND else all_of_them)
-
-
-def temperature(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
+def temperature(x: Logits, s: Stages, now: Now) -> Logits:
     """Divides logits; with a range, by what the entropy asks for within it (llama.cpp's dynamic temperature)."""
-    alive = jnp.sum(c.logits > -jnp.inf).astype(jnp.float32)
+    alive = jnp.sum(x > -jnp.inf).astype(jnp.float32)
 
     def dynamic() -> Array:
         least = jnp.maximum(s.temperature - s.temperature_range, 0.0)
         most = s.temperature + s.temperature_range
-        share = jnp.clip(_entropy(_probabilities(c)) / jnp.log(alive), 0.0, 1.0)
+        share = jnp.clip(_entropy(_probabilities(x)) / jnp.log(alive), 0.0, 1.0)
         return least + (most - least) * share**s.temperature_exponent
 
     by = lax.cond((s.temperature_range > 0.0) & (alive > 1.0), dynamic, lambda: s.temperature)
     # Towards 0 all but the most likely go to -inf, as they should: a difference is divided, so none overflows to inf.
-    return c.replace(logits=(c.logits - jnp.max(c.logits)) / jnp.maximum(by, 1e-6))
+    return (x - jnp.max(x)) / jnp.maximum(by, 1e-6)
 
 
-def top_k(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
+def top_k(x: Logits, s: Stages, now: Now) -> Logits:
     """The k most likely."""
-    c = _in_order(c, lambda _: s.top_k <= BOUND)
-    return c.only(jnp.arange(len(c.ids), dtype=jnp.int32) < s.top_k)
+    return keep_largest(x, x, jnp.ones_like(x), s.top_k.astype(jnp.float32))
 
 
-def typical_p(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
-    """Those whose surprise is closest to the entropy, until they hold the share (Meister et al. 2023)."""
-    p = _probabilities(c)
-    far = jnp.where(p > 0.0, jnp.abs(_surprise(p) - _entropy(p)), jnp.inf)
-    order = jnp.argsort(far, stable=True).astype(jnp.int32)
-    before = _before(p[order])
-    stays = jnp.zeros(len(p), bool).at[order].set((before <= s.typical_p) & (p[order] > 0.0))
-    return c.only(stays)
+def typical_p(x: Logits, s: Stages, now: Now) -> Logits:
+    """Those whose surprise is closest to the entropy, until they hold more than the share (Meister et al. 2023)."""
+    p = _probabilities(x)
+    near = jnp.where(p > 0.0, -jnp.abs(_surprise(p) - _entropy(p)), -jnp.inf)
+    return keep_largest(x, near, p, jnp.nextafter(s.typical_p, jnp.float32(2.0)))
 
 
-def top_p(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
+def top_p(x: Logits, s: Stages, now: Now) -> Logits:
     """The most likely, until they hold the share."""
-    largest = jnp.max(c.logits)
-    wanted = s.top_p * jnp.sum(jnp.exp(c.logits - largest))
-    c = _in_order(c, lambda most: jnp.sum(jnp.exp(most - largest)) >= wanted)
-    return c.only(_before(jnp.exp(c.logits - largest)) < wanted)
+    mass = jnp.exp(x - jnp.max(x))
+    return keep_largest(x, x, mass, s.top_p * jnp.sum(mass))
 
 
-def _before(mass: Float[Array, " V"]) -> Float[Array, " V"]:
-    """What all before each hold together."""
-    return jnp.pad(jnp.cumsum(mass)[:-1], (1, 0))
-
-
-def min_p(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
+def min_p(x: Logits, s: Stages, now: Now) -> Logits:
     """Those at least so likely relative to the most likely."""
-    return c.keep(c.logits >= jnp.max(c.logits) + jnp.log(s.min_p))
+    return _keep(x, x >= jnp.max(x) + jnp.log(s.min_p))
 
 
-def top_a(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
+def top_a(x: Logits, s: Stages, now: Now) -> Logits:
     """Those at least as likely as a times the square of the largest probability."""
-    p = _probabilities(c)
-    return c.keep(p >= s.top_a * jnp.max(p) ** 2)
+    p = _probabilities(x)
+    return _keep(x, p >= s.top_a * jnp.max(p) ** 2)
 
 
-def epsilon_cutoff(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
+def epsilon_cutoff(x: Logits, s: Stages, now: Now) -> Logits:
     """Those at least so likely (Hewitt et al. 2022)."""
-    return c.keep(_probabilities(c) >= s.epsilon_cutoff)
+    return _keep(x, _probabilities(x) >= s.epsilon_cutoff)
 
 
-def eta_cutoff(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
+def eta_cutoff(x: Logits, s: Stages, now: Now) -> Logits:
     """Those at least so likely, or less where the entropy is large (Hewitt et al. 2022)."""
-    p = _probabilities(c)
-    return c.keep(p >= jnp.minimum(s.eta_cutoff, jnp.sqrt(s.eta_cutoff) * jnp.exp(-_entropy(p))))
+    p = _probabilities(x)
+    return _keep(x, p >= jnp.minimum(s.eta_cutoff, jnp.sqrt(s.eta_cutoff) * jnp.exp(-_entropy(p))))
 
 
-def top_n_sigma(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
+def top_n_sigma(x: Logits, s: Stages, now: Now) -> Logits:
     """Those whose logits are within n standard deviations of the largest (Tang et al. 2024)."""
-    alive = c.logits > -jnp.inf
+    alive = x > -jnp.inf
     n = jnp.sum(alive).astype(jnp.float32)
-    off = jnp.where(alive, c.logits - jnp.sum(jnp.where(alive, c.logits, 0.0)) / n, 0.0)
-    return c.keep(c.logits >= jnp.max(c.logits) - s.top_n_sigma * jnp.sqrt(jnp.sum(off * off) / n))
+    off = jnp.where(alive, x - jnp.sum(jnp.where(alive, x, 0.0)) / n, 0.0)
+    return _keep(x, x >= jnp.max(x) - s.top_n_sigma * jnp.sqrt(jnp.sum(off * off) / n))
 
 
-def xtc(c: Candidates, s: Stages, chance: Float[Array, ""]) -> Candidates:
+def xtc(x: Logits, s: Stages, now: Now) -> Logits:
     """At times, of those above the threshold only the least likely stays, the highest id among equals."""
 
-    def excluded() -> Candidates:
-        p = _probabilities(c)
+    def excluded() -> Logits:
+        p = _probabilities(x)
         above = p >= s.xtc_threshold
         last = above & (p == jnp.min(jnp.where(above, p, jnp.inf)))
-        return c.only(~above | (last & (c.ids == jnp.max(jnp.where(last, c.ids, -1)))))
+        ids = jnp.arange(len(x), dtype=jnp.int32)
+        return _only(x, ~above | (last & (ids == jnp.max(jnp.where(last, ids, -1)))))
 
-    return lax.cond(chance < s.xtc_probability, excluded, lambda: c)
+    return lax.cond(now.chance < s.xtc_probability, excluded, lambda: x)
+
+
+def mirostat_1(x: Logits, s: Stages, now: Now) -> Logits:
+    """As many of the most likely as Zipf's law, fitted to the first hundred, gives for the surprise (Basu et al.)."""
+    vocab = len(x)
+    # The barrier keeps XLA from sorting everything for a slice of the largest.
+    head = lax.optimization_barrier(lax.top_k(x, min(_ZIPF, vocab))[0])
+    pairs = head[1:] > -jnp.inf
+    t = jnp.where(pairs, jnp.log1p(1.0 / jnp.arange(1, len(head), dtype=jnp.float32)), 0.0)
+    slope = jnp.sum(t * jnp.where(pairs, head[:-1] - head[1:], 0.0)) / jnp.sum(t * t)
+    epsilon = slope - 1.0
+    share = jnp.where(epsilon == 0.0, 1.0 / jnp.log(vocab), epsilon / -jnp.expm1(-epsilon * jnp.log(vocab)))
+    k = jnp.exp2((now.mu + jnp.log2(share)) / slope)
+    k = jnp.floor(jnp.clip(jnp.where(jnp.isnan(k), 1.0, k), 1.0, vocab))
+    return keep_largest(x, x, jnp.ones_like(x), k)
+
+
+def mirostat_2(x: Logits, s: Stages, now: Now) -> Logits:
+    """Those whose surprise, in bits, is at most mu."""
+    return _keep(x, _surprise(_probabilities(x)) <= now.mu * jnp.log(2.0))
+
+
+def mirostat_after(mu: Float[Array, "*N"], logprob: Float[Array, "*N"], s: Stages) -> Float[Array, "*N"]:
+    """What mu comes to after a token of this log-probability: its surprise, in bits, draws nearer to tau."""
+    return mu - s.mirostat_eta * (-logprob / jnp.log(2.0) - s.mirostat_tau)
 
 
 _FUNCTIONS = (
@@ -193,23 +192,22 @@ _FUNCTIONS = (
     eta_cutoff,
     top_n_sigma,
     xtc,
+    mirostat_1,
+    mirostat_2,
 )
 
 
-def run_stages(logits: Float[Array, " V"], s: Stages, chance: Float[Array, ""]) -> Float[Array, " V"]:
+def run_stages(
+    logits: Float[Array, " V"], s: Stages, chance: Float[Array, ""], mu: Float[Array, ""]
+) -> Float[Array, " V"]:
     """The logits of a row after its stages, by token id; -inf for tokens that are out.
 
     Args:
         logits: float32, one at least above -inf.
         s: the row's.
         chance: from 0 to 1, for stages that act at times.
+        mu: the most surprise that mirostat lets through, in bits.
     """
-    logits = jnp.where(logits == 0.0, 0.0, logits)  # one zero: sorting and selecting would not agree on two
-    start = Candidates(logits, jnp.arange(len(logits), dtype=jnp.int32), jnp.bool_(False))
-    branches = [lambda c, f=f: f(c, s, chance) for f in _FUNCTIONS]
-    c = lax.fori_loop(0, s.n_stages, lambda i, c: lax.switch(s.order[i], branches, c), start)
-
-    def back() -> Array:  # dropped candidates may stand under id 0
-        return jnp.full_like(logits, -jnp.inf).at[c.ids].max(c.logits)
-
-    return lax.cond(c.is_sorted, back, lambda: c.logits)
+    now = Now(chance, mu)
+    branches = [lambda x, f=f: f(x, s, now) for f in _FUNCTIONS]
+    return lax.fori_loop(0, s.n_stages, lambda i, x: lax.switch(s.order[i], branches, x), logits)

@@ -9,6 +9,7 @@
 #include "linear_scan.h"
 #include "paged_attention.h"
 #include "rotate.h"
+#include "gumbel_max.h"
 #include "row_best.h"
 #include "row_norm.h"
 
@@ -175,6 +176,28 @@ void check_best() {
   }
 }
 
+void check_draws() {
+  for (size_t d : {1, 15, 17, 8192, 8195}) {
+    const size_t rows = 9;
+    const auto x = numbers(rows * d);
+    std::vector<uint32_t> keys(2 * rows);
+    for (uint32_t& key : keys) key = source();
+    std::vector<int32_t> chosen(rows);
+    gumbel_max(x.data(), rows, d, keys.data(), chosen.data(), backwards);
+    add(std::vector<float>(chosen.begin(), chosen.end()));
+  }
+  for (size_t i = 0; i < 64; ++i) {  // the noise's logarithms, at all sizes
+    auto x = numbers(16);
+    for (float& v : x) v = std::abs(v) / (1 << i % 24) + 1e-30f;
+    std::vector<float> y(16);
+    store(y.data(), log_of_positive(load(x.data())));
+    add(y);
+    for (float& v : x) v = -std::min(v, 0.9999999f);
+    store(y.data(), log1p_of_negative(load(x.data())));
+    add(y);
+  }
+}
+
 void check_attention() {
   const size_t kPageSize = 8, kPages = 40;
   for (size_t group : {1, 3, 70}) {
@@ -219,6 +242,7 @@ int main() {
   check_scan();
   check_norm();
   check_best();
+  check_draws();
   check_rotate();
   check_attention();
   std::printf("%016llx\n", static_cast<unsigned long long>(checksum));

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ def apply(logits: np.ndarray, cases: list[dict[str, Any]]) -> np.ndarray:
     """What samplers make of rows of logits `[N, vocab]`: -inf for tokens that they drop.
 
     A case has the "sampler"'s name in llama.cpp, its "args", and the tokens that it has "accepted". Biases are pairs.
+    DRY has the path of a "vocab" besides, and its breakers last. With "rounds", the sampler is applied so often; what
+    it chose each time follows the logits of its row.
     """
     from oracle import require_llama_cpp
 
@@ -30,22 +33,38 @@ def apply(logits: np.ndarray, cases: list[dict[str, Any]]) -> np.ndarray:
         return np.load(target)
 
 
+@cache
+def _vocab(path: str) -> Any:
+    from llama_cpp import llama_cpp as c
+
+    params = c.llama_model_default_params()
+    params.vocab_only = True
+    return c.llama_model_get_vocab(c.llama_model_load_from_file(path.encode(), params))
+
+
 def _one(c: Any, logits: np.ndarray, case: dict[str, Any]) -> np.ndarray:
     args = case["args"]
+    if case["sampler"] == "dry":
+        *args, breakers = args
+        texts = (ctypes.c_char_p * len(breakers))(*(b.encode() for b in breakers))
+        args = _vocab(case["vocab"]), *args, texts, len(breakers)
     if case["sampler"] == "logit_bias":
         biases = (c.llama_logit_bias * len(args))(*map(tuple, args))
         args = len(logits), len(args), biases
     sampler = getattr(c, f"llama_sampler_init_{case['sampler']}")(*args)
     for token in case["accepted"]:
         c.llama_sampler_accept(sampler, token)
-    data = (c.llama_token_data * len(logits))(*((i, float(x), 0.0) for i, x in enumerate(logits)))
-    candidates = c.llama_token_data_array(data, len(logits), -1, False)
-    c.llama_sampler_apply(sampler, ctypes.byref(candidates))
+    chosen = []
+    for _ in range(case.get("rounds", 1)):
+        data = (c.llama_token_data * len(logits))(*((i, float(x), 0.0) for i, x in enumerate(logits)))
+        candidates = c.llama_token_data_array(data, len(logits), -1, False)
+        c.llama_sampler_apply(sampler, ctypes.byref(candidates))
+        chosen.append(candidates.data[candidates.selected].id if candidates.selected >= 0 else -1)
     c.llama_sampler_free(sampler)
     out = np.full(len(logits), -np.inf, np.float32)
     for i in range(candidates.size):
         out[candidates.data[i].id] = candidates.data[i].logit
-    return out
+    return np.append(out, np.float32(chosen)) if "rounds" in case else out
 
 
 def _main(source: str, target: str) -> None:

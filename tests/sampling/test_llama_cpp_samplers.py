@@ -8,9 +8,11 @@ from llama_cpp_samplers import apply
 from test_pipeline import columns
 
 from oxjax import SamplingParams
+from oxjax.sampling.dry import Dry
 from oxjax.sampling.edits import Edits, add_edits
 from oxjax.sampling.penalties import Penalties, penalize
-from oxjax.sampling.stages import run_stages
+from oxjax.sampling.stages import mirostat_after, run_stages
+from oxjax.tokenizer import Tokenizer
 
 VOCAB, CASES = 40, 2000
 
@@ -75,7 +77,7 @@ def test_stages(logits, sampler, settings, args):
     params = [SamplingParams(**settings[i % len(settings)]) for i in range(CASES)]
     chance = jnp.zeros(CASES)  # llama.cpp draws its own: both are below 1
     run = jax.jit(jax.vmap(run_stages))
-    got = np.asarray(run(jnp.asarray(logits), columns(params, CASES), chance))
+    got = np.asarray(run(jnp.asarray(logits), columns(params, CASES), chance, chance))
     expected = apply(logits, [{"sampler": sampler, "args": args(p), "accepted": []} for p in params])
     got, expected = (x - x.max(axis=1, keepdims=True) for x in (got, expected))
     is_tied = np.array([len(set(row[row > -np.inf])) < (row > -np.inf).sum() for row in logits])
@@ -97,8 +99,81 @@ def test_biases(logits):
     rng = np.random.default_rng(2)
     ids = np.stack([rng.permutation(VOCAB)[:6] for _ in range(CASES)]).astype(np.int32)
     values = rng.choice([0.0, 2.5, -3.0, -np.inf], ids.shape).astype(np.float32)
-    edits = Edits(jnp.asarray(ids), jnp.full(ids.shape, 1, jnp.int32), jnp.asarray(values))
+    edits = Edits(
+        jnp.asarray(ids), jnp.full(ids.shape, 1, jnp.int32), jnp.asarray(values), jnp.zeros(ids.shape, jnp.int32)
+    )
     got = np.asarray(jax.jit(add_edits)(jnp.asarray(logits), edits, jnp.zeros(CASES, jnp.int32)))
     pairs = [list(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
     cases = [{"sampler": "logit_bias", "args": p, "accepted": []} for p in pairs]
     np.testing.assert_array_equal(got, apply(logits, cases))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_mirostat(logits, version):
+    """Who is left after three tokens, each of which moved mu: by the surprise of the tokens chosen there."""
+    rounds = 4
+    if version == 1:  # whose fit there does not know of forbidden tokens
+        logits = logits[(logits > -np.inf).all(axis=1)]
+    logits = logits[[len(set(row)) == VOCAB for row in np.where(logits == -np.inf, np.float32(-1.5), logits)]]
+    n = len(logits)
+    kinds = [(1.0, 0.3), (2.5, 1.0), (4.0, 0.1)]
+    params = [
+        SamplingParams(mirostat=version, mirostat_tau=tau, mirostat_eta=eta)
+        for tau, eta in (kinds[i % 3] for i in range(n))
+    ]
+    cases = [
+        {
+            "sampler": "mirostat" if version == 1 else "mirostat_v2",
+            "args": [VOCAB, i, p.mirostat_tau, p.mirostat_eta, 100]
+            if version == 1
+            else [i, p.mirostat_tau, p.mirostat_eta],
+            "accepted": [],
+            "rounds": rounds,
+        }
+        for i, p in enumerate(params)
+    ]
+    given = apply(logits, cases)
+    expected, chosen = given[:, :VOCAB], given[:, VOCAB:].astype(int)
+    stages, x = columns(params, n), jnp.asarray(logits)
+    run = jax.jit(jax.vmap(run_stages))
+    mus = jnp.asarray([2.0 * p.mirostat_tau for p in params], jnp.float32)
+    for i in range(rounds):
+        left = run(x, stages, jnp.zeros(n), mus)
+        found = jax.nn.log_softmax(left)[jnp.arange(n), chosen[:, i]]
+        mus = mirostat_after(mus, found, stages)
+    # Where a bound is met to the last bit, the other order of sums may fall on its other side, and mu moves with it.
+    differ = ((np.asarray(left) > -np.inf) != (expected > -np.inf)).any(axis=1)
+    assert differ.sum() <= n // 200
+    assert len({tuple(row > -np.inf) for row in expected}) > n // 3
+
+
+def test_repetitions(data):
+    """DRY's penalties after texts of few words, with breakers within and across what repeats."""
+    path = data / "models" / "stories260K" / "stories260K.gguf"
+    tokenizer = Tokenizer.from_gguf(path)
+    rng = np.random.default_rng(7)
+    n, vocab = 600, len(tokenizer.vocab_bytes())
+    some = [i for i, b in enumerate(tokenizer.vocab_bytes()) if i > 258][:7]
+    breakers = [tokenizer.encode(t, add_special=False)[-1] for t in ("\n", '"')]
+    cases, got = [], np.zeros((n, vocab), np.float32)
+    for i in range(n):
+        alphabet = rng.permutation(some)[: rng.integers(1, 7)].tolist() + breakers * int(rng.random() < 0.3)
+        tokens = rng.choice(alphabet, rng.integers(1, 200)).tolist()
+        p = SamplingParams(
+            dry_multiplier=float(rng.uniform(0.1, 3)),
+            dry_base=float(rng.uniform(1.01, 3)),
+            dry_allowed_length=int(rng.integers(1, 6)),
+            dry_window=[None, int(rng.integers(1, 250))][int(rng.integers(2))],
+        )
+        dry = Dry(p, tokenizer.token_bytes)
+        for token in tokens:
+            dry.push(token)
+        for token, penalty in dry.penalties(tokens):
+            got[i, token] -= np.float32(penalty)
+        window = 4096 if p.dry_window is None else p.dry_window
+        args = [p.dry_multiplier, p.dry_base, p.dry_allowed_length, window, p.dry_breakers]
+        cases.append({"sampler": "dry", "args": args, "accepted": tokens, "vocab": str(path)})
+    # What overflows there stays finite here: no penalty forbids.
+    expected = np.maximum(apply(np.zeros((n, vocab), np.float32), cases), np.finfo(np.float32).min)
+    assert (expected < 0).any(axis=1).mean() > 0.4
+    np.testing.assert_allclose(got, expected, rtol=1e-5)

@@ -11,10 +11,10 @@ from oxjax import SamplingParams
 from oxjax.engine.packed import STAGE_PARAMETERS
 from oxjax.sampling import stages
 from oxjax.sampling.edits import LEAST_EDITS, Edits
-from oxjax.sampling.params import STAGES
+from oxjax.sampling.params import ALL_STAGES, STAGES
 from oxjax.sampling.penalties import LEAST_RECENT, Penalties, recent_tokens
-from oxjax.sampling.pipeline import SamplingRows, sample
-from oxjax.sampling.stages import BOUND, Stages, run_stages
+from oxjax.sampling.pipeline import NOT_FINITE, SamplingRows, sample
+from oxjax.sampling.stages import Stages, run_stages
 
 run = jax.jit(partial(sample, exact=True), static_argnames="n_top")
 
@@ -23,6 +23,7 @@ def edits(n, changes=()):
     """`changes` are (id, until, value), for all rows."""
     ids, until, values = np.array([*changes, *[(0, 0, 0.0)] * (LEAST_EDITS - len(changes))]).T
     kinds = {"ids": (ids, jnp.int32), "until": (until, jnp.int32), "values": (values, jnp.float32)}
+    kinds["late"] = np.zeros(LEAST_EDITS), jnp.int32
     return Edits(**{k: jnp.broadcast_to(jnp.asarray(v, t), (n, LEAST_EDITS)) for k, (v, t) in kinds.items()})
 
 
@@ -32,8 +33,8 @@ RECENT = [9, 2, 3, *[3] * 18, 5]  # the window of 20 begins in the middle of the
 def columns(params, n):
     """The stages of `n` rows with these parameters, or of a row for each of several."""
     every = params if isinstance(params, list) else [params] * n
-    orders = [[STAGES.index(name) for name in p.stages] for p in every]
-    order = np.array([o + [0] * (len(STAGES) - len(o)) for o in orders])
+    orders = [[ALL_STAGES.index(name) for name in p.stages] for p in every]
+    order = np.array([o + [0] * (len(ALL_STAGES) - len(o)) for o in orders])
     fields = {name: np.array([getattr(p, name) for p in every], kind) for name, kind in STAGE_PARAMETERS}
     fields |= {"order": order.astype(np.int32), "n_stages": np.array([len(o) for o in orders], np.int32)}
     return Stages(**{name: jnp.asarray(value) for name, value in fields.items()})
@@ -56,6 +57,9 @@ def rows(n, *, seeds=None, positions=0, changes=(), **settings):
             recent=jnp.broadcast_to(jnp.asarray(recent_tokens(RECENT, LEAST_RECENT)), (n, LEAST_RECENT)),
         ),
         stages=columns(params, n),
+        mus=column(2.0 * params.mirostat_tau, jnp.float32),
+        masked=column(0, jnp.int32),
+        reports_final=column(params.logprobs_of == "sampling", jnp.int32),
     )
 
 
@@ -161,22 +165,25 @@ def survivors(logits, settings, draws=4000):
 
 
 def test_stages_stand_where_their_numbers_say():
-    assert tuple(f.__name__ for f in stages._FUNCTIONS) == STAGES
+    assert tuple(f.__name__ for f in stages._FUNCTIONS) == ALL_STAGES
 
 
-@pytest.mark.parametrize("vocab", [BOUND - 1, BOUND, BOUND + 1, 5 * BOUND])
+@pytest.mark.parametrize("vocab", [1023, (1 << 14) - 1, 1 << 14, (1 << 14) + 1])
 @pytest.mark.parametrize(
     "settings",
-    [{"top_k": 7}, {"top_k": BOUND + 1}, {"top_p": 0.4}, {"top_p": 0.99}, {"top_k": 9, "top_p": 0.7}],
+    [{"top_k": 7}, {"top_k": 1025}, {"top_p": 0.4}, {"top_p": 0.99}, {"top_k": 9, "top_p": 0.7}],
     ids=str,
 )
-def test_selecting_instead_of_sorting(settings, vocab):
+def test_selecting_without_sorting(settings, vocab):
     """Peaked and flat rows, with ties: who is left, and with which logit, is what sorting all of them leaves."""
     rng, params = np.random.default_rng(vocab), SamplingParams(**settings)
     for scale in (0.1, 8.0):
         x = np.round(rng.normal(size=vocab) * scale * 4).astype(np.float32) / 4
         one = jax.tree.map(lambda a: a[0], columns(params, 1))
-        got, expected = np.asarray(jax.jit(run_stages)(x, one, jnp.float32(0.0))), x.astype(np.float64)
+        got, expected = (
+            np.asarray(jax.jit(run_stages)(x, one, jnp.float32(0.0), jnp.float32(0.0))),
+            x.astype(np.float64),
+        )
         for stage in params.stages:
             expected = shaped(expected, params, stage)
         # Sums in float32 may end a share one token sooner or later than sums in float64.
@@ -240,10 +247,13 @@ def test_rows_do_not_depend_on_their_neighbours():
             recent=jnp.asarray(rng.integers(-1, 300, (8, LEAST_RECENT)), jnp.int32),
         ),
         stages=columns([SamplingParams(**s) for s in settings], 8),
+        mus=jnp.linspace(2.0, 9.0, 8),
+        masked=jnp.zeros(8, jnp.int32),
+        reports_final=jnp.array([0, 1, 1, 0, 1, 0, 0, 1], jnp.int32),
     )
     ids = jnp.asarray(rng.integers(0, 300, (8, LEAST_EDITS)), jnp.int32)
     until = jnp.asarray(rng.integers(0, 8, (8, LEAST_EDITS)), jnp.int32)  # some rows are past theirs
-    mixed = mixed.replace(edits=Edits(ids, until, jnp.asarray(rng.normal(size=ids.shape) * 4, jnp.float32)))
+    mixed = mixed.replace(edits=Edits(ids, until, jnp.asarray(rng.normal(size=ids.shape) * 4, jnp.float32), ids % 2))
     together = run(logits, mixed, n_top=4)
     for i in range(8):
         alone = run(logits[i : i + 1], jax.tree.map(lambda a, i=i: a[i : i + 1], mixed), n_top=4)
@@ -265,7 +275,7 @@ def test_edits_change_the_choice_and_not_what_is_reported():
     assert edited.tokens.tolist() == [7, 7]
     np.testing.assert_array_equal(edited.top_logprobs, plain.top_logprobs)
     np.testing.assert_allclose(edited.logprobs, jax.nn.log_softmax(logits)[:, 7], rtol=1e-6, atol=1e-6)
-    assert edited.finite.all()
+    assert not edited.faults.any()
 
 
 def test_seed_and_position_both_matter():
@@ -291,7 +301,7 @@ def test_logprobs_are_of_the_raw_distribution():
 def test_non_finite_rows_are_flagged_and_alone(bad):
     logits = np.zeros((3, 10), np.float32)
     logits[1, 4] = bad
-    assert run(jnp.asarray(logits), rows(3), n_top=0).finite.tolist() == [True, False, True]
+    assert run(jnp.asarray(logits), rows(3), n_top=0).faults.tolist() == [0, NOT_FINITE, 0]
 
 
 def test_a_vocabulary_of_one():

@@ -3,6 +3,8 @@
 
 #include <vector>
 
+#include "gumbel_max.h"
+#include "keep_largest.h"
 #include "linear_scan.h"
 #include "paged_attention.h"
 #include "rotate.h"
@@ -31,6 +33,29 @@ ffi::Error best(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer
   return run(pool, x.element_count(), [&](const ParallelFor& parallel_for) {
     row_best(x.typed_data(), dims[0], dims[1], at->typed_data(), largest->typed_data(), log_sum->typed_data(),
              parallel_for);
+  });
+}
+
+ffi::Error draw(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> logits, ffi::Buffer<ffi::U32> keys,
+                ffi::ResultBuffer<ffi::S32> chosen) {
+  const auto dims = logits.dimensions();
+  if (dims.size() != 2 || dims[1] == 0 || dims[1] > INT32_MAX || keys.element_count() != 2 * size_t(dims[0]) ||
+      chosen->element_count() != size_t(dims[0]))
+    return ffi::Error::InvalidArgument("expected rows, a key of two words for each, and a place for each");
+  return run(pool, 64 * logits.element_count(), [&](const ParallelFor& parallel_for) {
+    gumbel_max(logits.typed_data(), dims[0], dims[1], keys.typed_data(), chosen->typed_data(), parallel_for);
+  });
+}
+
+ffi::Error selection(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> keys,
+                     ffi::Buffer<ffi::F32> mass, ffi::Buffer<ffi::F32> wanted, ffi::ResultBuffer<ffi::F32> out) {
+  const size_t n = x.element_count();
+  if (n == 0 || n > UINT32_MAX || keys.element_count() != n || mass.element_count() != n ||
+      wanted.element_count() != 1 || out->element_count() != n)
+    return ffi::Error::InvalidArgument("expected as many keys and masses as numbers");
+  return run(pool, 8 * n, [&](const ParallelFor& parallel_for) {
+    keep_largest(x.typed_data(), keys.typed_data(), mass.typed_data(), n, *wanted.typed_data(), out->typed_data(),
+                 parallel_for);
   });
 }
 
@@ -161,6 +186,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_row_best, oxjax::best,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_gumbel_max, oxjax::draw,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_keep_largest, oxjax::selection,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_row_norm, oxjax::norm,

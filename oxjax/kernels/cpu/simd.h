@@ -184,6 +184,38 @@ OXJAX_INLINE f32x16 exp_of_negative(f32x16 x) {
   return x < lowest ? f32x16{} : x == x ? y : x;
 }
 
+// log x for normal x > 0, to 1.1 units in the last place: the exponent, and the rational part of Cephes' logf.
+OXJAX_INLINE f32x16 log_of_positive(f32x16 x) {
+  // x = m 2^e with m from sqrt(1/2) to sqrt(2).
+  const i32x16 bits = (i32x16)x - (i32x16)broadcast(0x1.6a09e6p-1f);
+  const f32x16 e = __builtin_convertvector(bits >> 23, f32x16);
+  const f32x16 r = (f32x16)((i32x16)x - (bits & ~0x7fffff)) - 1.0f, square = r * r;
+  f32x16 y = broadcast(7.0376836292e-2f);
+  for (float c : {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                  2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f})
+    y = fma(y, r, broadcast(c));
+  y = fma(e, broadcast(-2.12194440e-4f), y * square * r);  // ln 2 in two parts, as there
+  y = fma(square, broadcast(-0.5f), y) + r;
+  return fma(e, broadcast(0.693359375f), y);
+}
+
+// log(1 + x) for -1 < x <= 0: what rounding 1 + x has lost is made up for by its share of the result.
+OXJAX_INLINE f32x16 log1p_of_negative(f32x16 x) {
+  const f32x16 one = 1.0f + x;
+  return log_of_positive(one) + (x - (one - 1.0f)) / one;
+}
+
+// Whether any lane of a comparison is true.
+OXJAX_INLINE bool any(i32x16 mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+  int32_t all = 0;
+  for (size_t i = 0; i < kLanes; ++i) all |= mask[i];
+  return all != 0;
+#endif
+}
+
 // tanh: an odd polynomial near 0 (Cephes), else by e^(-2|x|).
 OXJAX_INLINE f32x16 tanh_of(f32x16 x) {
   const f32x16 size = x < 0.0f ? -x : x, e = exp_of_negative(-2.0f * size), square = x * x;

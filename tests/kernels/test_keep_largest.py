@@ -1,0 +1,66 @@
+"""Selection by weight, against sorting in float64."""
+
+import jax
+import numpy as np
+import pytest
+
+from oxjax.kernels.keep_largest import keep_largest
+
+pytestmark = pytest.mark.usefixtures("form")
+run = jax.jit(keep_largest)
+SIZES = [1, 2, 17, 1000, (1 << 14) - 1, 1 << 14, (1 << 14) + 1, 50_000]
+
+
+def by_sorting(x, keys, mass, wanted):
+    order = np.argsort(-keys, kind="stable")
+    before = np.concatenate([[0.0], np.cumsum(mass[order], dtype=np.float64)[:-1]])
+    out = np.full_like(x, -np.inf)
+    kept = order[(before < wanted) & (keys[order] > -np.inf)]
+    out[kept] = x[kept]
+    return out
+
+
+def keys_of(kind, n, rng):
+    keys = rng.standard_normal(n).astype(np.float32) * 5
+    if kind == "tied":
+        keys = np.round(keys)
+        keys[keys == 0] = rng.choice(np.float32([0.0, -0.0]), (keys == 0).sum())
+    if kind == "some out":
+        keys[rng.random(n) < 0.4] = -np.inf
+        keys[rng.integers(n)] = 1e30
+    if kind == "close":  # alike in all but their last bits
+        keys = np.float32(1.0) + rng.integers(0, 1000, n).astype(np.float32) * np.float32(2.0**-23)
+    return keys
+
+
+@pytest.mark.parametrize("kind", ["plain", "tied", "some out", "close", "equal"])
+@pytest.mark.parametrize("n", SIZES)
+def test_counts_and_masses(n, kind):
+    """Masses are whole numbers, whose sums are exact in any order."""
+    rng = np.random.default_rng(n)
+    keys = keys_of(kind, n, rng) if kind != "equal" else np.full(n, 2.5, np.float32)
+    x = rng.standard_normal(n).astype(np.float32)
+    for mass in (np.ones(n, np.float32), rng.integers(0, 4, n).astype(np.float32)):
+        for wanted in {1, 2, 40, n // 3 + 1, n, 2 * n, 10 * n}:
+            got = run(x, keys, mass, np.float32(wanted))
+            np.testing.assert_array_equal(got, by_sorting(x, keys, mass, wanted))
+
+
+def test_shares_of_probabilities():
+    """Sums of float32 may end one place sooner or later than those of float64, not further off."""
+    rng = np.random.default_rng(5)
+    for scale in (0.1, 1.0, 6.0):
+        x = (rng.standard_normal(30_000) * scale).astype(np.float32)
+        p = np.exp(x - x.max())
+        for share in (0.01, 0.5, 0.95, 0.999):
+            wanted = np.float32(share * p.sum(dtype=np.float64))
+            got, expected = (np.asarray(a) > -np.inf for a in (run(x, x, p, wanted), by_sorting(x, x, p, wanted)))
+            # The sum of 30,000 terms in float32 is off by a few units in its last place at most.
+            most = 4e-6 * wanted + p[expected].min()
+            assert abs(p[got].sum(dtype=np.float64) - p[expected].sum(dtype=np.float64)) <= most
+            assert got.sum() > 0
+
+
+def test_all_that_is_left_of_nothing():
+    out = run(np.zeros(40, np.float32), np.full(40, -np.inf, np.float32), np.ones(40, np.float32), np.float32(3.0))
+    assert (np.asarray(out) == -np.inf).all()
