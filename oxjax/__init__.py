@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from oxjax.batch import Batch
     from oxjax.config import ModelConfig
+    from oxjax.engine.beams import BeamParams
     from oxjax.engine.output import Chunk
-    from oxjax.llm import LLM, Result
+    from oxjax.llm import LLM
     from oxjax.models.decoder import init_state, step
     from oxjax.models.load import Model, load
+    from oxjax.results import Result
     from oxjax.sampling.params import SamplingParams
     from oxjax.tokenizer import Tokenizer
 
@@ -22,11 +24,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Batch": "oxjax.batch",
+    "BeamParams": "oxjax.engine.beams",
     "Chunk": "oxjax.engine.output",
     "LLM": "oxjax.llm",
     "Model": "oxjax.models.load",
     "ModelConfig": "oxjax.config",
-    "Result": "oxjax.llm",
+    "Result": "oxjax.results",
     "SamplingParams": "oxjax.sampling.params",
     "Tokenizer": "oxjax.tokenizer",
     "init_state": "oxjax.models.decoder",
@@ -37,6 +40,7 @@ _HOMES = {
 __all__ = [
     "LLM",
     "Batch",
+    "BeamParams",
     "Chunk",
     "Model",
     "ModelConfig",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 
 from oxjax.assets import embedded_model
 from oxjax.cache.blocks import NULL_PAGE
+from oxjax.engine.beams import BeamParams, BeamSearch
 from oxjax.engine.encoder import Encoder
 from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
@@ -32,6 +32,7 @@ from oxjax.errors import (
 from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load
+from oxjax.results import Result, all_or_raise, beams_of, or_raise, result_of
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
@@ -41,34 +42,6 @@ PAGE_SIZE = 16
 MAX_ROWS = 256  # a step's row budget: larger prefills faster, smaller lets decodes wait less
 DEFAULT_CONTEXT = 4096
 MAX_CHECKPOINTS, CHECKPOINT_SHARE = 1024, 4  # recurrent states kept for reuse, in a quarter of what pages may take
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one prompt gave.
-
-    Attributes:
-        prompt_token_ids: the prompt as the model saw it, special tokens included.
-        token_ids: generated ids; an end-of-generation token is included.
-        text: their text, as it continues the prompt; without end-of-generation tokens and stop texts.
-        logprobs: log-probability of each generated id under the raw distribution.
-        top_logprobs: for each generated id, (id, log-probability) pairs: the chosen one, then the most likely
-            ones; None unless `SamplingParams.logprobs` asked.
-        finish_reason: "stop", "length" or "context"; see `Chunk`.
-        stop_reason: the stop text or the id of the stop token that ended it, else None.
-        seed: that reproduces this result.
-        others: further samples of the prompt, where `SamplingParams.n` asked for them.
-    """
-
-    prompt_token_ids: list[int]
-    token_ids: list[int]
-    text: str
-    logprobs: list[float]
-    top_logprobs: list[tuple[tuple[int, float], ...]] | None
-    finish_reason: str
-    seed: int
-    stop_reason: str | int | None = None
-    others: tuple[Result, ...] = ()
 
 
 class LLM:
@@ -187,7 +160,47 @@ class LLM:
         requests = self._run(
             lambda i: self.engine.generate(self._encode(prompts[i]), params[i], seeds[i]), len(prompts), progress
         )
-        return _all_or_raise(requests, _result)
+        return all_or_raise(requests, result_of)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        beams: BeamParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[list[Result]]:
+        """The most likely continuations of prompts; see `BeamParams`.
+
+        Args:
+            prompts: text, token ids, or a list of either.
+            beams: how wide, and what is best.
+            params: what may be chosen and when texts end, for all prompts or one per prompt, at temperature 0.
+
+        Returns:
+            For each prompt up to `width` results with scores, the best first.
+
+        Raises:
+            RequestError: as for `generate`.
+        """
+        prompts, beams = _as_list(prompts), beams or BeamParams()
+        params = _one_each(SamplingParams(temperature=0.0) if params is None else params, len(prompts))
+        searches: list[BeamSearch | RequestError] = []
+        ids: list[list[int]] = []
+        for prompt, wanted in zip(prompts, params, strict=True):
+            ids.append([])
+            try:
+                ids[-1] = self._encode(prompt)
+                searches.append(self.engine.beam_search(ids[-1], wanted, beams))
+            except RequestError as error:
+                searches.append(error)
+        queued = [s for s in searches if isinstance(s, BeamSearch)]
+        try:
+            while not all(search.done for search in queued):
+                self.engine.step()
+        finally:
+            for search in queued:
+                self.engine.cancel_beams(search)
+        errors = [s if isinstance(s, RequestError) else s.error for s in searches]
+        return or_raise([e or beams_of(i, s) for e, i, s in zip(errors, ids, searches, strict=True)])
 
     def stream(
         self,
@@ -209,8 +222,8 @@ class LLM:
             RequestError: as for `generate`; what was yielded before stands.
         """
         params = SamplingParams() if params is None else params
-        if params.n != 1:
-            raise InvalidRequestError(f"n {params.n}: a stream has one sample; use generate")
+        if params.n_samples != 1:
+            raise InvalidRequestError(f"{params.n_samples} samples: a stream has one sample; use generate")
         seed = secrets.randbits(64) if params.seed is None else params.seed
         request = self.engine.generate(self._encode(prompt), params, seed)
         return self._stream(request, progress)
@@ -243,7 +256,7 @@ class LLM:
         """
         prompts = _as_list(prompts)
         requests = self._run(lambda i: self.engine.logits(self._encode(prompts[i])), len(prompts))
-        return _all_or_raise(requests, lambda request: np.concatenate(request.logits))
+        return all_or_raise(requests, lambda request: np.concatenate(request.logits))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -280,7 +293,7 @@ class LLM:
                     found[i] = pool(rows, pooling, normalize=normalize)
                 except RequestError as error:
                     found[i] = error
-        vectors = _or_raise(found)
+        vectors = or_raise(found)
         if pooling == "none":
             return vectors
         return np.stack(vectors) if vectors else np.zeros((0, self.config.d_model), np.float32)
@@ -314,7 +327,7 @@ class LLM:
         """
         requests = self.engine.resume(Path(path).read_bytes())
         self._run(lambda i: requests[i], len(requests))
-        return _all_or_raise(requests, lambda r: np.concatenate(r.logits) if r.params is None else _result(r))
+        return all_or_raise(requests, lambda r: np.concatenate(r.logits) if r.params is None else result_of(r))
 
     def warm_up(
         self,
@@ -409,39 +422,3 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, n: int) 
     if len(params) != n:
         raise InvalidRequestError(f"{len(params)} sampling parameters for {n} prompts")
     return list(params)
-
-
-def _result(request: Request) -> Result:
-    chunks = request.output.chunks
-    n_new = len(chunks)
-    tokens = request.sequence.tokens
-    return Result(
-        prompt_token_ids=tokens[: len(tokens) - n_new],
-        token_ids=tokens[len(tokens) - n_new :],
-        text="".join(c.text for c in chunks),
-        logprobs=[c.logprob for c in chunks],
-        top_logprobs=[c.top_logprobs for c in chunks] if request.params.logprobs else None,
-        finish_reason=chunks[-1].finish_reason,
-        seed=request.seed,
-        stop_reason=chunks[-1].stop_reason,
-        others=tuple(_result(r) for r in request.samples),
-    )
-
-
-def _all_or_raise(requests: Iterable[Request | RequestError], value: Callable[[Request], Any]) -> list[Any]:
-    """The value of every request, or the first error with the values of the others."""
-    errors = [
-        r if isinstance(r, RequestError) else next((s.error for s in (r, *r.samples) if s.error), None)
-        for r in requests
-    ]
-    return _or_raise([value(r) if error is None else error for r, error in zip(requests, errors, strict=True)])
-
-
-def _or_raise(found: list[Any]) -> list[Any]:
-    """These values, or the first error among them with the others."""
-    values = tuple(None if isinstance(value, RequestError) else value for value in found)
-    for i, error in enumerate(found):
-        if isinstance(error, RequestError):
-            error.index, error.results = i, values
-            raise error
-    return found

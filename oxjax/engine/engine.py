@@ -16,6 +16,7 @@ import numpy as np
 from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool
+from oxjax.engine.beams import BeamParams, BeamSearch
 from oxjax.engine.choice import Choice
 from oxjax.engine.decode import MAX_STEPS
 from oxjax.engine.metrics import Metrics
@@ -158,7 +159,7 @@ class Engine:
             InvalidRequestError: it names tokens that are not there, or forbids all.
             RequestTooLargeError: it can never fit. Nothing is queued.
         """
-        requests = [self._new(prompt, params, sample_seed(seed, i), priority) for i in range(params.n)]
+        requests = [self._new(prompt, params, sample_seed(seed, i), priority) for i in range(params.n_samples)]
         leader, *others = requests
         leader.samples = leader.unborn = tuple(others)
         self._add(leader)
@@ -189,6 +190,38 @@ class Engine:
         )
         return self._add(Request(sequence))
 
+    def beam_search(
+        self, prompt: list[int], params: SamplingParams, beams: BeamParams, *, priority: int = 0
+    ) -> BeamSearch:
+        """Queue a prompt whose most likely continuations are wanted.
+
+        Its beginnings are sequences that share the state of what they have in common. In exact mode the result depends
+        on neither other requests nor on how many beginnings run at once.
+
+        Args:
+            prompt: token ids.
+            params: what may be chosen and when texts end: biases, bans, penalties, DRY, grammar, stops and lengths, at
+                temperature 0.
+            beams: how wide, and what is best.
+            priority: as for `generate`.
+
+        Raises:
+            InvalidRequestError: `params` asks for draws, samples or log-probabilities.
+            RequestTooLargeError: it can never fit. Nothing is queued.
+        """
+        if params.temperature > 0.0 or params.n_samples != 1 or params.logprobs:
+            raise InvalidRequestError("a beam search neither draws nor reports: temperature 0, n 1 and logprobs 0")
+        n_ends = len(params.stop_token_ids) + (0 if params.ignore_eos else len(self.tokenizer.eog_ids))
+        root = self._new(prompt, params, 0, priority)
+        root.search = BeamSearch(beams, root, n_ends)
+        n_offers = min(root.search.n_offers, self.runner.config.vocab_size)
+        # Of the model itself where nothing changes its distribution: that is the same, and costs less.
+        changes = bool(len(root.choice.edits)) or params.penalizes or root.output.is_guided
+        params = dataclasses.replace(params, logprobs=n_offers, logprobs_of="sampling" if changes else "model")
+        root.params, root.choice = params, Choice(params, 0, root.choice.edits)
+        self._add(root)
+        return root.search
+
     def _add(self, request: Request) -> Request:
         self.scheduler.add(request.sequence)
         return self._admit(request)
@@ -218,8 +251,9 @@ class Engine:
             InvalidRequestError: `length` is not one of those, or the shared tokens end a request with these parameters.
             RequestTooLargeError: it can never fit. Nothing is queued.
         """
-        params = dataclasses.replace(request.params or SamplingParams(), n=1) if params is None else params
-        if request.params is None or params.n != 1:
+        if params is None:
+            params = dataclasses.replace(request.params or SamplingParams(), n=1, best_of=None)
+        if request.params is None or params.n_samples != 1:
             raise InvalidRequestError("only requests that generate can be forked, into one more each time")
         tokens = self._beginning(request, length)
         child = self._new(tokens[: request.n_prompt], params, request.seed if seed is None else seed, 0)
@@ -272,13 +306,17 @@ class Engine:
             requests: those wanted; None is all of them. Those that are done are left out.
 
         Raises:
-            SnapshotError: one of them wants hidden states, which snapshots have no place for.
+            SnapshotError: one of them wants hidden states or beams, which snapshots have no place for.
         """
         order = {sequence: i for i, sequence in enumerate(self.scheduler)}
         chosen = list(self._requests.values() if requests is None else requests)
         chosen = sorted((r for r in chosen if not r.done), key=lambda r: order.get(r.sequence, len(order)))
-        if any(r.sequence.hidden for r in chosen):
-            raise SnapshotError("a request wants hidden states, which snapshots have no place for: let it end first")
+        for wants, what in (
+            (any(r.sequence.hidden for r in chosen), "hidden states"),
+            (any(r.search for r in chosen), "beams"),
+        ):
+            if wants:
+                raise SnapshotError(f"a request wants {what}, which snapshots have no place for: let it end first")
         entries = [Entry(r.sequence, r.params, r.seed, r.output, r.choice, r.logits) for r in chosen]
         return encode(self._host, entries, [self._saved(r.sequence) for r in chosen])
 
@@ -318,6 +356,13 @@ class Engine:
         if not request.done:
             self._leave(request, "cancelled")
 
+    def cancel_beams(self, search: BeamSearch) -> None:
+        """Drop a beam search; nothing happens to one that is done."""
+        if not search.done:
+            search.drop(search.live, self.scheduler, self._requests)
+            search.done = True
+            self._counts["cancelled"] += 1
+
     def _leave(self, request: Request, how: str) -> None:
         self.scheduler.remove(request.sequence)
         del self._requests[request.sequence]
@@ -339,7 +384,7 @@ class Engine:
         if not work:
             return
         alone = len(work) == len(self.scheduler.running) and all(w.decodes for w in work)
-        if alone and not any(r.unborn or r.output.is_guided for r in (self._requests[w.sequence] for w in work)):
+        if alone and not any(r.unborn or r.is_guided for r in (self._requests[w.sequence] for w in work)):
             device = self._decode(work)
         else:
             device = self._run(work)
@@ -436,6 +481,10 @@ class Engine:
                 self._leave(request, how)
             elif parent is not None:
                 self.scheduler.fork(parent.sequence, request.sequence)
+        for search in {c.request.search for c in choosing} - {None}:
+            search.advance(self.scheduler, self._requests)
+            if search.done:
+                self._counts["failed" if search.error else "finished"] += 1
 
     def _take(
         self,
@@ -450,9 +499,12 @@ class Engine:
     ) -> str | None:
         """Append what was chosen for a request; returns how it leaves, if it does."""
         tokens, n_top = request.sequence.tokens, request.params.logprobs
+        if request.search is not None and fault != NOT_FINITE:  # where nothing is left, the others may go on
+            request.offers = [] if fault else list(zip(top_tokens[:n_top], top_logprobs[:n_top], strict=True))
+            return None
         if fault:
             request.error = _FAULTS[fault](len(tokens))
-            return "failed"
+            return "failed" if request.search is None else None
         pairs: tuple[tuple[int, float], ...] = ()
         if n_top:
             top = zip(top_tokens[:n_top], top_logprobs[:n_top], strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -72,6 +73,13 @@ class Output:
                     f"it is done after {len(self.chunks)} of these tokens: {again.finish_reason!r}"
                 )
         return self
+
+    def copy(self) -> Output:
+        """Another output that has had the same tokens."""
+        other = copy.copy(self)
+        other.chunks, other._detokenizer = self.chunks.copy(), self._detokenizer.copy()
+        other._dry = copy.copy(self._dry)
+        return other
 
     @property
     def is_guided(self) -> bool:

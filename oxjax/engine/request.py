@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from oxjax.engine.output import Output
 from oxjax.engine.scheduler import Sequence
 from oxjax.errors import RequestError
 from oxjax.sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    from oxjax.engine.beams import BeamSearch
 
 
 @dataclass(eq=False)
@@ -26,6 +30,9 @@ class Request:
         logits: float32 rows `[n, vocab]` so far, for a prompt whose logits are wanted, or `[n, d_model]`.
         samples: the other samples of the same prompt, where `params.n` asked for several: requests as well.
         unborn: those of them that wait for the prompt to be computed, to begin as forks of this one.
+        search: the beam search that it computes a beginning of, if it does.
+        total: of the log-probabilities of that beginning.
+        offers: the most likely next tokens of it, and their log-probabilities; None until they are known.
         error: why it failed.
         done: whether it has left the engine.
     """
@@ -38,8 +45,16 @@ class Request:
     logits: list[np.ndarray] = field(default_factory=list)
     samples: tuple[Request, ...] = ()
     unborn: tuple[Request, ...] = ()
+    search: BeamSearch | None = None
+    total: float = 0.0
+    offers: list[tuple[int, float]] | None = None
     error: RequestError | None = None
     done: bool = False
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the host has a say in every token."""
+        return self.search is not None or self.output.is_guided
 
     @property
     def n_prompt(self) -> int:

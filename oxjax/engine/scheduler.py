@@ -244,6 +244,18 @@ class Scheduler:
         self._push(victim)
         self.preemptions += 1
 
+    def park(self, sequence: Sequence) -> None:
+        """Take a running sequence out, with its state on the host, until `unpark`; one that does not run stays."""
+        if sequence.state is not None:
+            sequence.saved = self._save(sequence)
+            self.running.remove(sequence)
+            self._release(sequence)
+
+    def unpark(self, sequence: Sequence) -> None:
+        """Queue a sequence that was parked; one that was not is left alone."""
+        if sequence.state is None and sequence not in self._queued:
+            self._push(sequence)
+
     def _save(self, sequence: Sequence) -> Saved | None:
         return self.pool.export(sequence.state) if self.swap and sequence.n_computed else None
 

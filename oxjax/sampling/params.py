@@ -106,6 +106,7 @@ class SamplingParams:
         ignore_eos: go on after end-of-generation tokens.
         n: how many samples of the prompt to draw. The prompt is computed once; each sample has a seed of its own,
             the first one `seed`, and its result names the seed that gives it alone.
+        best_of: how many to draw instead, of which the `n` are given whose tokens are the most likely on average.
     """
 
     max_tokens: int | None = None
@@ -118,6 +119,7 @@ class SamplingParams:
     stop: tuple[str, ...] | list[str] | str = ()
     ignore_eos: bool = False
     n: int = 1
+    best_of: int | None = None
     min_tokens: int = 0
     logit_bias: Mapping[int, int | float] | tuple[Any, ...] | list[Any] = ()
     banned_tokens: tuple[int, ...] | list[int] = ()
@@ -175,6 +177,7 @@ class SamplingParams:
         if self.logprobs_of not in REPORTED:
             raise InvalidRequestError(f"logprobs_of {self.logprobs_of!r}: expected {' or '.join(map(repr, REPORTED))}")
         _whole("n", self.n, 1)
+        _whole("best_of", self.best_of, self.n, optional=True)
         _real("repetition_penalty", self.repetition_penalty, 0.0, MOST_BIAS, above=True)
         _real("frequency_penalty", self.frequency_penalty, -MOST_BIAS, MOST_BIAS)
         _real("presence_penalty", self.presence_penalty, -MOST_BIAS, MOST_BIAS)
@@ -237,6 +240,11 @@ class SamplingParams:
         used = self._used
         last = (f"mirostat_{self.mirostat}",) if self.mirostat else ()
         return *(name for name in self.order if name in used), *last
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples are drawn."""
+        return self.n if self.best_of is None else self.best_of
 
     @property
     def penalizes(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import re
 from collections.abc import Callable
 from typing import SupportsIndex
@@ -36,6 +37,13 @@ class IncrementalDetokenizer:
         self._piece, self._clean, self._strip = piece, clean, strip_first_space
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+
+    def copy(self) -> IncrementalDetokenizer:
+        """Another one that has had the same ids."""
+        other = copy.copy(self)
+        other._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        other._utf8.setstate(self._utf8.getstate())
+        return other
 
     def push(self, token: SupportsIndex) -> str:
         """The text that this token makes certain; often the token's own, sometimes none, sometimes more.

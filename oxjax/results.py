@@ -1,0 +1,94 @@
+"""What requests have given, for people."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from oxjax.engine.beams import BeamSearch
+from oxjax.engine.output import Output
+from oxjax.engine.request import Request
+from oxjax.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one prompt gave.
+
+    Attributes:
+        prompt_token_ids: the prompt as the model saw it, special tokens included.
+        token_ids: generated ids; an end-of-generation token is included.
+        text: their text, as it continues the prompt; without end-of-generation tokens and stop texts.
+        logprobs: log-probability of each generated id; see `SamplingParams.logprobs_of`.
+        top_logprobs: for each generated id, (id, log-probability) pairs: the chosen one, then the most likely
+            ones; None unless `SamplingParams.logprobs` asked.
+        finish_reason: "stop", "length" or "context"; see `Chunk`.
+        stop_reason: the stop text or the id of the stop token that ended it, else None.
+        seed: that reproduces this result.
+        ranks: the place of each generated id in the same distribution, from 1; None as `top_logprobs`.
+        score: of a beam search.
+        others: further samples of the prompt, where `SamplingParams.n` asked for them.
+    """
+
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    text: str
+    logprobs: list[float]
+    top_logprobs: list[tuple[tuple[int, float], ...]] | None
+    finish_reason: str
+    seed: int
+    stop_reason: str | int | None = None
+    ranks: list[int] | None = None
+    score: float | None = None
+    others: tuple[Result, ...] = ()
+
+
+def result_of(request: Request) -> Result:
+    """What a request that is done has given, the best of its samples first if it drew more than it was to give."""
+    n_prompt = len(request.sequence.tokens) - len(request.output.chunks)
+    results = [_result(request.sequence.tokens[:n_prompt], r.output, r.seed) for r in (request, *request.samples)]
+    if request.params.best_of is not None:
+        results = sorted(results, key=lambda r: -sum(r.logprobs) / len(r.logprobs))[: request.params.n]
+    first, *others = results
+    return dataclasses.replace(first, others=tuple(others))
+
+
+def beams_of(prompt: list[int], search: BeamSearch) -> list[Result]:
+    """The texts that a beam search has found, the best first."""
+    return [dataclasses.replace(_result(prompt, b.output, 0), score=b.score) for b in search.found]
+
+
+def _result(prompt: list[int], output: Output, seed: int) -> Result:
+    chunks, reports = output.chunks, output.params.logprobs > 0
+    return Result(
+        prompt_token_ids=list(prompt),
+        token_ids=[c.token_id for c in chunks],
+        text="".join(c.text for c in chunks),
+        logprobs=[c.logprob for c in chunks],
+        top_logprobs=[c.top_logprobs for c in chunks] if reports else None,
+        finish_reason=chunks[-1].finish_reason,
+        seed=seed,
+        stop_reason=chunks[-1].stop_reason,
+        ranks=[c.rank for c in chunks] if reports else None,
+    )
+
+
+def all_or_raise(requests: Iterable[Request | RequestError], value: Callable[[Request], Any]) -> list[Any]:
+    """The value of every request, or the first error with the values of the others."""
+    errors = [
+        r if isinstance(r, RequestError) else next((s.error for s in (r, *r.samples) if s.error), None)
+        for r in requests
+    ]
+    return or_raise([value(r) if error is None else error for r, error in zip(requests, errors, strict=True)])
+
+
+def or_raise(found: list[Any]) -> list[Any]:
+    """These values, or the first error among them with the others."""
+    values = tuple(None if isinstance(value, RequestError) else value for value in found)
+    for i, error in enumerate(found):
+        if isinstance(error, RequestError):
+            error.index, error.results = i, values
+            raise error
+    return found
