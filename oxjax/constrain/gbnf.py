@@ -12,6 +12,7 @@ from typing import NamedTuple, NoReturn
 from oxjax.errors import GrammarError
 
 _MAX_DEPTH = 50  # of parentheses; the Lark parser that reads the result allows about as many
+MAX_RULES = 1000  # llguidance descends from rule to rule on the stack of its thread
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _REPEAT = re.compile(r"\{[ \t\r\n]*([0-9]{1,9})[ \t\r\n]*(?:(,)[ \t\r\n]*([0-9]{1,9})?[ \t\r\n]*)?\}")
 _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|([trn\\\"\[\]]))")
@@ -111,6 +112,8 @@ class _Parser:
             self.match(_SPACE_AND_LINES)
             if name[0] in rules:
                 self.fail(f"found a second rule {name[0]!r}; expected one", start)
+            if len(rules) == MAX_RULES:
+                self.fail(f"found more than {MAX_RULES} rules; expected fewer", start)
             rules[name[0]] = list(self.alternatives(0))
             if self.peek() not in ("", "\r", "\n"):
                 self.fail(f"{self.found()}; expected a symbol or the end of the line")

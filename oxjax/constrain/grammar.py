@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from decimal import Decimal
 
+from oxjax.constrain.gbnf import MAX_RULES
 from oxjax.errors import GrammarError
 
 MAX_SOURCE = 1 << 18
+# llguidance descends from rule to rule, and from reference to reference, on the stack of its thread.
+_MAX_LARK, _MAX_REFERENCES = 1 << 15, 1000
+_LARK_RULE = re.compile(r"^\s*[\w?!].*?:", re.MULTILINE)
 _MAX_SCHEMA_DEPTH = 100  # llguidance reads JSON up to a depth of 128
+_MAX_MULTIPLE_DIGITS = 5  # it builds a state for every remainder
 
-GrammarKind = Literal["gbnf", "json_schema", "regex", "lark", "choice"]
+KINDS = ("gbnf", "json_schema", "regex", "lark", "choice")
 JSONValue = dict | list | str | int | float | bool | None
 
 
@@ -23,27 +29,31 @@ class Grammar:
     Use the constructor of the kind.
 
     Attributes:
-        kind: the notation.
-        source: the grammar in that notation, at most `MAX_SOURCE` characters; JSON for a schema or a list of choices.
+        kind: the notation: one of `KINDS`.
+        source: the grammar in that notation; JSON for a schema or a list of choices. At most `MAX_SOURCE` characters,
+            an eighth of it for Lark.
 
     Raises:
         GrammarError: of the wrong type, too large, or JSON that is none.
     """
 
-    kind: GrammarKind
+    kind: str
     source: str
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(GrammarKind):
-            raise GrammarError(f"kind: found {self.kind!r}; expected one of {', '.join(get_args(GrammarKind))}")
+        if self.kind not in KINDS:
+            raise GrammarError(f"kind: found {self.kind!r}; expected one of {', '.join(KINDS)}")
         if not isinstance(self.source, str):
             raise GrammarError(f"{self.kind}: found {type(self.source).__name__}; expected a string")
-        if len(self.source) > MAX_SOURCE:
-            raise GrammarError(f"{self.kind}: found {len(self.source)} characters; expected at most {MAX_SOURCE}")
+        limit = _MAX_LARK if self.kind == "lark" else MAX_SOURCE
+        if len(self.source) > limit:
+            raise GrammarError(f"{self.kind}: found {len(self.source)} characters; expected at most {limit}")
         try:
             self.source.encode()
         except UnicodeEncodeError as error:
             raise GrammarError(f"{self.kind}: found a lone surrogate at {error.start}; expected text") from None
+        if self.kind == "lark" and len(_LARK_RULE.findall(self.source)) > MAX_RULES:
+            raise GrammarError(f"lark: found more than {MAX_RULES} rules; expected fewer")
         if self.kind == "json_schema":
             _check_schema(_parse_json(self.source))
         elif self.kind == "choice":
@@ -109,13 +119,27 @@ def _check_schema(schema: JSONValue) -> None:
     if isinstance(schema, dict) and "x-guidance" in schema:
         raise GrammarError("json_schema: found 'x-guidance'; expected keywords of JSON Schema only")
     level: list[JSONValue] = [schema]
-    depth = 0
+    depth = references = 0
     while level:
         depth += 1
+        references += sum(isinstance(value, dict) and "$ref" in value for value in level)
+        if references > _MAX_REFERENCES:
+            raise GrammarError(f"json_schema: found more than {_MAX_REFERENCES} $ref; expected fewer")
         if depth > _MAX_SCHEMA_DEPTH:
             raise GrammarError(f"json_schema: nested deeper than {_MAX_SCHEMA_DEPTH}; expected less")
+        for value in level:
+            _check_multiple(value)
         inner = (list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
         level = [value for values in inner for value in values]
+
+
+def _check_multiple(schema: JSONValue) -> None:
+    multiple = schema.get("multipleOf") if isinstance(schema, dict) else None
+    if isinstance(multiple, int | float):
+        digits = len(Decimal(str(multiple)).normalize().as_tuple().digits)
+        if digits > _MAX_MULTIPLE_DIGITS:
+            expected = f"expected at most {_MAX_MULTIPLE_DIGITS} digits"
+            raise GrammarError(f"json_schema: multipleOf: found {multiple}; {expected}")
 
 
 def _check_choices(choices: JSONValue) -> None:

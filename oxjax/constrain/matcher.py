@@ -20,9 +20,9 @@ _LIMITS = LLParserLimits(
     max_items_in_row=2000,
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
-    step_max_items=2_000_000,
+    step_max_items=1_000_000,
     max_lexer_states=50_000,
-    max_grammar_size=100_000,
+    max_grammar_size=20_000,
     precompute_large_lexemes=False,
     verbose_errors=False,
 )
@@ -157,15 +157,15 @@ class Matcher:
         if self._has_ended:
             return np.zeros_like(compiler.usable)
         found = self._engine.compute_bitmask()
-        if self._engine.is_error():
-            raise GrammarStuckError(f"finding the next tokens is too expensive: {self._engine.get_error()}")
+        if self._engine.is_error() and not self._engine.get_error().startswith("NoExtension"):
+            raise GrammarStuckError(f"finding the next tokens is too expensive: {_first_line(self._engine)}")
         mask = np.zeros(4 * len(compiler.usable), np.uint8)
         count = min(len(found), len(mask))
         mask[:count] = np.frombuffer(found, np.uint8, count)
         mask = mask.view("<u4").astype(np.uint32, copy=False) & compiler.usable
         if self._engine.is_accepting():
             return mask | compiler.ends
-        if not mask.any():
+        if self._engine.is_error() or not mask.any():
             raise GrammarStuckError("the text is not complete, and no token of the vocabulary leads on")
         return mask
 
@@ -181,7 +181,7 @@ class Matcher:
         if self._compiler.ends[token // 32] >> (token % 32) & 1:
             self._has_ended = True
         elif not self._engine.consume_token(token):
-            raise GrammarStuckError(f"following the token {token} is too expensive: {self._engine.get_error()}")
+            raise GrammarStuckError(f"following the token {token} is too expensive: {_first_line(self._engine)}")
         self._mask = None
 
     def copy(self) -> Matcher:
@@ -195,6 +195,10 @@ def _pack(bits: Sequence[bool], vocab_size: int) -> UInt32[np.ndarray, " words"]
     return np.packbits(padded, bitorder="little").view("<u4").astype(np.uint32, copy=False)
 
 
+def _first_line(engine: LLMatcher) -> str:
+    return engine.get_error().partition("\n")[0]
+
+
 def _error(grammar: Grammar, message: str) -> GrammarError:
     """The engine's message, which says the line and column in the text that it was given."""
     line = column = None
@@ -206,4 +210,4 @@ def _error(grammar: Grammar, message: str) -> GrammarError:
         if not set("/\n") & set(grammar.source):
             line, column = 1, len(found[1]) + 1
     reason = _POSITION.sub("", reason).removeprefix("failed to compile JSON schema: ")
-    return GrammarError(f"{grammar.kind}: {reason.replace(' <non-verbose/>', '')}", line=line, column=column)
+    return GrammarError(f"{grammar.kind}: {reason}", line=line, column=column)

@@ -42,6 +42,8 @@ def _main(vocab: str, target: str) -> None:
 
 def _walk(c, words, size: int, grammar: str, tokens: list[int]) -> np.ndarray:
     sampler = c.llama_sampler_init_grammar(words, grammar.encode(), b"root")
+    if not sampler:
+        raise ValueError(f"llama.cpp refuses {grammar!r}")
     rows = []
     for token in [None, *tokens]:
         if token is not None:
