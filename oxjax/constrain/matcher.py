@@ -15,7 +15,7 @@ from oxjax.constrain.grammar import Grammar
 from oxjax.errors import GrammarError, GrammarStuckError
 from oxjax.tokenizer import Tokenizer
 
-# What a grammar may cost: a few hundred megabytes and a few seconds once, a fraction of a second a token.
+# What a grammar may cost at most, in memory and time: hundreds of megabytes and seconds, whatever it says.
 _LIMITS = LLParserLimits(
     max_items_in_row=2000,
     initial_lexer_fuel=1_000_000,
@@ -34,7 +34,7 @@ _REGEX_ERROR = re.compile(r"regex parse error:\n    .*\n    ( *)\^.*\n?(?:error:
 
 
 class GrammarCompiler:
-    """Starts matchers of grammars over one vocabulary. Built once for a model; costs a second.
+    """Starts matchers of grammars over one vocabulary. Built once for a model.
 
     A token stands for its bytes. Control tokens are no text, and tokens without bytes make no progress: neither is
     allowed, unless a grammar names the token. Tokens that end a generation are allowed where the text is complete,
