@@ -65,6 +65,24 @@ class InvalidRequestError(RequestError, ValueError):
     """A request is malformed: a bad sampling parameter, token id or prompt. Nothing was computed for it."""
 
 
+class GrammarError(InvalidRequestError):
+    """A grammar is malformed, unsupported or too large, or tokens are not in its language.
+
+    Args:
+        message: what was found and what was expected.
+        line: line in the grammar's text, from 1, if there is one.
+        column: character in that line, from 1.
+    """
+
+    def __init__(self, message: str, *, line: int | None = None, column: int | None = None):
+        self.line, self.column, self.reason = line, column, message
+        super().__init__(message if line is None else f"line {line}, column {column}: {message}")
+
+
+class GrammarStuckError(RequestError):
+    """No token continues a text inside its grammar, or finding out which ones do exceeds a limit."""
+
+
 class RequestTooLargeError(RequestError):
     """A request can never fit: its prompt, or prompt and output, exceed the context or the page pool."""
 
