@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from oxjax.batch import Batch
     from oxjax.config import ModelConfig
+    from oxjax.constrain import Grammar
     from oxjax.engine.beams import BeamParams
     from oxjax.engine.output import Chunk
     from oxjax.llm import LLM
@@ -26,6 +27,7 @@ _HOMES = {
     "Batch": "oxjax.batch",
     "BeamParams": "oxjax.engine.beams",
     "Chunk": "oxjax.engine.output",
+    "Grammar": "oxjax.constrain",
     "LLM": "oxjax.llm",
     "Model": "oxjax.models.load",
     "ModelConfig": "oxjax.config",
@@ -42,6 +44,7 @@ __all__ = [
     "Batch",
     "BeamParams",
     "Chunk",
+    "Grammar",
     "Model",
     "ModelConfig",
     "Result",

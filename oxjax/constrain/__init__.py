@@ -1,6 +1,5 @@
-"""Constrained decoding on the host: which tokens keep an output inside the language of a grammar."""
+"""Constrained decoding: languages that an output has to be in, and masks of the tokens that keep it there."""
 
 from oxjax.constrain.grammar import Grammar
-from oxjax.constrain.matcher import GrammarCompiler, Matcher
 
-__all__ = ["Grammar", "GrammarCompiler", "Matcher"]
+__all__ = ["Grammar"]

@@ -132,8 +132,11 @@ class BeamSearch:
         if error := next((r.error for r in live if r.error is not None), None):
             self.done, self.error = True, error
         growths: dict[Request, list[Growth]] = {request: [] for request in live}
-        for growth in self._grow_all():
-            growths[growth.parent].append(growth)
+        try:
+            for growth in self._grow_all():
+                growths[growth.parent].append(growth)
+        except RequestError as error:  # a grammar's
+            self.done, self.error = True, error
         self.drop([r for r in live if not growths[r]], scheduler, requests)  # before others need their places
         born = {}
         for parent, (first, *others) in ((r, g) for r, g in growths.items() if g):

@@ -16,8 +16,9 @@ import numpy as np
 from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool
+from oxjax.constrain.matcher import GrammarCompiler, Matcher
 from oxjax.engine.beams import BeamParams, BeamSearch
-from oxjax.engine.choice import Choice
+from oxjax.engine.choice import Choice, Moment
 from oxjax.engine.decode import MAX_STEPS
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Output
@@ -25,7 +26,7 @@ from oxjax.engine.request import Request
 from oxjax.engine.runner import Decoding, Runner, Wanted
 from oxjax.engine.scheduler import Scheduler, Sequence, Work
 from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint, state_specs
-from oxjax.errors import InvalidRequestError, NonFiniteLogitsError, NothingLeftError, SnapshotError
+from oxjax.errors import InvalidRequestError, NonFiniteLogitsError, NothingLeftError, RequestError, SnapshotError
 from oxjax.models.load import Model
 from oxjax.sampling.edits import edits_of
 from oxjax.sampling.params import SamplingParams, sample_seed
@@ -171,9 +172,16 @@ class Engine:
         room = self.scheduler.max_context - len(prompt)
         max_new = max(1, room) if params.max_tokens is None else params.max_tokens
         sequence = Sequence(tokens=list(prompt), max_length=len(prompt) + max_new, priority=priority)
-        output = Output(self.tokenizer, prompt, params, max_new)
+        output = Output(self.tokenizer, prompt, params, max_new, self._matcher(params))
         edits = edits_of(params, self.tokenizer.eog_ids, len(prompt), self.runner.config.vocab_size)
         return Request(sequence, params, seed, output, Choice(params, seed, edits))
+
+    def _matcher(self, params: SamplingParams) -> Matcher | None:
+        return None if params.grammar is None else self._grammars.start(params.grammar)
+
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
+        return GrammarCompiler(self.tokenizer, self.runner.config.vocab_size)
 
     def logits(self, prompt: list[int], *, priority: int = 0) -> Request:
         """Queue a prompt whose logits are wanted at every position; errors as for `generate`."""
@@ -277,7 +285,8 @@ class Engine:
         if len(tokens) == len(request.sequence.tokens):
             return
         n_new = len(tokens) - request.n_prompt
-        output = Output(self.tokenizer, tokens[: request.n_prompt], request.params, request.output.max_new)
+        prompt, params = tokens[: request.n_prompt], request.params
+        output = Output(self.tokenizer, prompt, params, request.output.max_new, self._matcher(params))
         request.output = output.replay(request.output.chunks[:n_new])
         request.sequence.tokens = tokens
         self.scheduler.rewind(request.sequence)
@@ -346,7 +355,7 @@ class Engine:
         """What a snapshot depends on; reads all parameters once."""
         config, state = self.runner.config, self.runner.state
         fingerprint = model_fingerprint(config, self.runner.params)
-        return Host(fingerprint, config.vocab_size, self.tokenizer, *state_specs(state))
+        return Host(fingerprint, config.vocab_size, self.tokenizer, self._matcher, *state_specs(state))
 
     def cancel(self, request: Request) -> None:
         """Drop a request, whatever its state; its pages are free at once. Nothing happens to one that is done.
@@ -468,8 +477,17 @@ class Engine:
 
     def _sample(self, logits: Any, choosing: list[_Chooser]) -> dict[str, np.ndarray]:
         """Choose a token for each; the columns of `Sampled`, on the host."""
-        rows = [Wanted(row, r.choice, r.output.moment(r.sequence.tokens)) for row, r, _ in choosing]
+        rows = [Wanted(row, r.choice, self._moment(r)) for row, r, _ in choosing]
         return self.runner.sample(logits, rows, max(r.params.logprobs for _, r, _ in choosing))
+
+    @staticmethod
+    def _moment(request: Request) -> Moment:
+        """What the request's next token depends on; if that cannot be said, the request has failed."""
+        try:
+            return request.output.moment(request.sequence.tokens)
+        except RequestError as error:
+            request.error = error
+            return Moment(request.sequence.tokens)
 
     def _deliver(self, choosing: list[_Chooser], sampled: dict[str, np.ndarray]) -> None:
         """Hand what was chosen to the requests; those that were unborn begin before their parent goes on."""
@@ -499,19 +517,24 @@ class Engine:
     ) -> str | None:
         """Append what was chosen for a request; returns how it leaves, if it does."""
         tokens, n_top = request.sequence.tokens, request.params.logprobs
-        if request.search is not None and fault != NOT_FINITE:  # where nothing is left, the others may go on
+        if request.error is None and fault and not (request.search is not None and fault == NOTHING_LEFT):
+            request.error = _FAULTS[fault](len(tokens))
+        if request.error is not None:
+            return None if request.search is not None else "failed"
+        if request.search is not None:  # where nothing is left, the others may go on
             request.offers = [] if fault else list(zip(top_tokens[:n_top], top_logprobs[:n_top], strict=True))
             return None
-        if fault:
-            request.error = _FAULTS[fault](len(tokens))
-            return "failed" if request.search is None else None
         pairs: tuple[tuple[int, float], ...] = ()
         if n_top:
             top = zip(top_tokens[:n_top], top_logprobs[:n_top], strict=True)
             pairs = (token, logprob), *(pair for pair in top if pair[0] != token)
+        try:
+            chunk = request.output.push(
+                token, logprob, pairs, rank if n_top else None, mu if request.params.mirostat else None
+            )
+        except RequestError as error:
+            request.error = error
+            return "failed"
         tokens.append(token)
         self._counts["generated"] += 1
-        chunk = request.output.push(
-            token, logprob, pairs, rank if n_top else None, mu if request.params.mirostat else None
-        )
         return "finished" if chunk.finish_reason is not None else None

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from oxjax.constrain.matcher import Matcher
 from oxjax.engine.choice import Moment
 from oxjax.errors import InvalidRequestError
 from oxjax.sampling.dry import Dry
@@ -48,10 +49,19 @@ class Output:
         prompt: its ids, which the text continues.
         params: stop texts and limits.
         max_new: tokens that there is room for.
+        matcher: of `params.grammar`, at its beginning.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams, max_new: int):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: list[int],
+        params: SamplingParams,
+        max_new: int,
+        matcher: Matcher | None = None,
+    ):
         self.tokenizer, self.params, self.max_new = tokenizer, params, max_new
+        self._matcher = matcher
         self.chunks: list[Chunk] = []
         self._detokenizer = tokenizer.detokenizer(skip_special=True)
         self._dry = Dry(params, tokenizer.token_bytes) if params.dry_multiplier else None
@@ -64,7 +74,7 @@ class Output:
         """Take tokens that were generated before, and return this output.
 
         Raises:
-            InvalidRequestError: they already end it.
+            InvalidRequestError: they already end it, or are not what its grammar allows.
         """
         for chunk in chunks:
             again = self.push(chunk.token_id, chunk.logprob, chunk.top_logprobs, chunk.rank, chunk.mu)
@@ -78,23 +88,27 @@ class Output:
         """Another output that has had the same tokens."""
         other = copy.copy(self)
         other.chunks, other._detokenizer = self.chunks.copy(), self._detokenizer.copy()
-        other._dry = copy.copy(self._dry)
+        other._dry, other._matcher = copy.copy(self._dry), self._matcher and self._matcher.copy()
         return other
 
     @property
     def is_guided(self) -> bool:
         """Whether the host has a say in every token."""
-        return self._dry is not None
+        return self._dry is not None or self._matcher is not None
 
     def moment(self, tokens: list[int]) -> Moment:
         """What the choice of the next token depends on.
 
         Args:
             tokens: so far, prompt included.
+
+        Raises:
+            GrammarStuckError: see `Matcher.mask`.
         """
         repeating = [] if self._dry is None else self._dry.penalties(tokens)
         mu = self.chunks[-1].mu if self.chunks else None
-        return Moment(tokens, 2.0 * self.params.mirostat_tau if mu is None else mu, repeating)
+        mask = None if self._matcher is None else self._matcher.mask()
+        return Moment(tokens, 2.0 * self.params.mirostat_tau if mu is None else mu, repeating, mask)
 
     def _remember(self, token: int) -> None:
         if self._dry is not None:
@@ -108,13 +122,22 @@ class Output:
         rank: int | None = None,
         mu: float | None = None,
     ) -> Chunk:
-        """Take the next token; the chunk says whether it was the last. For the arguments see there."""
+        """Take the next token; the chunk says whether it was the last. For the arguments see there.
+
+        Raises:
+            GrammarError: the grammar does not allow it here.
+            GrammarStuckError: see `Matcher.advance`.
+        """
+        if self._matcher is not None:
+            self._matcher.advance(token)
         self._remember(token)
         params, n_new = self.params, len(self.chunks) + 1
         cause: str | int | None = token if token in params.stop_token_ids else None
         at_end = cause is not None or (token in self.tokenizer.eog_ids and not params.ignore_eos)
         reason = "stop" if at_end else None
         text = self._held + ("" if at_end else self._detokenizer.push(token))
+        if self._matcher is not None and not self.tokenizer.eog_ids and self._matcher.is_done:
+            reason = "stop"  # this vocabulary has no token for it
         if reason is None and n_new == self.max_new:
             reason = "length" if self.max_new == params.max_tokens else "context"
         if reason is not None:

@@ -32,10 +32,12 @@ from safetensors.numpy import save as to_safetensors
 from oxjax.cache.states import Saved
 from oxjax.cache.transfer import page_arrays, slot_arrays
 from oxjax.config import ModelConfig
+from oxjax.constrain import Grammar
+from oxjax.constrain.matcher import Matcher
 from oxjax.engine.choice import Choice
 from oxjax.engine.output import Chunk, Output
 from oxjax.engine.scheduler import Sequence
-from oxjax.errors import InvalidRequestError, RequestTooLargeError, SnapshotError, SnapshotMismatchError, TokenizerError
+from oxjax.errors import RequestError, SnapshotError, SnapshotMismatchError, TokenizerError
 from oxjax.kernels import native
 from oxjax.sampling.edits import edits_of
 from oxjax.sampling.params import SamplingParams
@@ -57,6 +59,7 @@ class Host(NamedTuple):
         fingerprint: what `model_fingerprint` gave.
         vocab_size: columns of logits; token ids are below.
         tokenizer: turns tokens into text.
+        matcher: gives what follows the grammar of some parameters, if they have one.
         rows: dtype and shape of a token's row in each page array, in the order of the state's leaves.
         values: dtype and shape of a sequence's value in each slot array, likewise.
     """
@@ -64,6 +67,7 @@ class Host(NamedTuple):
     fingerprint: str
     vocab_size: int
     tokenizer: Tokenizer
+    matcher: Callable[[SamplingParams], Matcher | None]
     rows: Specs
     values: Specs
 
@@ -227,7 +231,7 @@ def decode(host: Host, blob: bytes, check: Callable[[Sequence], None]) -> list[E
         try:
             entries.append(_entry(host, counts, {name: part[i] for name, part in parts.items()}))
             check(entries[-1].sequence)
-        except (SnapshotError, InvalidRequestError, RequestTooLargeError, TokenizerError) as error:
+        except (SnapshotError, RequestError, TokenizerError) as error:
             raise SnapshotError(f"request {i} of the snapshot: {error}") from error
     return entries
 
@@ -265,7 +269,8 @@ def _entry(host: Host, counts: _Counts, parts: dict[str, np.ndarray]) -> Entry:
 def _replay(host: Host, counts: _Counts, params: SamplingParams, parts: dict[str, np.ndarray]) -> Output:
     """The output as it was when it had been given these tokens."""
     prompt, new = np.split(parts["tokens"], [counts.n_prompt])
-    output = Output(host.tokenizer, prompt.tolist(), params, counts.max_length - counts.n_prompt)
+    max_new = counts.max_length - counts.n_prompt
+    output = Output(host.tokenizer, prompt.tolist(), params, max_new, host.matcher(params))
     n_top = parts["top_counts"]
     if (n_top.size and not 0 <= n_top.min() <= n_top.max() <= params.logprobs + 1) or n_top.sum() != counts.n_top:
         raise SnapshotError(f"top_counts do not add up to {counts.n_top}, or are not from 0 to {params.logprobs + 1}")
@@ -314,6 +319,7 @@ def _read_params(raw: dict[str, Any]) -> SamplingParams:
     kinds |= dict.fromkeys(reals, real) | dict.fromkeys(("max_tokens", "seed", "penalty_window"), optional)
     texts = [f.name for f in dataclasses.fields(SamplingParams) if isinstance(f.default, str)]
     kinds |= {"dry_window": optional, "best_of": optional} | dict.fromkeys(texts, (str,))
+    kinds["grammar"] = (dict, NoneType)
     lists = [f.name for f in dataclasses.fields(SamplingParams) if isinstance(f.default, tuple)]
     kinds |= {"ignore_eos": (bool,)} | dict.fromkeys(lists, (list,))
     if set(raw) != set(kinds):
@@ -323,7 +329,12 @@ def _read_params(raw: dict[str, Any]) -> SamplingParams:
             raise SnapshotError(
                 f"{name} is {type(value).__name__}, expected {' or '.join(k.__name__ for k in kinds[name])}"
             )
-    return SamplingParams(**raw)
+    grammar = raw["grammar"]
+    if grammar is not None:
+        if set(grammar) != {"kind", "source"}:
+            raise SnapshotError(f"a grammar with {', '.join(sorted(grammar))[:100]}: expected kind and source")
+        grammar = Grammar(**grammar)
+    return SamplingParams(**{**raw, "grammar": grammar})
 
 
 def pack(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+from oxjax.constrain import Grammar
 from oxjax.errors import InvalidRequestError
 
 STAGES = (
@@ -44,10 +45,10 @@ _DETAILS = {
 class SamplingParams:
     """How to choose the next token, and when to stop.
 
-    The stages act in this order: bias and bans, penalties, DRY, greedy if `temperature` is 0, else those of `order`,
-    mirostat, draw. The defaults draw from the model's own distribution until it ends the text. Every stage works on
-    what the one before left, and probabilities are those of what is left; none takes the most likely token away, but
-    `xtc` and `typical_p`. What can have no effect is refused.
+    The stages act in this order: bias and bans, penalties, DRY, grammar, greedy if `temperature` is 0, else those of
+    `order`, mirostat, draw. The defaults draw from the model's own distribution until it ends the text. Every stage
+    works on what the one before left, and probabilities are those of what is left; none takes the most likely token
+    away, but `xtc` and `typical_p`. What can have no effect is refused.
 
     Attributes:
         max_tokens: most tokens to generate; None goes on to the end of the context.
@@ -104,6 +105,7 @@ class SamplingParams:
         stop: texts that end the generation; they are not part of the result's text.
         stop_token_ids: tokens that end it; they are part of the result's tokens, not of its text.
         ignore_eos: go on after end-of-generation tokens.
+        grammar: the language that the output has to be in; where nothing else can follow, the end does.
         n: how many samples of the prompt to draw. The prompt is computed once; each sample has a seed of its own,
             the first one `seed`, and its result names the seed that gives it alone.
         best_of: how many to draw instead, of which the `n` are given whose tokens are the most likely on average.
@@ -146,6 +148,7 @@ class SamplingParams:
     dry_allowed_length: int = 2
     dry_window: int | None = None
     dry_breakers: tuple[str, ...] | list[str] = ("\n", ":", '"', "*")
+    grammar: Grammar | None = None
     order: tuple[str, ...] | list[str] = STAGES
 
     def __post_init__(self) -> None:
@@ -185,6 +188,10 @@ class SamplingParams:
         _whole("min_tokens", self.min_tokens, 0, 2**31 - 1 if self.max_tokens is None else self.max_tokens)
         if not all(isinstance(s, str) and s for s in self.stop):
             raise InvalidRequestError(f"stop {self.stop!r}: expected non-empty strings")
+        if not isinstance(self.grammar, Grammar | None):
+            raise InvalidRequestError(f"grammar {self.grammar!r}: expected an oxjax.Grammar")
+        if self.grammar is not None and self.ignore_eos:
+            raise InvalidRequestError("ignore_eos with a grammar, which says where the text ends")
         for name in ("banned_tokens", "stop_token_ids"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             for i in getattr(self, name):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from grammar_walks import allowed_tokens, load, random_walk
 
-from oxjax.constrain import Grammar, GrammarCompiler
+from oxjax.constrain import Grammar
+from oxjax.constrain.matcher import GrammarCompiler
 from oxjax.constrain.grammar import MAX_SOURCE
 from oxjax.errors import GrammarError, GrammarStuckError, InvalidRequestError, RequestError
 from oxjax.tokenizer import Tokenizer
