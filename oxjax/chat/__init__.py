@@ -3,5 +3,21 @@
 from oxjax.chat.dialect import DIALECTS, Dialect, detect
 from oxjax.chat.forms import ToolCall
 from oxjax.chat.parser import ChatParser, Delta, Message
+from oxjax.chat.session import ChatDelta, ChatResult, Session
+from oxjax.chat.tools import ToolDispatcher, ToolResult, tool_schema
 
-__all__ = ["DIALECTS", "ChatParser", "Delta", "Dialect", "Message", "ToolCall", "detect"]
+__all__ = [
+    "DIALECTS",
+    "ChatDelta",
+    "ChatParser",
+    "ChatResult",
+    "Delta",
+    "Dialect",
+    "Message",
+    "Session",
+    "ToolCall",
+    "ToolDispatcher",
+    "ToolResult",
+    "detect",
+    "tool_schema",
+]

@@ -42,6 +42,10 @@ class Dialect:
         """Whether there is a way to write calls."""
         return self.harmony or bool(self.calls)
 
+    def without_calls(self) -> Dialect:
+        """The same dialect where no call is looked for."""
+        return replace(self, calls=(), ignored=())
+
     @classmethod
     def custom(
         cls,
@@ -215,19 +219,23 @@ def detect(source: str) -> Dialect:
     Args:
         source: Jinja text.
     """
-    name = next((name for mark, name in _MARKS.items() if mark in source), "plain")
-    found = DIALECTS[name]
-    if found.harmony:
-        return found
-    return replace(found, reasoning=tuple(pair for pair in _REASONING if pair[0] in source or pair[1] in source))
+    return _with_reasoning(DIALECTS[next((name for mark, name in _MARKS.items() if mark in source), "plain")], source)
 
 
-def dialect(name: str, source: str) -> Dialect:
+def named(name: str, source: str) -> Dialect:
     """A dialect by name, with the reasoning that a chat template's text shows.
+
+    Args:
+        name: of `DIALECTS`.
+        source: Jinja text.
 
     Raises:
         ChatTemplateError: there is none of that name.
     """
     if name not in DIALECTS:
         raise ChatTemplateError(f"there is no dialect {name!r}; there are {', '.join(sorted(DIALECTS))}")
-    return DIALECTS[name] if name == "gpt-oss" else replace(DIALECTS[name], reasoning=detect(source).reasoning)
+    return _with_reasoning(DIALECTS[name], source)
+
+
+def _with_reasoning(dialect: Dialect, source: str) -> Dialect:
+    return replace(dialect, reasoning=tuple(pair for pair in _REASONING if pair[0] in source or pair[1] in source))
