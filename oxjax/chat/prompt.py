@@ -49,9 +49,9 @@ class Prompter:
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, dialect: Dialect):
         self.template, self.tokenizer, self.dialect = template, tokenizer, dialect
         tags = {tag for pair in dialect.reasoning for tag in pair}  # templates look for these in old messages
-        control = (tokenizer.token_text(i) for i in range(tokenizer.vocab_size) if tokenizer.is_control(i))
-        texts = sorted((re.escape(t) for t in control if len(t) > 1 and t not in tags), key=len, reverse=True)
-        self._control = re.compile("|".join(texts) or "(?!)")
+        control = (t for t in tokenizer.control_texts if len(t) > 1 and t not in tags)
+        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+        self._shape: Shape | None = None
 
     def prompt(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], **variables: Any
@@ -66,7 +66,8 @@ class Prompter:
             ChatTemplateError: the template refused, or cannot show the calls of the conversation.
         """
         if any(m.get("tool_calls") for m in messages):
-            messages = _shaped(messages, self._shape(tools, variables))
+            self._shape = self._shape or self._find_shape(tools, variables)
+            messages = _shaped(messages, self._shape)
         if self.dialect.harmony:
             messages = [_with_thinking(m) for m in messages]
         messages = [{k: v if k in _FIXED else self._guarded(v) for k, v in m.items()} for m in messages]
@@ -85,7 +86,7 @@ class Prompter:
             return {self._guarded(k): v if k in _FIXED else self._guarded(v) for k, v in value.items()}
         return [self._guarded(v) for v in value] if isinstance(value, (list, tuple)) else value
 
-    def _shape(self, tools: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> Shape:
+    def _find_shape(self, tools: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> Shape:
         """The first shape in which the template shows calls: it is tried on a conversation made for that."""
         problem: ChatTemplateError | None = None
         for shape in (Shape(o, t, c) for o in (False, True) for t in (False, True) for c in ("", None)):

@@ -104,7 +104,7 @@ def shuffled(dialect: str, seed: int) -> str:
     return "".join(pieces) + rng.choice(["", "", " ", TEXTS[dialect], '{"', "[1]"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(DIALECTS)), st.integers(0, 10**9), st.data())
 def test_the_message_does_not_depend_on_the_pieces(dialect, seed, data):
     text = shuffled(dialect, seed)
@@ -135,7 +135,7 @@ JSON_FORMS = {
 }  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(sorted(JSON_FORMS)),
     st.lists(st.dictionaries(st.text(max_size=5), VALUES, max_size=3), min_size=1, max_size=3),

@@ -153,9 +153,8 @@ def read(name: str, before: str, text: str) -> Message:
     return parser.message
 
 
-@pytest.mark.parametrize("with_text", [False, True], ids=["calls", "calls-reasoning-answer"])
 @pytest.mark.parametrize("name", SHOWN)
-def test_what_a_template_writes_is_read_back(data, name, with_text):
+def test_what_a_template_writes_is_read_back(data, name):
     dialect, several, shows_reasoning, shows_answer = SHOWN[name]
     assert detect(published(name).source).name == dialect
     calls = CALLS if several else CALLS[:1]
@@ -163,7 +162,7 @@ def test_what_a_template_writes_is_read_back(data, name, with_text):
         calls = [(n, {k: "a{[" if isinstance(v, str) else v for k, v in a.items()}) for n, a in calls]
     message = {
         "role": "assistant",
-        "content": None if name in NO_CONTENT else ANSWER if with_text and shows_answer else "",
+        "content": None if name in NO_CONTENT else ANSWER if shows_answer else "",
         "tool_calls": [
             {
                 "id": f"call{i:05d}",
@@ -173,13 +172,13 @@ def test_what_a_template_writes_is_read_back(data, name, with_text):
             for i, (n, a) in enumerate(calls)
         ],
     }
-    if with_text and shows_reasoning:
+    if shows_reasoning:
         message["thinking" if dialect == "gpt-oss" else "reasoning_content"] = REASONING
     found = read(name, *written(name, message))
     assert [(c.name, c.arguments) for c in found.tool_calls] == calls
     assert len({c.id for c in found.tool_calls}) == len(calls)
-    assert found.reasoning == (REASONING if with_text and shows_reasoning else "")
-    assert found.content == (ANSWER if with_text and shows_answer else "")
+    assert found.reasoning == (REASONING if shows_reasoning else "")
+    assert found.content == (ANSWER if shows_answer else "")
 
 
 @pytest.mark.parametrize("name", SHOWN)
