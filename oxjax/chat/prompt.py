@@ -139,10 +139,14 @@ def _answered(before: Sequence[Mapping[str, Any]], message: Mapping[str, Any]) -
 
 
 def _call(call: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    """A call with its arguments as the template takes them: some conversations have them as JSON text."""
     function = dict(call["function"])
-    if shape.text_arguments and not isinstance(function["arguments"], str):
-        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-    return {**call, "function": function}
+    arguments = function.get("arguments") or {}
+    if shape.text_arguments and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not shape.text_arguments and isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    return {**call, "function": function | {"arguments": arguments}}
 
 
 def _with_thinking(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -97,8 +98,7 @@ class Session:
         """Continue a conversation; see `LLM.chat`."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        if not messages:
-            raise InvalidRequestError("the conversation is empty")
+        _check(messages)
         if max_rounds < 0:
             raise InvalidRequestError(f"max_rounds {max_rounds}: expected at least 0")
         if tools and not self.dialect.has_calls:
@@ -163,6 +163,23 @@ class Session:
             known = any(text in marker for marker in self.dialect.markers)
             self._shown[token] = known or not self.tokenizer.is_special(token)
         return self._shown[token]
+
+
+def _check(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what no template could make sense of."""
+    if not messages:
+        raise InvalidRequestError("the conversation is empty")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InvalidRequestError(f"message {i}: found {message!r:.80}; expected a dict with a role")
+        for call in message.get("tool_calls") or ():
+            arguments = call.get("function", {}).get("arguments")
+            try:
+                arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            except ValueError as error:
+                raise InvalidRequestError(f"message {i}: the arguments of a call are not JSON: {error}") from error
+            if not isinstance(call.get("function", {}).get("name"), str) or not isinstance(arguments, dict | None):
+                raise InvalidRequestError(f"message {i}: found the call {call!r:.80}; expected a name and arguments")
 
 
 def _as_chat(deltas: list[Delta]) -> list[ChatDelta]:
