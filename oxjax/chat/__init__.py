@@ -2,6 +2,7 @@
 
 from oxjax.chat.dialect import DIALECTS, Dialect, detect
 from oxjax.chat.forms import ToolCall
+from oxjax.chat.grammar import call_grammar, call_schema
 from oxjax.chat.parser import ChatParser, Delta, Message
 from oxjax.chat.session import ChatDelta, ChatResult, Session
 from oxjax.chat.tools import ToolDispatcher, ToolResult, tool_schema
@@ -18,6 +19,8 @@ __all__ = [
     "ToolCall",
     "ToolDispatcher",
     "ToolResult",
+    "call_grammar",
+    "call_schema",
     "detect",
     "tool_schema",
 ]

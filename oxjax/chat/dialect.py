@@ -73,6 +73,7 @@ class Dialect:
 
 HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 _SEP, _CALL = "<｜tool▁sep｜>", "<｜tool▁call▁begin｜>"
+_PARAMETERS, _TOOL_NAME = ("parameters", "arguments"), ("tool_name", "name")  # the first is what the model writes
 _PLAIN_KEY = (('">', None), ('" string="true">', True), ('" string="false">', False))
 
 
@@ -94,7 +95,14 @@ DIALECTS: dict[str, Dialect] = {
         Dialect("plain"),
         Dialect("gpt-oss", harmony=True),
         Dialect("hermes", (JsonCalls("<tool_call>", "</tool_call>"),)),
-        Dialect("llama3", (JsonCalls(""), JsonCalls("<|python_tag|>"), PythonCalls("<|python_tag|>"))),
+        Dialect(
+            "llama3",
+            (
+                JsonCalls("<|python_tag|>", arguments_keys=_PARAMETERS),
+                PythonCalls("<|python_tag|>"),
+                JsonCalls("", arguments_keys=_PARAMETERS),
+            ),
+        ),
         Dialect(
             "mistral",
             (
@@ -173,10 +181,10 @@ DIALECTS: dict[str, Dialect] = {
         Dialect("gigachat", (JsonCalls("<|function_call|>"),)),
         Dialect(
             "cohere2",
-            (JsonCalls("<|START_ACTION|>", "<|END_ACTION|>"),),
+            (JsonCalls("<|START_ACTION|>", "<|END_ACTION|>", _TOOL_NAME, _PARAMETERS),),
             ignored=("<|START_TEXT|>", "<|END_TEXT|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
         ),
-        Dialect("command-r", (JsonCalls("Action:\n```json", "```"),)),
+        Dialect("command-r", (JsonCalls("Action:\n```json", "```", _TOOL_NAME, _PARAMETERS),)),
         Dialect("lfm2", (PythonCalls("<|tool_call_start|>", "<|tool_call_end|>"),)),
         Dialect("functools", (JsonCalls("functools"),)),
     )
