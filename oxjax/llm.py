@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from oxjax.assets import embedded_model
 from oxjax.cache.blocks import NULL_PAGE
 from oxjax.chat import ChatDelta, ChatResult, Dialect, Session
+from oxjax.chat.prompt import read_template, template_tokens
 from oxjax.chat.session import Tool
 from oxjax.engine.encoder import Encoder
 from oxjax.engine.engine import Engine
@@ -31,7 +32,6 @@ from oxjax.errors import (
     RequestError,
     UnsupportedArchitectureError,
 )
-from oxjax.gguf import GGUFFile
 from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load
@@ -246,16 +246,7 @@ class LLM:
         Raises:
             ChatTemplateError: it has none.
         """
-        with GGUFFile.open(self._path) as file:
-            return self._template(file.metadata)
-
-    def _template(self, source: Mapping[str, Any] | str) -> ChatTemplate:
-        """A template of a file's metadata, or from Jinja text, with this model's BOS and EOS."""
-        ids = {"bos_token": self.tokenizer.bos_id, "eos_token": self.tokenizer.eos_id}
-        tokens = {name: "" if i is None else self.tokenizer.token_text(i) for name, i in ids.items()}
-        if isinstance(source, str):
-            return ChatTemplate(source, **tokens)
-        return ChatTemplate.from_metadata(source, **tokens)
+        return read_template(self._path, self.tokenizer)
 
     def chat(
         self,
@@ -305,10 +296,9 @@ class LLM:
         **variables: Any,
     ) -> Iterator[ChatDelta]:
         """`chat`, with answer, reasoning, calls and results as they come; the last delta has the whole `result`."""
-        if template is None:
-            template = self.chat_template
-        elif isinstance(template, str):
-            template = self._template(template)
+        if isinstance(template, str):
+            template = ChatTemplate(template, **template_tokens(self.tokenizer))
+        template = self.chat_template if template is None else template
         session = Session(template, self.tokenizer, self._chunks, dialect)
         return session.stream(messages, params or SamplingParams(), tools, max_rounds, **variables)
 

@@ -44,7 +44,7 @@ class Dialect:
 
     def without_calls(self) -> Dialect:
         """The same dialect where no call is looked for."""
-        return replace(self, calls=(), ignored=())
+        return replace(self, calls=())
 
     @classmethod
     def custom(

@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from oxjax.chat.dialect import Dialect
 from oxjax.errors import ChatTemplateError
+from oxjax.gguf import GGUFFile
 from oxjax.tokenizer import Tokenizer
 from oxjax.tokenizer.chat import ChatTemplate
 
@@ -31,6 +33,26 @@ class Shape:
     one_call: bool
     text_arguments: bool
     content: str | None
+
+
+def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """The texts of BOS and EOS, for a `ChatTemplate`."""
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    return {name: "" if i is None else tokenizer.token_text(i) for name, i in ids.items()}
+
+
+def read_template(path: str | Path, tokenizer: Tokenizer) -> ChatTemplate:
+    """The chat template of a GGUF file.
+
+    Args:
+        path: the file.
+        tokenizer: the file's.
+
+    Raises:
+        ChatTemplateError: it has none, or it is malformed.
+    """
+    with GGUFFile.open(Path(path)) as file:
+        return ChatTemplate.from_metadata(file.metadata, **template_tokens(tokenizer))
 
 
 class Prompter:
@@ -66,8 +88,7 @@ class Prompter:
             ChatTemplateError: the template refused, or cannot show the calls of the conversation.
         """
         if any(m.get("tool_calls") for m in messages):
-            self._shape = self._shape or self._find_shape(tools, variables)
-            messages = _shaped(messages, self._shape)
+            messages = _shaped(messages, self.shape(tools, **variables))
         if self.dialect.harmony:
             messages = [_with_thinking(m) for m in messages]
         messages = [{k: v if k in _FIXED else self._guarded(v) for k, v in m.items()} for m in messages]
@@ -78,6 +99,18 @@ class Prompter:
             ids.insert(0, bos)
         return ids, text.replace(_GUARD, "")
 
+    def shape(self, tools: Sequence[Mapping[str, Any]], **variables: Any) -> Shape:
+        """How the template wants messages with calls; found out once, on a conversation made for that.
+
+        Args:
+            tools, variables: see `prompt`.
+
+        Raises:
+            ChatTemplateError: it shows no calls in any shape.
+        """
+        self._shape = self._shape or self._find_shape(tools, variables)
+        return self._shape
+
     def _guarded(self, value: Any) -> Any:
         """The same value, with a guard in every special token that its texts spell."""
         if isinstance(value, str):
@@ -87,7 +120,7 @@ class Prompter:
         return [self._guarded(v) for v in value] if isinstance(value, (list, tuple)) else value
 
     def _find_shape(self, tools: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> Shape:
-        """The first shape in which the template shows calls: it is tried on a conversation made for that."""
+        """The first shape in which the template shows calls."""
         problem: ChatTemplateError | None = None
         for shape in (Shape(o, t, c) for o in (False, True) for t in (False, True) for c in ("", None)):
             values = _VALUES[:1] if shape.one_call else _VALUES

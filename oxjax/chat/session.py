@@ -109,6 +109,8 @@ class Session:
         dispatcher = ToolDispatcher(tool for tool in tools if callable(tool))
         declared = [tool for tool in tools if not callable(tool)]
         schemas = [*dispatcher.schemas.values(), *declared]
+        if dispatcher.schemas and max_rounds:
+            self._prompter.shape(schemas, **variables)  # better no call is run than one whose result cannot be told
         dialect = self.dialect if tools else self.dialect.without_calls()
         conversation, results = [dict(m) for m in messages], []
         while True:

@@ -238,6 +238,11 @@ def test_undelimited_calls_need_arguments_and_the_beginning_of_the_message():
     assert parse("llama3", "<|python_tag|>print(1 + 1)").content == "<|python_tag|>print(1 + 1)"
 
 
+def test_a_dialect_without_calls_still_knows_what_frames_text():
+    dialect = DIALECTS["cohere2"].without_calls()
+    assert parse(dialect, "<|START_TEXT|>Hi<|END_TEXT|><|START_ACTION|>[]").content == "Hi<|START_ACTION|>[]"
+
+
 def test_schemas_say_what_untyped_text_is():
     schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]

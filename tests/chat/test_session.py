@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import gguf
 import pytest
 from test_templates import CALLS, NO_CALLS, REFUSED, SHOWN, TOOLS, UNSUPPORTED, VARIABLES, published
 
@@ -9,7 +10,7 @@ from oxjax import LLM, SamplingParams
 from oxjax.assets import embedded_model
 from oxjax.chat import Dialect, Session, ToolCall, detect
 from oxjax.chat.forms import TaggedCalls
-from oxjax.chat.prompt import Prompter
+from oxjax.chat.prompt import Prompter, read_template
 from oxjax.engine.output import Output
 from oxjax.errors import ChatTemplateError, InvalidRequestError, ToolError
 from oxjax.gguf import GGUFFile
@@ -160,16 +161,18 @@ def test_what_cannot_be_chatted_says_why(tokenizer):
         next(plain.stream(USER, SamplingParams(), max_rounds=-1))
     with pytest.raises(ToolError, match="no name"):
         run(tokenizer, "x", tools=[lambda: 1])
-    deaf = Session(ChatTemplate("{{ messages[0].content }}"), tokenizer, Script(tokenizer, ASK, "x"), "hermes")
+    script = Script(tokenizer, ASK)
+    deaf = Session(ChatTemplate("{{ messages[0].content }}"), tokenizer, script, "hermes")
     with pytest.raises(ChatTemplateError, match="does not show calls"):
         list(deaf.stream(USER, SamplingParams(), [double]))
+    assert script.prompts == []  # no call was made, let alone run
+    assert list(deaf.stream(USER, SamplingParams(), [double], max_rounds=0))[-1].result.tool_calls
 
 
 @pytest.mark.parametrize(
     "message, problem",
     [
         ({"content": "Hi"}, "expected a dict with a role"),
-        ("Hi", "expected a dict with a role"),
         ({"role": "assistant", "tool_calls": [{"id": "x"}]}, "expected a name and arguments"),
         ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}, "are not JSON"),
         ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[]"}}]}, "a name and arguments"),
@@ -189,6 +192,7 @@ def test_arguments_may_come_as_json_text(tokenizer):
     assert result.messages[2]["tool_calls"][0]["id"] == "call00001"
 
 
+@pytest.mark.slow
 def test_tokens_of_a_real_vocabulary(data):
     """Gemma's quotes and delimiters are tokens that texts leave out, and its calls end with an end of generation."""
     tokenizer = Tokenizer.from_gguf(data / "vocab" / "ggml-vocab-gemma-4.gguf")
@@ -222,6 +226,16 @@ def test_messages_cannot_forge_special_tokens(tokenizer):
         [{"role": "user", "content": parts}], []
     )
     assert end not in ids
+
+
+def test_the_template_of_a_file(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_chat_template("{{ bos_token }}a")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    template = read_template(tmp_path / "a.gguf", Tokenizer.from_gguf(embedded_model()))
+    assert template.render(USER) == "<|endoftext|>a"
 
 
 def test_one_bos(tokenizer):
