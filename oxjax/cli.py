@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -140,6 +141,99 @@ def _stream(llm: Any, text: str, params: Any) -> None:
         sys.stdout.write(chunk.text)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+@app.command()
+def chat(
+    message: Annotated[
+        str | None,
+        typer.Argument(
+            help="One message; '-' reads standard input. Default: ask for one after another.", show_default=False
+        ),
+    ] = None,
+    model: ModelOption = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="What the system message says.")] = None,
+    template: Annotated[Path | None, typer.Option(help="Jinja file to use instead of the model's template.")] = None,
+    variable: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=JSON, for the template; repeatable.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Default: to the end.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Divides logits of recent tokens; 1 is off.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Default: from the operating system.")] = None,
+    max_context: Annotated[int | None, typer.Option(help="Most tokens, the whole conversation included.")] = None,
+    dtype: DtypeOption = None,
+    weights: WeightsOption = "auto",
+    activations: ActivationsOption = "int8",
+    quantize: QuantizeOption = None,
+    fast: FastOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Talk with a model that has a chat template. Answers are printed; reasoning goes to standard error."""
+    from oxjax.sampling.params import SamplingParams
+
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    variables: dict[str, Any] = dict(map(_variable, variable or ()))
+    if as_json and message is None:
+        raise typer.BadParameter("--json prints one answer: give a message")
+    if template is not None:
+        variables["template"] = template.read_text("utf-8")
+    from oxjax.llm import LLM
+
+    with _progress("loading") as progress:
+        llm = LLM(
+            model,
+            exact=not fast,
+            dtype=dtype,
+            weights=weights,
+            activations=activations,
+            quantize=quantize,
+            max_batch=1,
+            max_context=max_context,
+            progress=progress,
+        )
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    with llm:
+        for text in _asked() if message is None else [_text(message)]:
+            messages.append({"role": "user", "content": text})
+            for delta in llm.stream_chat(messages, params, **variables):
+                if not as_json:
+                    print(delta.reasoning, end="", flush=True, file=sys.stderr)
+                    print(delta.content, end="", flush=True)
+            result = delta.result
+            messages = result.messages
+            print(json.dumps(asdict(result), ensure_ascii=False) if as_json else "")
+
+
+def _variable(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        raise typer.BadParameter(f"--set {text}: expected NAME=JSON, for example enable_thinking=false") from None
+
+
+def _asked() -> Iterator[str]:
+    """Lines of standard input, asked for where that is a terminal."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True, file=sys.stderr)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.rstrip("\n")
 
 
 @app.command()

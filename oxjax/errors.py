@@ -41,6 +41,10 @@ class ChatTemplateError(OxjaxError):
     """A chat template is missing, malformed, unsafe, too expensive, or refused the conversation."""
 
 
+class ToolError(OxjaxError):
+    """A Python function cannot be offered to a model as a tool."""
+
+
 class ModelError(OxjaxError):
     """A model file does not describe a model that oxjax can run."""
 

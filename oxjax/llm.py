@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from jaxtyping import Float, Int
 
 from oxjax.assets import embedded_model
 from oxjax.cache.blocks import NULL_PAGE
+from oxjax.chat import ChatDelta, ChatResult, Dialect, Session
+from oxjax.chat.prompt import read_template, template_tokens
+from oxjax.chat.session import Tool
 from oxjax.engine.beams import BeamParams, BeamSearch
 from oxjax.engine.encoder import Encoder
 from oxjax.engine.engine import Engine
@@ -35,6 +38,7 @@ from oxjax.models.load import Model, load
 from oxjax.results import Result, all_or_raise, beams_of, or_raise, result_of
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
+from oxjax.tokenizer.chat import ChatTemplate
 
 Prompt = str | Sequence[int] | Int[np.ndarray, " _"]
 
@@ -87,9 +91,9 @@ class LLM:
         enable_compilation_cache()
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        path = embedded_model() if model is None else resolve(model)
+        self._path = Path(embedded_model() if model is None else resolve(model))
         self.model: Model | None = load(
-            path,
+            self._path,
             dtype=dtype,
             weights=weights,
             activations=activations,
@@ -222,11 +226,14 @@ class LLM:
             RequestError: as for `generate`; what was yielded before stands.
         """
         params = SamplingParams() if params is None else params
+        return self._stream(self._start(prompt, params), progress)
+
+    def _start(self, prompt: Prompt, params: SamplingParams) -> Request:
+        """Queue the request of a stream."""
         if params.n_samples != 1:
             raise InvalidRequestError(f"{params.n_samples} samples: a stream has one sample; use generate")
         seed = secrets.randbits(64) if params.seed is None else params.seed
-        request = self.engine.generate(self._encode(prompt), params, seed)
-        return self._stream(request, progress)
+        return self.engine.generate(self._encode(prompt), params, seed)
 
     def _stream(self, request: Request, progress: Callable[[int, int], None] | None) -> Iterator[Chunk]:
         sent, n_prompt = 0, len(request.sequence.tokens)
@@ -244,6 +251,75 @@ class LLM:
         finally:
             if not request.done:
                 self.engine.cancel(request)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The file's chat template.
+
+        Raises:
+            ChatTemplateError: it has none.
+        """
+        return read_template(self._path, self.tokenizer)
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] = (),
+        max_rounds: int = 8,
+        template: ChatTemplate | str | None = None,
+        dialect: Dialect | str | None = None,
+        **variables: Any,
+    ) -> ChatResult:
+        """Continue a conversation with the model's own template, and run the tools that it calls.
+
+        Args:
+            messages: dicts with `role` and `content`, and `tool_calls` as in the OpenAI API, or one user's text. The
+                special tokens of the model, spelled in a message, are plain text.
+            params: how to sample, each round alike.
+            tools: Python functions, which are run on the calls (see `tool_schema` and `ToolDispatcher`), and JSON
+                schemas, whose calls are returned. Without tools, calls are not looked for.
+            max_rounds: how often results may go back to the model; calls made after that are returned.
+            template: Jinja text or a template to use instead of the file's.
+            dialect: how the model writes calls and reasoning, a name of `DIALECTS` included, instead of what the
+                template shows.
+            variables: of the template, `enable_thinking` for example, and `date`, `documents` and
+                `add_generation_prompt` of `ChatTemplate.render`.
+
+        Raises:
+            ChatTemplateError: there is no template, it refused, or it shows no calls and there are tools.
+            ToolError: a function cannot be a tool.
+            RequestError: as for `generate`.
+        """
+        *_, last = self.stream_chat(
+            messages, params, tools=tools, max_rounds=max_rounds, template=template, dialect=dialect, **variables
+        )
+        return last.result
+
+    def stream_chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] = (),
+        max_rounds: int = 8,
+        template: ChatTemplate | str | None = None,
+        dialect: Dialect | str | None = None,
+        **variables: Any,
+    ) -> Iterator[ChatDelta]:
+        """`chat`, with answer, reasoning, calls and results as they come; the last delta has the whole `result`."""
+        if isinstance(template, str):
+            template = ChatTemplate(template, **template_tokens(self.tokenizer))
+        template = self.chat_template if template is None else template
+        session = Session(template, self.tokenizer, self._chunks, dialect)
+        return session.stream(messages, params or SamplingParams(), tools, max_rounds, **variables)
+
+    def _chunks(self, prompt: list[int], params: SamplingParams) -> Generator[Chunk, None, Result]:
+        """The stream of a prompt, and then its result."""
+        request = self._start(prompt, params)
+        yield from self._stream(request, None)
+        return result_of(request)
 
     def logits(self, prompts: Prompt | Sequence[Prompt]) -> list[Float[np.ndarray, "T vocab"]]:
         """Raw logits at every position of each prompt: float32 `[T, vocab]`, row `t` predicting token `t + 1`.

@@ -54,6 +54,17 @@ def test_prompt_from_standard_input_and_stop(stories):
     assert out == "Once upon a time, there was a little girl named \n"
 
 
+def test_chat_one_message_or_a_conversation(tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:")
+    options = ("--template", template, "--seed", 1, "-n", 8)
+    answer = json.loads(oxjax("chat", "Hello dog", *options, "--json").stdout)
+    assert answer["messages"][-1]["content"] == answer["content"]
+    assert len(answer["results"]) == 1
+    lines = oxjax("chat", *options, "--set", "enable_thinking=false", input="Hello dog\n\nHow?\n").stdout
+    assert lines.startswith(answer["content"] + "\n")
+
+
 def test_info_describes_a_file(data):
     file = data / "quants" / "llama-mix-Q4_K_M.gguf"
     facts = json.loads(oxjax("info", file, "--json").stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from operator import index
 from os import PathLike
 from pathlib import Path
@@ -212,3 +213,8 @@ class Tokenizer:
             TokenizerError: the id is not in the vocabulary.
         """
         return bool(self._vocab.attrs[self._check(token)] & CONTROL)
+
+    @cached_property
+    def control_texts(self) -> tuple[str, ...]:
+        """The texts of the control tokens."""
+        return tuple(t for t, attr in zip(self._vocab.texts, self._vocab.attrs, strict=True) if attr & CONTROL)

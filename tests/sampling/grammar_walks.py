@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oxjax.constrain import GrammarCompiler, Matcher
+from oxjax.constrain.matcher import GrammarCompiler, Matcher
 from oxjax.tokenizer import Tokenizer
 
 

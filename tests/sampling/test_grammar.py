@@ -9,8 +9,8 @@ import pytest
 from grammar_walks import allowed_tokens, load, random_walk
 
 from oxjax.constrain import Grammar
-from oxjax.constrain.matcher import GrammarCompiler
 from oxjax.constrain.grammar import MAX_SOURCE
+from oxjax.constrain.matcher import GrammarCompiler
 from oxjax.errors import GrammarError, GrammarStuckError, InvalidRequestError, RequestError
 from oxjax.tokenizer import Tokenizer
 

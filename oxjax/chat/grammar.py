@@ -1,0 +1,81 @@
+"""What a call has to look like, so that sampling can be held to it: JSON schemas, and Lark grammars of llguidance."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from oxjax.chat.dialect import Dialect
+from oxjax.chat.forms import JsonCalls, NamedCalls
+from oxjax.errors import ChatTemplateError
+from oxjax.tokenizer import Tokenizer
+
+
+def call_schema(
+    tools: Iterable[Mapping[str, Any]], name_key: str = "name", arguments_key: str = "arguments"
+) -> dict[str, Any]:
+    """The JSON schema of a call of one of these functions.
+
+    Args:
+        tools: their descriptions, as chat templates take them.
+        name_key, arguments_key: where a call has the function's name, and its arguments.
+    """
+    return {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {name_key: {"const": name}, arguments_key: parameters},
+                "required": [name_key, arguments_key],
+                "additionalProperties": False,
+            }
+            for name, parameters in _functions(tools)
+        ]
+    }
+
+
+def call_grammar(dialect: Dialect, tools: Iterable[Mapping[str, Any]], tokenizer: Tokenizer) -> str:
+    """A grammar, in llguidance's Lark, of one call as a dialect writes it, delimiters included.
+
+    Args:
+        dialect: one that writes arguments as JSON.
+        tools: descriptions of the functions.
+        tokenizer: the model's; its control tokens are named by their ids.
+
+    Raises:
+        ChatTemplateError: the dialect writes calls otherwise.
+    """
+    if dialect.harmony:
+        calls = [
+            (f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>", parameters, "<|call|>")
+            for name, parameters in _functions(tools)
+        ]
+    else:
+        form = next((f for f in reversed(dialect.calls) if isinstance(f, JsonCalls | NamedCalls)), None)
+        if form is None:
+            raise ChatTemplateError(f"calls of the dialect {dialect.name!r} are not JSON, and have no grammar here")
+        if isinstance(form, JsonCalls):
+            keys = (form.name_keys[0], form.arguments_keys[0])
+            calls = [(form.begin, call_schema(tools, *keys), form.end)]
+        else:
+            head = "functions.{}:0" if form.head_is_id else "{}"
+            calls = [
+                (form.begin + head.format(name) + form.separator, parameters, form.end)
+                for name, parameters in _functions(tools)
+            ]
+    control = re.compile("|".join(map(re.escape, sorted(tokenizer.control_texts, key=len, reverse=True))) or "(?!)")
+
+    def literal(text: str) -> list[str]:
+        """A text as terminals: its control tokens by id, the rest in quotes."""
+        ids = [f"<[{tokenizer.id_of(token)}]>" for token in control.findall(text)]
+        rest = [json.dumps(part, ensure_ascii=False) if part else "" for part in control.split(text)]
+        return [t for pair in zip(rest, [*ids, ""], strict=True) for t in pair if t]
+
+    options = [" ".join([*literal(a), "%json " + json.dumps(schema), *literal(z)]) for a, schema, z in calls]
+    return "start: " + "\n     | ".join(options) + "\n"
+
+
+def _functions(tools: Iterable[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    functions = [tool.get("function", tool) for tool in tools]
+    return [(f["name"], f.get("parameters") or {"type": "object"}) for f in functions]

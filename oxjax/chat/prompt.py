@@ -1,0 +1,190 @@
+"""A conversation to the ids of its prompt: one BOS, and only the template's own special tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oxjax.chat.dialect import Dialect
+from oxjax.errors import ChatTemplateError
+from oxjax.gguf import GGUFFile
+from oxjax.tokenizer import Tokenizer
+from oxjax.tokenizer.chat import ChatTemplate
+
+_GUARD = "\ufdd0"  # never a character of a text (Unicode 23.7); here a place where no special token may lie
+_VALUES = ("first_value", "second_value")
+_FIXED = ("role", "type", "id", "tool_call_id")  # fields of messages that programs write
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a template wants of messages with calls.
+
+    Attributes:
+        one_call: it shows no more than one call of a message.
+        text_arguments: it takes arguments as JSON text.
+        content: of a message that has calls and no answer.
+    """
+
+    one_call: bool
+    text_arguments: bool
+    content: str | None
+
+
+def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """The texts of BOS and EOS, for a `ChatTemplate`."""
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    return {name: "" if i is None else tokenizer.token_text(i) for name, i in ids.items()}
+
+
+def read_template(path: str | Path, tokenizer: Tokenizer) -> ChatTemplate:
+    """The chat template of a GGUF file.
+
+    Args:
+        path: the file.
+        tokenizer: the file's.
+
+    Raises:
+        ChatTemplateError: it has none, or it is malformed.
+    """
+    with GGUFFile.open(Path(path)) as file:
+        return ChatTemplate.from_metadata(file.metadata, **template_tokens(tokenizer))
+
+
+class Prompter:
+    """Renders conversations with a template and encodes them.
+
+    Special tokens are those that the template writes. Where a message or the description of a tool spells one, that
+    is encoded as the ordinary text it is, so nobody ends a turn or begins another from within a message. Tokens
+    that the file calls user-defined, not control, are not protected: any text may contain them.
+
+    Args:
+        template: the model's.
+        tokenizer: the model's.
+        dialect: what the model writes.
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, dialect: Dialect):
+        self.template, self.tokenizer, self.dialect = template, tokenizer, dialect
+        tags = {tag for pair in dialect.reasoning for tag in pair}  # templates look for these in old messages
+        control = (t for t in tokenizer.control_texts if len(t) > 1 and t not in tags)
+        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+        self._shape: Shape | None = None
+
+    def prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], **variables: Any
+    ) -> tuple[list[int], str]:
+        """Ids and text of a conversation's prompt.
+
+        Args:
+            messages, tools: see `ChatTemplate.render`; arguments of calls are dicts.
+            variables: of the template.
+
+        Raises:
+            ChatTemplateError: the template refused, or cannot show the calls of the conversation.
+        """
+        if any(m.get("tool_calls") for m in messages):
+            messages = _shaped(messages, self.shape(tools, **variables))
+        if self.dialect.harmony:
+            messages = [_with_thinking(m) for m in messages]
+        messages = [{k: v if k in _FIXED else self._guarded(v) for k, v in m.items()} for m in messages]
+        text = self.template.render(messages, tools=self._guarded(list(tools)) or None, **variables)
+        ids = [i for part in text.split(_GUARD) for i in self.tokenizer.encode(part, add_special=False)]
+        bos = self.tokenizer.bos_id
+        if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return ids, text.replace(_GUARD, "")
+
+    def shape(self, tools: Sequence[Mapping[str, Any]], **variables: Any) -> Shape:
+        """How the template wants messages with calls; found out once, on a conversation made for that.
+
+        Args:
+            tools, variables: see `prompt`.
+
+        Raises:
+            ChatTemplateError: it shows no calls in any shape.
+        """
+        self._shape = self._shape or self._find_shape(tools, variables)
+        return self._shape
+
+    def _guarded(self, value: Any) -> Any:
+        """The same value, with a guard in every special token that its texts spell."""
+        if isinstance(value, str):
+            return self._control.sub(lambda m: m[0][0] + _GUARD + m[0][1:], value.replace(_GUARD, ""))
+        if isinstance(value, Mapping):
+            return {self._guarded(k): v if k in _FIXED else self._guarded(v) for k, v in value.items()}
+        return [self._guarded(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    def _find_shape(self, tools: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> Shape:
+        """The first shape in which the template shows calls."""
+        problem: ChatTemplateError | None = None
+        for shape in (Shape(o, t, c) for o in (False, True) for t in (False, True) for c in ("", None)):
+            values = _VALUES[:1] if shape.one_call else _VALUES
+            calls = [
+                {"id": f"call0000{i}", "type": "function", "function": {"name": "probe", "arguments": {"key": value}}}
+                for i, value in enumerate(values)
+            ]
+            probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+            try:
+                text = self.template.render(_shaped(probe, shape), tools=list(tools) or None, **variables)
+            except ChatTemplateError as error:
+                problem = problem or error
+                continue
+            if all(value in text for value in values) and "{'key'" not in text:
+                return shape
+        raise ChatTemplateError(
+            f"chat template {self.template.name!r} does not show calls that were made, so their results would mean "
+            f"nothing to the model" + (f"; it said: {problem}" if problem else "")
+        ) from problem
+
+
+def _shaped(messages: Sequence[Mapping[str, Any]], shape: Shape) -> list[dict[str, Any]]:
+    """The same conversation in the shape that a template takes."""
+    out: list[dict[str, Any]] = []
+    for i, message in enumerate(messages):
+        calls = message.get("tool_calls")
+        if not calls:
+            if not (shape.one_call and message.get("role") == "tool" and _answered(messages[:i], message)):
+                out.append(dict(message))
+            continue
+        groups = [[call] for call in calls] if shape.one_call else [calls]
+        for n, group in enumerate(groups):
+            own = dict(message) if n == 0 else {"role": message["role"], "content": ""}
+            out.append(own | {"tool_calls": [_call(c, shape) for c in group]})
+            if not own.get("content"):
+                out[-1]["content"] = shape.content
+            if shape.one_call:
+                out += [dict(m) for m in messages[i + 1 :] if _answers(m, group[0])]
+    return out
+
+
+def _answers(message: Mapping[str, Any], call: Mapping[str, Any]) -> bool:
+    return message.get("role") == "tool" and message.get("tool_call_id") == call.get("id") is not None
+
+
+def _answered(before: Sequence[Mapping[str, Any]], message: Mapping[str, Any]) -> bool:
+    """Whether a result stands behind its call already."""
+    return any(_answers(message, call) for m in before for call in m.get("tool_calls") or ())
+
+
+def _call(call: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    """A call with its arguments as the template takes them: some conversations have them as JSON text."""
+    function = dict(call["function"])
+    arguments = function.get("arguments") or {}
+    if shape.text_arguments and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not shape.text_arguments and isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    return {**call, "function": function | {"arguments": arguments}}
+
+
+def _with_thinking(message: Mapping[str, Any]) -> dict[str, Any]:
+    """gpt-oss's template knows reasoning as `thinking`, and beside calls it takes that or content, not both."""
+    thinking = message.get("reasoning_content")
+    if not thinking:
+        return dict(message)
+    return {**message, "thinking": thinking} | ({"content": ""} if message.get("tool_calls") else {})

@@ -1,0 +1,192 @@
+"""A conversation's next message: prompt, generation, calls, and again while there are results to tell the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from oxjax.chat.cursor import delimiters
+from oxjax.chat.dialect import Dialect, detect, named
+from oxjax.chat.forms import ToolCall
+from oxjax.chat.parser import ChatParser, Delta
+from oxjax.chat.prompt import Prompter
+from oxjax.chat.tools import ToolDispatcher, ToolResult
+from oxjax.engine.output import Chunk
+from oxjax.errors import ChatTemplateError, InvalidRequestError
+from oxjax.sampling.params import SamplingParams
+from oxjax.tokenizer import Tokenizer
+from oxjax.tokenizer.chat import ChatTemplate
+
+Tool = Mapping[str, Any] | Callable[..., Any]
+Generate = Callable[[list[int], SamplingParams], Generator[Chunk, None, Any]]
+
+
+@dataclass(frozen=True)
+class ChatResult:
+    """What a chat gave.
+
+    Attributes:
+        content: the answer: the text of the last message.
+        reasoning: what the model thought before it, where its format tells that apart.
+        tool_calls: calls of the last message; they were not run.
+        messages: the conversation with all that was added, as chat templates take it.
+        results: the `Result` of each round, in order: ids, log-probabilities, seed.
+        finish_reason: "tool_calls" where calls are left, else that of the last round.
+    """
+
+    content: str
+    reasoning: str
+    tool_calls: list[ToolCall]
+    messages: list[dict[str, Any]]
+    results: list[Any]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class ChatDelta(Delta):
+    """What became certain of a chat: one of a `Delta`'s, or one of these.
+
+    Attributes:
+        tool_result: a call was run.
+        result: the chat is over; the last delta, and only that, has it.
+    """
+
+    tool_result: ToolResult | None = None
+    result: ChatResult | None = None
+
+
+class Session:
+    """What a model, its tokenizer and its template need to chat.
+
+    Args:
+        template: the model's.
+        tokenizer: the model's.
+        generate: ids and parameters to chunks, and the round's result as the generator's value.
+        dialect: what the model writes, a name of `DIALECTS` included; None is what the template shows.
+
+    Raises:
+        ChatTemplateError: there is no such dialect.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tokenizer: Tokenizer,
+        generate: Generate,
+        dialect: Dialect | str | None = None,
+    ):
+        # A model's template for tools shows what the other one may leave out.
+        source = template.source + (template.tool_use.source if template.tool_use else "")
+        if dialect is None:
+            dialect = detect(source)
+        self.dialect = named(dialect, source) if isinstance(dialect, str) else dialect
+        self.tokenizer, self._generate = tokenizer, generate
+        self._prompter = Prompter(template, tokenizer, self.dialect)
+        self._shown: dict[int, bool] = {}
+
+    def stream(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        params: SamplingParams,
+        tools: Sequence[Tool] = (),
+        max_rounds: int = 8,
+        **variables: Any,
+    ) -> Iterator[ChatDelta]:
+        """Continue a conversation; see `LLM.chat`."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        _check(messages)
+        if max_rounds < 0:
+            raise InvalidRequestError(f"max_rounds {max_rounds}: expected at least 0")
+        if tools and not self.dialect.has_calls:
+            raise ChatTemplateError(
+                f"chat template {self._prompter.template.name!r} shows no format of calls that oxjax knows: name one "
+                "with dialect, or make one with Dialect.custom"
+            )
+        dispatcher = ToolDispatcher(tool for tool in tools if callable(tool))
+        declared = [tool for tool in tools if not callable(tool)]
+        schemas = [*dispatcher.schemas.values(), *declared]
+        if dispatcher.schemas and max_rounds:
+            self._prompter.shape(schemas, **variables)  # better no call is run than one whose result cannot be told
+        dialect = self.dialect if tools else self.dialect.without_calls()
+        conversation, results = [dict(m) for m in messages], []
+        while True:
+            ids, text = self._prompter.prompt(conversation, schemas, **variables)
+            n_calls = sum(len(m.get("tool_calls") or ()) for m in conversation)
+            parser = ChatParser(dialect, schemas, prompt=text, n_calls=n_calls)
+            results.append((yield from self._round(ids, params, parser)))
+            message = parser.message
+            conversation.append(message.as_dict())
+            runs = dispatcher.schemas and not {c.name for c in message.tool_calls} & {_name(t) for t in declared}
+            if not message.tool_calls or not runs or len(results) > max_rounds:
+                break
+            for call in message.tool_calls:
+                answer = dispatcher.invoke(call)
+                conversation.append(answer.as_dict())
+                yield ChatDelta(tool_result=answer)
+        reason = "tool_calls" if message.tool_calls else results[-1].finish_reason
+        yield ChatDelta(
+            result=ChatResult(message.content, message.reasoning, message.tool_calls, conversation, results, reason)
+        )
+
+    def _round(self, ids: list[int], params: SamplingParams, parser: ChatParser) -> Generator[ChatDelta, None, Any]:
+        """Generate one message; the value is the round's result."""
+        detokenizer = self.tokenizer.detokenizer(continues=True)
+        stops, held = delimiters(*params.stop), ""
+        with closing(self._generate(ids, params)) as chunks:
+            while True:
+                try:
+                    chunk = next(chunks)
+                except StopIteration as end:
+                    result = end.value
+                    break
+                cut, done = isinstance(chunk.stop_reason, str), chunk.finish_reason is not None
+                ends_turn = chunk.finish_reason == "stop" and not cut
+                text = held
+                if not ends_turn and self._is_shown(chunk.token_id):
+                    text += detokenizer.push(chunk.token_id)
+                if done:
+                    text += detokenizer.flush()
+                if cut and chunk.stop_reason in text:
+                    text = text[: text.index(chunk.stop_reason)]
+                keep = 0 if done else stops.partial(text)
+                held = text[len(text) - keep :]
+                yield from _as_chat(parser.feed(text[: len(text) - keep]))
+        yield from _as_chat(parser.finish())
+        return result
+
+    def _is_shown(self, token: int) -> bool:
+        """Whether a token's text belongs to the message: a special token's only if the dialect knows it."""
+        if token not in self._shown:
+            text = self.tokenizer.token_text(token)
+            known = any(text in marker for marker in self.dialect.markers)
+            self._shown[token] = known or not self.tokenizer.is_special(token)
+        return self._shown[token]
+
+
+def _check(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what no template could make sense of."""
+    if not messages:
+        raise InvalidRequestError("the conversation is empty")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InvalidRequestError(f"message {i}: found {message!r:.80}; expected a dict with a role")
+        for call in message.get("tool_calls") or ():
+            arguments = call.get("function", {}).get("arguments")
+            try:
+                arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            except ValueError as error:
+                raise InvalidRequestError(f"message {i}: the arguments of a call are not JSON: {error}") from error
+            if not isinstance(call.get("function", {}).get("name"), str) or not isinstance(arguments, dict | None):
+                raise InvalidRequestError(f"message {i}: found the call {call!r:.80}; expected a name and arguments")
+
+
+def _as_chat(deltas: list[Delta]) -> list[ChatDelta]:
+    return [ChatDelta(d.content, d.reasoning, d.tool_call) for d in deltas]
+
+
+def _name(tool: Mapping[str, Any]) -> Any:
+    return tool.get("function", tool).get("name")
