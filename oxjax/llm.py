@@ -232,6 +232,8 @@ class LLM:
         """Queue the request of a stream."""
         if params.n_samples != 1:
             raise InvalidRequestError(f"{params.n_samples} samples: a stream has one sample; use generate")
+        if params.prompt_logprobs is not None:
+            raise InvalidRequestError("prompt_logprobs: a stream has none; use generate")
         seed = secrets.randbits(64) if params.seed is None else params.seed
         return self.engine.generate(self._encode(prompt), params, seed)
 
@@ -332,7 +334,7 @@ class LLM:
         """
         prompts = _as_list(prompts)
         requests = self._run(lambda i: self.engine.logits(self._encode(prompts[i])), len(prompts))
-        return all_or_raise(requests, lambda request: np.concatenate(request.logits))
+        return all_or_raise(requests, lambda request: np.concatenate(request.rows))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -378,7 +380,7 @@ class LLM:
         """Float32 `[T, d_model]` of each prompt, or why there is none."""
         if self.config.causal:
             requests = self._run(lambda i: self.engine.hidden(self._encode(prompts[i])), len(prompts))
-            return [r if isinstance(r, RequestError) else np.concatenate(r.logits) for r in requests]
+            return [r if isinstance(r, RequestError) else np.concatenate(r.rows) for r in requests]
         found: list[Any] = []
         for prompt in prompts:
             try:
@@ -403,12 +405,13 @@ class LLM:
         """
         requests = self.engine.resume(Path(path).read_bytes())
         self._run(lambda i: requests[i], len(requests))
-        return all_or_raise(requests, lambda r: np.concatenate(r.logits) if r.params is None else result_of(r))
+        return all_or_raise(requests, lambda r: np.concatenate(r.rows) if r.params is None else result_of(r))
 
     def warm_up(
         self,
         *,
         logprobs: int = 0,
+        prompt_logprobs: int | None = None,
         logits: bool = False,
         embeddings: bool = False,
         named_tokens: int = 0,
@@ -418,6 +421,7 @@ class LLM:
 
         Args:
             logprobs: also for requests with up to this many `SamplingParams.logprobs`.
+            prompt_logprobs: also for requests with up to this many `SamplingParams.prompt_logprobs`.
             logits: also for `logits`.
             embeddings: also for `embed`, which is all that an encoder has.
             named_tokens: also for requests whose parameters name this many tokens in biases, bans and the ends that
@@ -433,6 +437,7 @@ class LLM:
             n_recent=penalty_window,
             all_logits=logits,
             hidden=embeddings,
+            n_scored=prompt_logprobs,
         )
 
     def metrics(self) -> Metrics:
@@ -473,7 +478,7 @@ class LLM:
                 requests.append(add(i))
             except RequestError as error:
                 requests.append(error)
-        queued = [s for r in requests if isinstance(r, Request) for s in (r, *r.samples)]
+        queued = [s for r in requests if isinstance(r, Request) for s in (r, *r.samples, r.scored) if s is not None]
         try:
             while any(not r.done for r in queued):
                 self.engine.step()

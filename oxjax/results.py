@@ -7,10 +7,29 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from oxjax.engine.beams import BeamSearch
 from oxjax.engine.output import Output
 from oxjax.engine.request import Request
-from oxjax.errors import RequestError
+from oxjax.errors import NonFiniteLogitsError, RequestError
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """How likely a token of a prompt is after those before it.
+
+    Attributes:
+        token_id: its id.
+        logprob: its log-probability.
+        rank: its place in the distribution, from 1.
+        top_logprobs: (id, log-probability) of the token, then of the most likely ones where they are not it.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_logprobs: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,8 @@ class Result:
         seed: that reproduces this result.
         ranks: the place of each generated id in the same distribution, from 1; None as `top_logprobs`.
         score: of a beam search.
+        prompt_logprobs: of each token of the prompt, None for the first; None unless
+            `SamplingParams.prompt_logprobs` asked.
         others: further samples of the prompt, where `SamplingParams.n` asked for them.
     """
 
@@ -42,6 +63,7 @@ class Result:
     stop_reason: str | int | None = None
     ranks: list[int] | None = None
     score: float | None = None
+    prompt_logprobs: list[TokenScore | None] | None = None
     others: tuple[Result, ...] = ()
 
 
@@ -52,7 +74,26 @@ def result_of(request: Request) -> Result:
     if request.params.best_of is not None:
         results = sorted(results, key=lambda r: -sum(r.logprobs) / len(r.logprobs))[: request.params.n]
     first, *others = results
-    return dataclasses.replace(first, others=tuple(others))
+    scores = None if request.scored is None else [None, *scores_of(request.scored)]
+    return dataclasses.replace(first, prompt_logprobs=scores, others=tuple(others))
+
+
+def scores_of(request: Request) -> list[TokenScore]:
+    """What a request that scores a prompt has found, for each token but the first.
+
+    Raises:
+        NonFiniteLogitsError: there were logits that are not.
+    """
+    tokens, found = request.sequence.tokens[1:], np.concatenate(request.rows)[:-1]
+    if not found["finite"].all():
+        at = int(np.argmin(found["finite"])) + 1
+        raise NonFiniteLogitsError(f"the logits for position {at} hold NaN or infinity")
+    columns = (found[name].tolist() for name in ("logprobs", "ranks", "top_tokens", "top_logprobs"))
+    scores = []
+    for token, logprob, rank, *top in zip(tokens, *columns, strict=True):
+        others = [pair for pair in zip(*top, strict=True) if pair[0] != token]
+        scores.append(TokenScore(token, logprob, rank, ((token, logprob), *others)))
+    return scores
 
 
 def beams_of(prompt: list[int], search: BeamSearch) -> list[Result]:
@@ -77,11 +118,14 @@ def _result(prompt: list[int], output: Output, seed: int) -> Result:
 
 def all_or_raise(requests: Iterable[Request | RequestError], value: Callable[[Request], Any]) -> list[Any]:
     """The value of every request, or the first error with the values of the others."""
-    errors = [
-        r if isinstance(r, RequestError) else next((s.error for s in (r, *r.samples) if s.error), None)
-        for r in requests
-    ]
-    return or_raise([value(r) if error is None else error for r, error in zip(requests, errors, strict=True)])
+    found: list[Any] = []
+    for r in requests:
+        error = r if isinstance(r, RequestError) else next((s.error for s in (r, *r.samples) if s.error), None)
+        try:
+            found.append(value(r) if error is None else error)
+        except RequestError as late:
+            found.append(late)
+    return or_raise(found)
 
 
 def or_raise(found: list[Any]) -> list[Any]:

@@ -255,6 +255,6 @@ def test_logits_and_hidden_states_share_steps(decoder):
         engine.snapshot()
     while not all(r.done for r in requests):
         engine.step()
-    np.testing.assert_array_equal(np.concatenate(requests[0].logits), decoder.logits(ids)[0])
-    np.testing.assert_array_equal(np.concatenate(requests[2].logits), decoder.logits(ids[:3])[0])
-    np.testing.assert_array_equal(np.concatenate(requests[1].logits), decoder.embed([ids], "none", normalize=False)[0])
+    np.testing.assert_array_equal(np.concatenate(requests[0].rows), decoder.logits(ids)[0])
+    np.testing.assert_array_equal(np.concatenate(requests[2].rows), decoder.logits(ids[:3])[0])
+    np.testing.assert_array_equal(np.concatenate(requests[1].rows), decoder.embed([ids], "none", normalize=False)[0])

@@ -93,7 +93,7 @@ class Engine:
         def run() -> None:
             request = self.engine.logits(text)
             self._finish([request])
-            log_probabilities(np.concatenate(request.logits), text)
+            log_probabilities(np.concatenate(request.rows), text)
 
         return self._timed(run), len(text)
 

@@ -22,8 +22,8 @@ from oxjax.engine.choice import Choice, Moment
 from oxjax.engine.decode import MAX_STEPS
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Output
-from oxjax.engine.request import Request
-from oxjax.engine.runner import Decoding, Runner, Wanted
+from oxjax.engine.request import Request, score_records
+from oxjax.engine.runner import Decoding, Ran, Runner, Wanted
 from oxjax.engine.scheduler import Scheduler, Sequence, Work
 from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint, state_specs
 from oxjax.errors import InvalidRequestError, NonFiniteLogitsError, NothingLeftError, RequestError, SnapshotError
@@ -162,6 +162,9 @@ class Engine:
         """
         requests = [self._new(prompt, params, sample_seed(seed, i), priority) for i in range(params.n_samples)]
         leader, *others = requests
+        self.scheduler.check(leader.sequence)
+        if params.prompt_logprobs is not None:  # first, so that the others find the prompt's state
+            leader.scored = self.score(prompt, params.prompt_logprobs, priority=priority)
         leader.samples = leader.unborn = tuple(others)
         self._add(leader)
         for request in others:
@@ -185,18 +188,31 @@ class Engine:
 
     def logits(self, prompt: list[int], *, priority: int = 0) -> Request:
         """Queue a prompt whose logits are wanted at every position; errors as for `generate`."""
-        sequence = Sequence(tokens=list(prompt), max_length=len(prompt), all_logits=True, priority=priority)
-        return self._add(Request(sequence))
+        return self._add(Request(self._whole(prompt, "logits", priority)))
 
     def hidden(self, prompt: list[int], *, priority: int = 0) -> Request:
         """Queue a prompt whose hidden states after the final norm are wanted at every position.
 
-        They come in chunks as `logits` does, into `Request.logits`; errors as for `generate`.
+        They come in chunks as `logits` does, into `Request.rows`; errors as for `generate`.
         """
-        sequence = Sequence(
-            tokens=list(prompt), max_length=len(prompt), all_logits=True, hidden=True, priority=priority
-        )
-        return self._add(Request(sequence))
+        return self._add(Request(self._whole(prompt, "hidden", priority)))
+
+    def score(self, prompt: list[int], n_top: int = 0, *, priority: int = 0) -> Request:
+        """Queue a prompt of which is wanted how likely each token is after those before it; errors as for `generate`.
+
+        Records of `score_records` come into `Request.rows`: that of row `t` is token `t + 1`'s, and the last one, after
+        which none comes, means nothing. At no time are there logits of more than some rows.
+
+        Args:
+            prompt: token ids.
+            n_top: how many of the most likely tokens to report at each position.
+            priority: as for `generate`.
+        """
+        return self._add(Request(self._whole(prompt, "scores", priority), n_top=n_top))
+
+    @staticmethod
+    def _whole(prompt: list[int], wants: str, priority: int) -> Sequence:
+        return Sequence(list(prompt), len(prompt), all_logits=True, priority=priority, wants=wants)
 
     def beam_search(
         self, prompt: list[int], params: SamplingParams, beams: BeamParams, *, priority: int = 0
@@ -217,7 +233,7 @@ class Engine:
             InvalidRequestError: `params` asks for draws, samples or log-probabilities.
             RequestTooLargeError: it can never fit. Nothing is queued.
         """
-        if params.temperature > 0.0 or params.n_samples != 1 or params.logprobs:
+        if params.temperature > 0.0 or params.n_samples != 1 or params.logprobs or params.prompt_logprobs is not None:
             raise InvalidRequestError("a beam search neither draws nor reports: temperature 0, n 1 and logprobs 0")
         n_ends = len(params.stop_token_ids) + (0 if params.ignore_eos else len(self.tokenizer.eog_ids))
         root = self._new(prompt, params, 0, priority)
@@ -315,18 +331,16 @@ class Engine:
             requests: those wanted; None is all of them. Those that are done are left out.
 
         Raises:
-            SnapshotError: one of them wants hidden states or beams, which snapshots have no place for.
+            SnapshotError: one of them wants hidden states, scores or beams, which snapshots have no place for.
         """
         order = {sequence: i for i, sequence in enumerate(self.scheduler)}
         chosen = list(self._requests.values() if requests is None else requests)
         chosen = sorted((r for r in chosen if not r.done), key=lambda r: order.get(r.sequence, len(order)))
-        for wants, what in (
-            (any(r.sequence.hidden for r in chosen), "hidden states"),
-            (any(r.search for r in chosen), "beams"),
-        ):
-            if wants:
-                raise SnapshotError(f"a request wants {what}, which snapshots have no place for: let it end first")
-        entries = [Entry(r.sequence, r.params, r.seed, r.output, r.choice, r.logits) for r in chosen]
+        if any(r.search or (r.sequence.all_logits and r.sequence.wants != "logits") for r in chosen):
+            raise SnapshotError(
+                "hidden states, scores and beams have no place in snapshots: let who wants them end first"
+            )
+        entries = [Entry(r.sequence, r.params, r.seed, r.output, r.choice, r.rows) for r in chosen]
         return encode(self._host, entries, [self._saved(r.sequence) for r in chosen])
 
     def _saved(self, sequence: Sequence) -> Any:
@@ -435,44 +449,58 @@ class Engine:
 
     def _run(self, work: list[Work]) -> int:
         """Run rows of all kinds; returns the device's nanoseconds."""
-        ends = np.cumsum([w.n_rows for w in work])
-        wants_all = any(w.sequence.all_logits for w in work)
-        rows = ends - 1 if wants_all else np.arange(len(work))
         choosing = [
             chooser
-            for row, w in zip(rows.tolist(), work, strict=True)
+            for row, w in enumerate(work)
             if w.reaches_end and not w.sequence.all_logits
             for chooser in self._choosers(row, self._requests[w.sequence])
         ]
         device = time.perf_counter_ns()
-        logits, hidden = self.runner.run(work)
-        sampled = self._sample(logits, choosing) if choosing else {}
-        kinds = {w.sequence.hidden for w in work if w.sequence.all_logits}
-        scored = {kind: np.asarray(hidden if kind else logits).astype(np.float32) for kind in kinds}
+        ran = self.runner.run(work)
+        sampled = self._sample(ran.last, choosing) if choosing else {}
+        found = {
+            kind: self._rows(kind, ran, work) for kind in {w.sequence.wants for w in work if w.sequence.all_logits}
+        }
         device = time.perf_counter_ns() - device
         # The device has done its part: only now has anything advanced.
         self.scheduler.commit(work)
-        if wants_all:
-            self._collect_rows(work, scored, ends)
+        self._collect_rows(work, found)
         if choosing:
             self._deliver(choosing, sampled)
-        self._counts["rows"] += int(ends[-1])
+        self._counts["rows"] += sum(w.n_rows for w in work)
         return device
+
+    def _rows(self, kind: str, ran: Ran, work: list[Work]) -> np.ndarray | dict[str, np.ndarray]:
+        """What some want of every row, on the host, a line for each row of the batch; scores by their fields."""
+        if kind != "scores":
+            return np.asarray(ran.hidden if kind == "hidden" else ran.logits).astype(np.float32)
+        targets = np.zeros(len(ran.hidden), np.int32)
+        row = n_top = 0
+        for sequence, start, n_rows in work:
+            following = sequence.tokens[start + 1 : start + 1 + n_rows]
+            targets[row : row + len(following)] = following
+            row += n_rows
+            n_top = max(n_top, self._requests[sequence].n_top)
+        return self.runner.score(ran.hidden, targets, n_top)
 
     @staticmethod
     def _choosers(row: int, request: Request) -> list[_Chooser]:
         """Those that choose a token from a request's row of logits: itself, and its unborn samples."""
         return [_Chooser(row, request), *(_Chooser(row, r, request) for r in request.unborn if not r.done)]
 
-    def _collect_rows(self, work: list[Work], scored: dict[bool, np.ndarray], ends: np.ndarray) -> None:
-        """Hand rows of logits, and of hidden states under True, to the requests that want them all."""
-        for item, end in zip(work, ends, strict=True):
-            if item.sequence.all_logits:
-                request = self._requests[item.sequence]
-                known = sum(map(len, request.logits))  # rows that came before a preemption
-                rows = scored[item.sequence.hidden][end - item.n_rows : end]
-                request.logits.append(rows[max(0, known - item.start) :].copy())
-                if item.reaches_end:
+    def _collect_rows(self, work: list[Work], found: dict[str, np.ndarray | dict[str, np.ndarray]]) -> None:
+        """Hand what was found of every row, by what is wanted, to the requests that want it."""
+        end = 0
+        for sequence, start, n_rows in work:
+            end += n_rows
+            if sequence.all_logits:
+                request = self._requests[sequence]
+                known = sum(map(len, request.rows))  # rows that came before a preemption
+                new = slice(end - n_rows + max(0, known - start), end)
+                rows = found[sequence.wants]
+                scored = sequence.wants == "scores"
+                request.rows.append(score_records(rows, new, request.n_top) if scored else rows[new].copy())
+                if start + n_rows == len(sequence.tokens):
                     self._leave(request, "finished")
 
     def _sample(self, logits: Any, choosing: list[_Chooser]) -> dict[str, np.ndarray]:

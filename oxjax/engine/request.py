@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,10 @@ class Request:
         seed: of its draws.
         output: what it has generated.
         choice: how it chooses its tokens, as the device is told.
-        logits: float32 rows `[n, vocab]` so far, for a prompt whose logits are wanted, or `[n, d_model]`.
+        rows: what is wanted of every row of a prompt, as far as it is there: float32 logits `[n, vocab]`, float32
+            hidden states `[n, d_model]`, or records of scores `[n]`; see `score_records`.
+        n_top: how many of the most likely tokens its scores report.
+        scored: the request that scores its prompt, where `params.prompt_logprobs` asked.
         samples: the other samples of the same prompt, where `params.n` asked for several: requests as well.
         unborn: those of them that wait for the prompt to be computed, to begin as forks of this one.
         search: the beam search that it computes a beginning of, if it does.
@@ -42,7 +46,9 @@ class Request:
     seed: int = 0
     output: Output | None = None
     choice: Choice | None = None
-    logits: list[np.ndarray] = field(default_factory=list)
+    rows: list[np.ndarray] = field(default_factory=list)
+    n_top: int = 0
+    scored: Request | None = None
     samples: tuple[Request, ...] = ()
     unborn: tuple[Request, ...] = ()
     search: BeamSearch | None = None
@@ -60,3 +66,19 @@ class Request:
     def n_prompt(self) -> int:
         """Tokens of the prompt."""
         return len(self.sequence.tokens) - (0 if self.output is None else len(self.output.chunks))
+
+
+def score_records(columns: Mapping[str, np.ndarray], rows: slice, n_top: int) -> np.ndarray:
+    """How likely tokens are after those before them; for the fields see `Runner.score`.
+
+    Args:
+        columns: of all rows of a batch.
+        rows: those wanted.
+        n_top: how many of the most likely tokens.
+    """
+    fields = {name: column[rows, :n_top] if column.ndim > 1 else column[rows] for name, column in columns.items()}
+    kind = [(name, column.dtype, column.shape[1:]) for name, column in fields.items()]
+    records = np.empty(len(fields["ranks"]), kind)
+    for name, column in fields.items():
+        records[name] = column
+    return records

@@ -11,7 +11,9 @@ from itertools import product, starmap
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
 from oxjax.batch import Batch
@@ -34,12 +36,14 @@ from oxjax.engine.packed import (
 )
 from oxjax.engine.scheduler import Work
 from oxjax.kernels.dot import least_rows
+from oxjax.kernels.row_best import row_best
 from oxjax.models.decoder import EngineState, Params, hidden_states, init_state, logits_of, step
 from oxjax.sampling.edits import LEAST_EDITS
 from oxjax.sampling.penalties import LEAST_RECENT
-from oxjax.sampling.pipeline import Sampled, sample
+from oxjax.sampling.pipeline import Sampled, report, sample
 
 log = logging.getLogger("oxjax")
+SCORED_ROWS = 64  # whose logits are there at once
 LEAST_TOP = 8  # most likely tokens to report, where any are wanted
 
 
@@ -88,6 +92,33 @@ _logits_of = jax.jit(logits_of, static_argnames="config")
 _decode_steps = jax.jit(decode_steps, static_argnames=("config", "n_top", "room"), donate_argnames="state")
 
 
+@jax.jit
+def _take(array: Float[Array, "N d"], rows: Int[Array, " n"]) -> Float[Array, "n d"]:
+    return array[rows]
+
+
+@partial(jax.jit, static_argnames=("config", "n_top"))
+def _scores(
+    params: Params, hidden: Float[Array, "N d_model"], targets: Int[Array, " N"], *, config: ModelConfig, n_top: int
+) -> dict[str, Array]:
+    def score(block: tuple[Array, Array]) -> dict[str, Array]:
+        x, tokens = block
+        logits = logits_of(params, x, config)
+        _, largest, log_sum = row_best(logits, exact=config.exact)
+        logprobs, ranks, top_tokens, top_logprobs = report(logits, tokens, largest, log_sum, n_top=n_top, ranks=True)
+        return {
+            "logprobs": logprobs,
+            "ranks": ranks,
+            "top_tokens": top_tokens,
+            "top_logprobs": top_logprobs,
+            "finite": jnp.isfinite(log_sum),
+        }
+
+    n = min(len(hidden), SCORED_ROWS)
+    found = lax.map(score, (hidden.reshape(-1, n, hidden.shape[1]), targets.reshape(-1, n)))
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
+
+
 @partial(jax.jit, static_argnames=("n_top", "room", "exact"))
 def _sample(
     logits: Float[Array, "N vocab"],
@@ -107,6 +138,20 @@ def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
     while sizes[-1] < max_rows:
         sizes.append(sizes[-1] * 2)
     return tuple(sizes)
+
+
+class Ran(NamedTuple):
+    """What a batch gave, on the device; None where nobody wants it.
+
+    Attributes:
+        last: logits of the last row of each piece of work, and of padding.
+        logits: of all rows of the batch, those beyond the work padding.
+        hidden: their hidden states.
+    """
+
+    last: Float[Array, "N vocab"] | None
+    logits: Float[Array, "R vocab"] | None
+    hidden: Float[Array, "R d_model"] | None
 
 
 class Wanted(NamedTuple):
@@ -174,29 +219,33 @@ class Runner:
         self.buckets = row_buckets(max_rows, exact=config.exact)
         self.table_width = -(-max_context // page_size)
         self._mask_words = -(-config.vocab_size // 32)
-        shapes = [self._shape(bucket, wants_all) for bucket in self.buckets for wants_all in (False, True)]
-        self._no_masks = {
-            s.n_logits: jax.device_put(np.zeros((s.n_logits, self._mask_words), np.uint32)) for s in shapes
-        }
+        counts = {self._shape(bucket, False).n_seqs for bucket in self.buckets}
+        self._no_masks = {n: jax.device_put(np.zeros((n, self._mask_words), np.uint32)) for n in counts}
         self._end_ids = jax.device_put(np.array(sorted(end_ids), np.int32))
         self.compilations: Counter[str] = Counter()
 
-    def run(self, work: Seq[Work]) -> tuple[Float[Array, "N vocab"] | None, Float[Array, "N d_model"] | None]:
-        """Run the rows of `work` and return logits and hidden states on the device.
-
-        The logits have a row per piece of work, its last, or, if any piece wants all its rows, a row per
-        row of the batch. Rows beyond are padding. If any piece wants hidden states, so have they; they are None where
-        none does, and logits where all do.
-        """
+    def run(self, work: Seq[Work]) -> Ran:
+        """Run the rows of `work`; what comes back is on the device."""
         n_rows = sum(w.n_rows for w in work)
         bucket = next(b for b in self.buckets if b >= n_rows)
-        all_logits = any(w.sequence.all_logits for w in work)
-        shape = self._shape(bucket, all_logits)
-        packed = _build(work, shape, all_logits=all_logits)
-        if not any(w.sequence.hidden for w in work):
-            return self._run_batch(packed, shape), None
+        wants = {w.sequence.wants for w in work if w.sequence.all_logits}
+        chooses = not all(w.sequence.all_logits for w in work)
+        shape = self._shape(bucket, bool(wants))
+        packed = _build(work, shape, all_logits=bool(wants))
+        if not wants:
+            return Ran(self._run_batch(packed, shape), None, None)
+        last = np.zeros(shape.n_seqs, np.int32)
+        last[: len(work)] = np.cumsum([w.n_rows for w in work]) - 1
+        if wants == {"logits"}:
+            logits = self._run_batch(packed, shape)
+            return Ran(self._rows_of(logits, last) if chooses else None, logits, None)
         hidden = self._run_hidden(packed, shape)
-        return None if all(w.sequence.hidden for w in work) else self._logits_of(hidden), hidden
+        logits = self._logits_of(hidden) if "logits" in wants else None
+        return Ran(self._logits_of(self._rows_of(hidden, last)) if chooses else None, logits, hidden)
+
+    def _rows_of(self, array: Array, rows: Int[np.ndarray, " n"]) -> Array:
+        with self._counted(_take, f"choice of {len(rows)} of {len(array)} rows"):
+            return _take(array, rows)
 
     def _shape(self, bucket: int, all_logits: bool) -> BatchShape:
         n_seqs = min(bucket, self.max_batch)
@@ -215,6 +264,23 @@ class Runner:
     def _logits_of(self, hidden: Array) -> Array:
         with self._counted(_logits_of, f"logits of {len(hidden)} hidden states"):
             return _logits_of(self.params, hidden, config=self.config)
+
+    def score(
+        self, hidden: Float[Array, "N d_model"], targets: Int[np.ndarray, " N"], n_top: int
+    ) -> dict[str, np.ndarray]:
+        """How likely tokens are after rows; logits are there for a block of rows at a time.
+
+        Args:
+            hidden: from `run`.
+            targets: a token for each row.
+            n_top: the most likely tokens to report, at least.
+
+        Returns:
+            logprobs, ranks, top_tokens, top_logprobs as in `Sampled`, and whether the logits were finite, a line a row.
+        """
+        n_top = self._top_sizes(n_top)[-1]
+        with self._counted(_scores, f"scores of {len(hidden)} rows, {n_top} most likely"):
+            return jax.device_get(_scores(self.params, hidden, targets, config=self.config, n_top=n_top))
 
     def sample(
         self, logits: Float[Array, "N vocab"], wanted: Seq[Wanted], n_top: int, room: Room | None = None
@@ -329,7 +395,14 @@ class Runner:
             self.state = copy_page(self.state, *jax.device_put((np.int32(source), np.int32(target))))
 
     def warm_up(
-        self, *, n_top: int = 0, n_edits: int = 0, n_recent: int = 0, all_logits: bool = False, hidden: bool = False
+        self,
+        *,
+        n_top: int = 0,
+        n_edits: int = 0,
+        n_recent: int = 0,
+        all_logits: bool = False,
+        hidden: bool = False,
+        n_scored: int | None = None,
     ) -> None:
         """Compile every shape that `run`, `sample` and preemption can meet, on batches of padding.
 
@@ -339,19 +412,25 @@ class Runner:
             n_recent: also for rows whose penalties look at up to this many tokens.
             all_logits: also for requests that want the logits of every row.
             hidden: also for requests that want hidden states.
+            n_scored: also for requests that want scores, with up to this many reported tokens; None is for none.
         """
         rooms = starmap(Room, product(sizes(LEAST_EDITS, n_edits), sizes(LEAST_RECENT, n_recent)))
         kinds = list(product(self._top_sizes(n_top), rooms))
         for bucket in self.buckets:
-            for wanted in (False, True) if all_logits else (False,):
-                shape = self._shape(bucket, wanted)
-                logits = self._run_batch(_build([], shape, all_logits=wanted), shape)
-                if not wanted:
-                    for n, here in kinds:
-                        self.sample(logits, [], n, here)
-            if hidden:
-                shape = self._shape(bucket, True)
-                self._logits_of(self._run_hidden(_build([], shape, all_logits=True), shape))
+            shape, whole = self._shape(bucket, False), self._shape(bucket, True)
+            last = np.zeros(shape.n_seqs, np.int32)
+            logits = self._run_batch(_build([], shape, all_logits=False), shape)
+            for n, here in kinds:
+                self.sample(logits, [], n, here)
+            if all_logits:
+                self._rows_of(self._run_batch(_build([], whole, all_logits=True), whole), last)
+            if hidden or n_scored is not None:
+                states = self._run_hidden(_build([], whole, all_logits=True), whole)
+                self._logits_of(self._rows_of(states, last))
+                if all_logits:
+                    self._logits_of(states)
+                for n in [] if n_scored is None else self._top_sizes(n_scored):
+                    self.score(states, np.zeros(bucket, np.int32), n)
         for n_seqs in {min(bucket, self.max_batch) for bucket in self.buckets}:
             for n, here in kinds:
                 self._decode(self._undecoded(n_seqs, here), n, here)

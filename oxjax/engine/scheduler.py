@@ -31,8 +31,8 @@ class Sequence:
     Attributes:
         tokens: the prompt and everything generated so far.
         max_length: length at which it ends at the latest.
-        all_logits: logits are wanted for every row, not for the last alone, so no row may be skipped.
-        hidden: instead of all logits, hidden states are wanted.
+        all_logits: every row is wanted, not the last alone, so none may be skipped.
+        wants: what is wanted of every row then: "logits", "hidden" states, or "scores" of the token that follows.
         priority: each level puts it before sequences that came up to `HEAD_START` steps earlier.
         state: of its first tokens on the device; None while it waits.
         saved: the same on the host, for when it is admitted.
@@ -48,7 +48,7 @@ class Sequence:
     saved: Saved | None = None
     trail: PrefixTrail | None = None
     rank: tuple[int, int] = (0, 0)
-    hidden: bool = False
+    wants: str = "logits"
 
     @property
     def n_computed(self) -> int:

@@ -318,7 +318,7 @@ def _read_params(raw: dict[str, Any]) -> SamplingParams:
     reals = [f.name for f in dataclasses.fields(SamplingParams) if isinstance(f.default, float)]
     kinds |= dict.fromkeys(reals, real) | dict.fromkeys(("max_tokens", "seed", "penalty_window"), optional)
     texts = [f.name for f in dataclasses.fields(SamplingParams) if isinstance(f.default, str)]
-    kinds |= {"dry_window": optional, "best_of": optional} | dict.fromkeys(texts, (str,))
+    kinds |= dict.fromkeys(("dry_window", "best_of", "prompt_logprobs"), optional) | dict.fromkeys(texts, (str,))
     kinds["grammar"] = (dict, NoneType)
     lists = [f.name for f in dataclasses.fields(SamplingParams) if isinstance(f.default, tuple)]
     kinds |= {"ignore_eos": (bool,)} | dict.fromkeys(lists, (list,))

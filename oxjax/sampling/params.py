@@ -87,6 +87,8 @@ class SamplingParams:
         logprobs: how many of the most likely tokens to report at each step, besides the chosen one, and its rank.
         logprobs_of: "model" reports log-probabilities of the model's own distribution, "sampling" those of what is
             drawn from, after all stages; at `temperature` 0 after those before greedy.
+        prompt_logprobs: the same of every token of the prompt but the first, with this many of the most likely tokens;
+            of the model's own distribution. None does not.
         logit_bias: what is added to the logits of single tokens, before all else: a mapping from ids, or pairs.
         banned_tokens: ids that are never chosen, whatever their bias.
         repetition_penalty: divides the logits of tokens that the text has lately had, where they are positive, and
@@ -143,6 +145,7 @@ class SamplingParams:
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
     logprobs_of: str = "model"
+    prompt_logprobs: int | None = None
     dry_multiplier: float = 0.0
     dry_base: float = 1.75
     dry_allowed_length: int = 2
@@ -176,9 +179,7 @@ class SamplingParams:
         self._check_dry()
         self._check_effects()
         _whole("seed", self.seed, 0, 2**64 - 1, optional=True)
-        _whole("logprobs", self.logprobs, 0)
-        if self.logprobs_of not in REPORTED:
-            raise InvalidRequestError(f"logprobs_of {self.logprobs_of!r}: expected {' or '.join(map(repr, REPORTED))}")
+        self._check_logprobs()
         _whole("n", self.n, 1)
         _whole("best_of", self.best_of, self.n, optional=True)
         _real("repetition_penalty", self.repetition_penalty, 0.0, MOST_BIAS, above=True)
@@ -206,6 +207,12 @@ class SamplingParams:
         if len(dict(pairs)) < len(pairs):
             raise InvalidRequestError(f"logit_bias {bias!r}: expected each token once")
         object.__setattr__(self, "logit_bias", tuple((int(i), float(value)) for i, value in pairs))
+
+    def _check_logprobs(self) -> None:
+        _whole("logprobs", self.logprobs, 0)
+        _whole("prompt_logprobs", self.prompt_logprobs, 0, optional=True)
+        if self.logprobs_of not in REPORTED:
+            raise InvalidRequestError(f"logprobs_of {self.logprobs_of!r}: expected {' or '.join(map(repr, REPORTED))}")
 
     def _check_dry(self) -> None:
         _real("dry_multiplier", self.dry_multiplier, 0.0, MOST_BIAS)

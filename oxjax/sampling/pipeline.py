@@ -6,6 +6,8 @@ not matter who else is in the batch.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -87,6 +89,7 @@ def sample(
     changes |= jnp.any(rows.masked > 0)
     draws = rows.stages.temperature > 0.0
     reports = rows.reports_final > 0
+    told = partial(report, n_top=n_top, ranks=n_top > 0)
 
     def change() -> tuple[Array, Array, Array]:
         changed = penalize(add_edits(logits, rows.edits, rows.positions), rows.penalties)
@@ -115,15 +118,15 @@ def sample(
 
         def of_both() -> tuple[Array, ...]:
             source = jnp.where(reports[:, None], final, logits)
-            return _report(source, tokens, jnp.where(reports, norm, largest), jnp.where(reports, 0.0, log_sum), n_top)
+            return told(source, tokens, jnp.where(reports, norm, largest), jnp.where(reports, 0.0, log_sum))
 
         def of_model() -> tuple[Array, ...]:
-            return _report(logits, tokens, largest, log_sum, n_top)
+            return told(logits, tokens, largest, log_sum)
 
         return *lax.cond(jnp.any(reports), of_both, of_model), mus
 
     def plain() -> tuple[Array, ...]:
-        return greedy, *_report(logits, greedy, largest, log_sum, n_top), rows.mus, jnp.zeros_like(draws)
+        return greedy, *told(logits, greedy, largest, log_sum), rows.mus, jnp.zeros_like(draws)
 
     # Outermost, since a branch that hands logits through copies them all.
     tokens, *reported, mus, nothing_left = lax.cond(changes | jnp.any(draws) | jnp.any(reports), choose, plain)
@@ -158,16 +161,32 @@ def _normalizers(logits: Array, wanted: Array) -> Array:
     return lax.cond(jnp.any(wanted), lambda: lax.map(one, (logits, wanted)), lambda: jnp.zeros(len(logits)))
 
 
-def _report(logits: Array, tokens: Array, largest: Array, log_sum: Array, n_top: int) -> tuple[Array, ...]:
-    """Log-probabilities and ranks of these tokens, and the most likely tokens with theirs."""
+def report(
+    logits: Float[Array, "N vocab"],
+    tokens: Int[Array, " N"],
+    largest: Float[Array, " N"],
+    log_sum: Float[Array, " N"],
+    *,
+    n_top: int,
+    ranks: bool,
+) -> tuple[Array, ...]:
+    """Log-probabilities and ranks of these tokens, and the most likely tokens with theirs; see `Sampled`.
+
+    Args:
+        logits: float32.
+        tokens: an id for each row.
+        largest, log_sum: of the rows, as from `row_best`.
+        n_top: how many.
+        ranks: whether they are wanted; else they are 0.
+    """
     top_logits, top_tokens = lax.top_k(logits, n_top)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
-    ranks = jnp.zeros_like(tokens)
-    if n_top:
+    places = jnp.zeros_like(tokens)
+    if ranks:
         first = jnp.arange(logits.shape[1], dtype=jnp.int32) < tokens[:, None]
-        ranks = 1 + jnp.sum((logits > chosen) | ((logits == chosen) & first), axis=-1, dtype=jnp.int32)
+        places = 1 + jnp.sum((logits > chosen) | ((logits == chosen) & first), axis=-1, dtype=jnp.int32)
     logprobs = jnp.concatenate([chosen, top_logits], axis=-1) - largest[:, None] - log_sum[:, None]
-    return logprobs[:, 0], ranks, top_tokens.astype(jnp.int32), logprobs[:, 1:]
+    return logprobs[:, 0], places, top_tokens.astype(jnp.int32), logprobs[:, 1:]
 
 
 def _keys(rows: SamplingRows, stream: int) -> UInt32[Array, "N 2"]:

@@ -45,7 +45,7 @@ def test_nothing_compiles_after_warm_up(data, compilations, exact):
                 logit_bias=dict.fromkeys(rng.choice(512, rng.integers(0, 20), replace=False).tolist(), 1.5),
                 banned_tokens=rng.choice(512, rng.choice([0, 3, 15]), replace=False).tolist(),
                 repetition_penalty=float(rng.choice([1.0, 1.2])),
-                presence_penalty=float(rng.choice([0.0, 0.5])),
+                presence_penalty=float(rng.choice([0.25, 0.5])),
                 penalty_window=int(rng.choice([0, 20, 64, 100])),
                 seed=i,
             )

@@ -68,7 +68,7 @@ def finish(engine, requests):
 def outcome(request):
     """Everything that a request gave, as JSON would have it."""
     if request.params is None:
-        return np.concatenate(request.logits).tobytes().hex()
+        return np.concatenate(request.rows).tobytes().hex()
     return [
         [c.token_id, c.logprob, [list(p) for p in c.top_logprobs], c.text, c.finish_reason]
         for c in request.output.chunks
@@ -121,7 +121,7 @@ def taken(engine, stops, expected):
             "mid character": any(map(is_mid_character, live)),
             "holding text": any(map(is_holding, live)),
             "mid prefill": any(r.params and 0 < r.sequence.n_computed < 70 and not r.output.chunks for r in live),
-            "half scored": any(r.params is None and r.logits for r in live),
+            "half scored": any(r.params is None and r.rows for r in live),
             "waiting": bool(engine.scheduler.waiting),
         }
         found.append((engine.snapshot(), [requests.index(r) for r in live], {k for k, v in kinds.items() if v}))

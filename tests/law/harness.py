@@ -87,7 +87,7 @@ def finish(engine, requests):
 def outcome(request):
     """All that a request gave: logits of every position, or tokens, log-probabilities and the likeliest others."""
     if request.params is None:
-        return np.concatenate(request.logits).tobytes()
+        return np.concatenate(request.rows).tobytes()
     return [(c.token_id, c.logprob, c.top_logprobs) for c in request.output.chunks]
 
 
