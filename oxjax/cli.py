@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,10 @@ ActivationsOption = Annotated[str, typer.Option(help="int8 or float32: what mult
 QuantizeOption = Annotated[str | None, typer.Option(help="q8_0 or q4_0: quantise plain weights while loading.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ParamOption = Annotated[
+    list[str] | None,
+    typer.Option("--param", help="NAME=JSON, any other field of SamplingParams: --param top_n_sigma=1.5; repeatable."),
+]
 PromptArgument = Annotated[str | None, typer.Argument(help="Text; '-' reads standard input.", show_default=False)]
 
 _DEMO_PROMPT = "Once upon a time"
@@ -65,6 +69,12 @@ def generate(
     min_tokens: Annotated[int, typer.Option(help="Do not end before so many.")] = 0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-text tokens.")] = False,
     samples: Annotated[int, typer.Option("--samples", help="Draw this many, each with a seed of its own.")] = 1,
+    param: ParamOption = None,
+    grammar: Annotated[Path | None, typer.Option(help="GBNF file: the language of the output.")] = None,
+    json_schema: Annotated[Path | None, typer.Option(help="File with the JSON schema of the output.")] = None,
+    regex: Annotated[str | None, typer.Option(help="Expression that the whole output matches.")] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="One of the texts to choose from; repeatable.")] = None,
+    beams: Annotated[int, typer.Option(help="Search for this many most likely texts, at temperature 0.")] = 0,
     max_context: Annotated[int | None, typer.Option(help="Most tokens, prompt included.")] = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
@@ -95,6 +105,8 @@ def generate(
         penalty_window=None if penalty_window == -1 else penalty_window,
         ignore_eos=ignore_eos,
         n=samples,
+        grammar=_grammar(grammar, json_schema, regex, choice),
+        **dict(map(_variable, param or ())),
     )
     text = _DEMO_PROMPT if prompt is None and model is None else _text(prompt)
     from oxjax.llm import LLM
@@ -107,11 +119,14 @@ def generate(
             weights=weights,
             activations=activations,
             quantize=quantize,
-            max_batch=min(samples, 8),
+            max_batch=min(max(samples, beams), 8),
             max_context=max_context,
             progress=progress,
         )
     with llm:
+        if beams:
+            _search(llm, text, params, beams, as_json=as_json)
+            return
         if not as_json and samples == 1:
             _stream(llm, text, params)
             return
@@ -121,6 +136,27 @@ def generate(
             print(json.dumps({"prompt": text, **asdict(result)}, ensure_ascii=False))
         else:
             print("\n\n".join(f"[seed {r.seed}]\n{text}{r.text}" for r in (result, *result.others)))
+
+
+def _grammar(gbnf: Path | None, schema: Path | None, regex: str | None, choice: list[str] | None) -> Any:
+    from oxjax.constrain import Grammar
+
+    given = [(Grammar.gbnf, gbnf), (Grammar.json_schema, schema), (Grammar.regex, regex), (Grammar.choice, choice)]
+    given = [(make, source) for make, source in given if source]
+    if len(given) > 1:
+        raise typer.BadParameter("one of --grammar, --json-schema, --regex and --choice")
+    return next((make(s.read_text("utf-8") if isinstance(s, Path) else s) for make, s in given), None)
+
+
+def _search(llm: Any, text: str, params: Any, width: int, *, as_json: bool) -> None:
+    """Print what a beam search finds."""
+    from oxjax.engine.beams import BeamParams
+
+    (found,) = llm.beam_search(text, BeamParams(width=width), replace(params, temperature=0.0))
+    if as_json:
+        print(json.dumps({"prompt": text, "results": [asdict(r) for r in found]}, ensure_ascii=False))
+    else:
+        print("\n\n".join(f"[score {r.score:.4f}]\n{text}{r.text}" for r in found))
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -164,6 +200,7 @@ def chat(
     min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Divides logits of recent tokens; 1 is off.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Default: from the operating system.")] = None,
+    param: ParamOption = None,
     max_context: Annotated[int | None, typer.Option(help="Most tokens, the whole conversation included.")] = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
@@ -183,6 +220,7 @@ def chat(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        **dict(map(_variable, param or ())),
     )
     variables: dict[str, Any] = dict(map(_variable, variable or ()))
     if as_json and message is None:
@@ -221,7 +259,7 @@ def _variable(text: str) -> tuple[str, Any]:
     try:
         return name, json.loads(value)
     except ValueError:
-        raise typer.BadParameter(f"--set {text}: expected NAME=JSON, for example enable_thinking=false") from None
+        raise typer.BadParameter(f"{text}: expected NAME=JSON, for example enable_thinking=false") from None
 
 
 def _asked() -> Iterator[str]:

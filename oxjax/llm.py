@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,7 @@ from jaxtyping import Float, Int
 
 from oxjax.assets import embedded_model
 from oxjax.cache.blocks import NULL_PAGE
-from oxjax.chat import ChatDelta, ChatResult, Dialect, Session
-from oxjax.chat.prompt import read_template, template_tokens
-from oxjax.chat.session import Tool
+from oxjax.chat.api import Chats
 from oxjax.engine.beams import BeamParams, BeamSearch
 from oxjax.engine.encoder import Encoder
 from oxjax.engine.engine import Engine
@@ -38,7 +36,6 @@ from oxjax.models.load import Model, load
 from oxjax.results import Result, all_or_raise, beams_of, or_raise, result_of
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
-from oxjax.tokenizer.chat import ChatTemplate
 
 Prompt = str | Sequence[int] | Int[np.ndarray, " _"]
 
@@ -48,7 +45,7 @@ DEFAULT_CONTEXT = 4096
 MAX_CHECKPOINTS, CHECKPOINT_SHARE = 1024, 4  # recurrent states kept for reuse, in a quarter of what pages may take
 
 
-class LLM:
+class LLM(Chats):
     """A model, ready to run.
 
     A request's tokens and log-probabilities are a function of model file, prompt, sampling parameters and
@@ -253,75 +250,6 @@ class LLM:
         finally:
             if not request.done:
                 self.engine.cancel(request)
-
-    @cached_property
-    def chat_template(self) -> ChatTemplate:
-        """The file's chat template.
-
-        Raises:
-            ChatTemplateError: it has none.
-        """
-        return read_template(self._path, self.tokenizer)
-
-    def chat(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        *,
-        tools: Sequence[Tool] = (),
-        max_rounds: int = 8,
-        template: ChatTemplate | str | None = None,
-        dialect: Dialect | str | None = None,
-        **variables: Any,
-    ) -> ChatResult:
-        """Continue a conversation with the model's own template, and run the tools that it calls.
-
-        Args:
-            messages: dicts with `role` and `content`, and `tool_calls` as in the OpenAI API, or one user's text. The
-                special tokens of the model, spelled in a message, are plain text.
-            params: how to sample, each round alike.
-            tools: Python functions, which are run on the calls (see `tool_schema` and `ToolDispatcher`), and JSON
-                schemas, whose calls are returned. Without tools, calls are not looked for.
-            max_rounds: how often results may go back to the model; calls made after that are returned.
-            template: Jinja text or a template to use instead of the file's.
-            dialect: how the model writes calls and reasoning, a name of `DIALECTS` included, instead of what the
-                template shows.
-            variables: of the template, `enable_thinking` for example, and `date`, `documents` and
-                `add_generation_prompt` of `ChatTemplate.render`.
-
-        Raises:
-            ChatTemplateError: there is no template, it refused, or it shows no calls and there are tools.
-            ToolError: a function cannot be a tool.
-            RequestError: as for `generate`.
-        """
-        *_, last = self.stream_chat(
-            messages, params, tools=tools, max_rounds=max_rounds, template=template, dialect=dialect, **variables
-        )
-        return last.result
-
-    def stream_chat(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        *,
-        tools: Sequence[Tool] = (),
-        max_rounds: int = 8,
-        template: ChatTemplate | str | None = None,
-        dialect: Dialect | str | None = None,
-        **variables: Any,
-    ) -> Iterator[ChatDelta]:
-        """`chat`, with answer, reasoning, calls and results as they come; the last delta has the whole `result`."""
-        if isinstance(template, str):
-            template = ChatTemplate(template, **template_tokens(self.tokenizer))
-        template = self.chat_template if template is None else template
-        session = Session(template, self.tokenizer, self._chunks, dialect)
-        return session.stream(messages, params or SamplingParams(), tools, max_rounds, **variables)
-
-    def _chunks(self, prompt: list[int], params: SamplingParams) -> Generator[Chunk, None, Result]:
-        """The stream of a prompt, and then its result."""
-        request = self._start(prompt, params)
-        yield from self._stream(request, None)
-        return result_of(request)
 
     def logits(self, prompts: Prompt | Sequence[Prompt]) -> list[Float[np.ndarray, "T vocab"]]:
         """Raw logits at every position of each prompt: float32 `[T, vocab]`, row `t` predicting token `t + 1`.

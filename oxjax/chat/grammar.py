@@ -12,6 +12,9 @@ from oxjax.chat.forms import JsonCalls, NamedCalls
 from oxjax.errors import ChatTemplateError
 from oxjax.tokenizer import Tokenizer
 
+# JSON as Python's `json.dumps` and chat templates write it: whitespace has one form.
+_AS_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
 
 def call_schema(
     tools: Iterable[Mapping[str, Any]], name_key: str = "name", arguments_key: str = "arguments"
@@ -68,14 +71,21 @@ def call_grammar(dialect: Dialect, tools: Iterable[Mapping[str, Any]], tokenizer
 
     def literal(text: str) -> list[str]:
         """A text as terminals: its control tokens by id, the rest in quotes."""
-        ids = [f"<[{tokenizer.id_of(token)}]>" for token in control.findall(text)]
+        found = map(tokenizer.id_of, control.findall(text))
+        # A token that ends the text is no part of it: it follows where the text is complete.
+        ids = ["" if token in tokenizer.eog_ids else f"<[{token}]>" for token in found]
         rest = [json.dumps(part, ensure_ascii=False) if part else "" for part in control.split(text)]
         return [t for pair in zip(rest, [*ids, ""], strict=True) for t in pair if t]
 
-    options = [" ".join([*literal(a), "%json " + json.dumps(schema), *literal(z)]) for a, schema, z in calls]
+    options = [
+        " ".join([*literal(a), "%json " + json.dumps({**schema, "x-guidance": _AS_WRITTEN}), *literal(z)])
+        for a, schema, z in calls
+    ]
     return "start: " + "\n     | ".join(options) + "\n"
 
 
 def _functions(tools: Iterable[Mapping[str, Any]]) -> list[tuple[str, Any]]:
     functions = [tool.get("function", tool) for tool in tools]
-    return [(f["name"], f.get("parameters") or {"type": "object"}) for f in functions]
+    found = [(f["name"], f.get("parameters") or {"type": "object"}) for f in functions]
+    # Arguments that a function does not name would be an error of the call.
+    return [(name, {"additionalProperties": False, **p} if "properties" in p else p) for name, p in found]

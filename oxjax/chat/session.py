@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from oxjax.chat.cursor import delimiters
 from oxjax.chat.dialect import Dialect, detect, named
 from oxjax.chat.forms import ToolCall
+from oxjax.chat.grammar import call_grammar
 from oxjax.chat.parser import ChatParser, Delta
 from oxjax.chat.prompt import Prompter
 from oxjax.chat.tools import ToolDispatcher, ToolResult
+from oxjax.constrain import Grammar
 from oxjax.engine.output import Chunk
 from oxjax.errors import ChatTemplateError, InvalidRequestError
 from oxjax.sampling.params import SamplingParams
@@ -93,6 +95,7 @@ class Session:
         params: SamplingParams,
         tools: Sequence[Tool] = (),
         max_rounds: int = 8,
+        tool_choice: str = "auto",
         **variables: Any,
     ) -> Iterator[ChatDelta]:
         """Continue a conversation; see `LLM.chat`."""
@@ -101,6 +104,11 @@ class Session:
         _check(messages)
         if max_rounds < 0:
             raise InvalidRequestError(f"max_rounds {max_rounds}: expected at least 0")
+        if tool_choice not in ("auto", "required"):
+            raise InvalidRequestError(f"tool_choice {tool_choice!r}: expected 'auto' or 'required'")
+        required = tool_choice == "required"
+        if required and (not tools or params.grammar is not None):
+            raise InvalidRequestError("tool_choice 'required' wants tools, and no grammar of your own")
         if tools and not self.dialect.has_calls:
             raise ChatTemplateError(
                 f"chat template {self._prompter.template.name!r} shows no format of calls that oxjax knows: name one "
@@ -117,7 +125,10 @@ class Session:
             ids, text = self._prompter.prompt(conversation, schemas, **variables)
             n_calls = sum(len(m.get("tool_calls") or ()) for m in conversation)
             parser = ChatParser(dialect, schemas, prompt=text, n_calls=n_calls)
-            results.append((yield from self._round(ids, params, parser)))
+            wanted = params
+            if required and not results:
+                wanted = replace(params, grammar=Grammar.lark(call_grammar(dialect, schemas, self.tokenizer)))
+            results.append((yield from self._round(ids, wanted, parser)))
             message = parser.message
             conversation.append(message.as_dict())
             runs = dispatcher.schemas and not {c.name for c in message.tool_calls} & {_name(t) for t in declared}

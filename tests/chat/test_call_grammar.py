@@ -9,7 +9,13 @@ from oxjax.chat import DIALECTS, call_grammar, call_schema, tool_schema
 from oxjax.errors import ChatTemplateError
 
 TOOLS = [tool_schema(double), {"type": "function", "function": {"name": "now"}}]
-PARAMETERS = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+WRITTEN = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+PARAMETERS = {
+    "additionalProperties": False,
+    "type": "object",
+    "properties": {"n": {"type": "integer"}},
+    "required": ["n"],
+}
 
 
 def test_the_schema_of_a_call():
@@ -23,11 +29,11 @@ def test_the_schema_of_a_call():
 def test_the_grammar_of_a_dialect(tokenizer):  # noqa: F811
     begin, end = (f"<[{tokenizer.id_of(t)}]>" for t in ("<tool_call>", "</tool_call>"))
     assert call_grammar(DIALECTS["hermes"], TOOLS, tokenizer) == (
-        f"start: {begin} %json {json.dumps(call_schema(TOOLS))} {end}\n"
+        f"start: {begin} %json {json.dumps({**call_schema(TOOLS), **WRITTEN})} {end}\n"
     )
     assert call_grammar(DIALECTS["mistral"], TOOLS, tokenizer) == (
-        f'start: "[TOOL_CALLS]double[ARGS]" %json {json.dumps(PARAMETERS)}\n'
-        '     | "[TOOL_CALLS]now[ARGS]" %json {"type": "object"}\n'
+        f'start: "[TOOL_CALLS]double[ARGS]" %json {json.dumps({**PARAMETERS, **WRITTEN})}\n'
+        f'     | "[TOOL_CALLS]now[ARGS]" %json {json.dumps({"type": "object", **WRITTEN})}\n'
     )
     assert '"<|channel|>commentary to=functions.now ' in call_grammar(DIALECTS["gpt-oss"], TOOLS, tokenizer)
     assert '"<|tool_call_begin|>functions.now:0<|' in call_grammar(DIALECTS["kimi-k2"], TOOLS, tokenizer)
