@@ -16,6 +16,7 @@ import pytest
 from harness import EMBEDDED, PARAMS, RANDOM, STORIES, TOYS, Harness, finish, load, outcome, prompts
 from harness import with_toys as _with_toys  # noqa: F401
 
+from oxjax import SamplingParams
 from oxjax.engine.scheduler import Work
 from oxjax.errors import OxjaxError
 from oxjax.kernels import native
@@ -54,7 +55,8 @@ SHAPES = {
     "all steps in one call": {"steps_per_call": 64, "neighbours": prompts(2, 20, seed=1)},
 }
 IDS = prompts(1, 90)[0]
-LONG = dataclasses.replace(PARAMS, max_tokens=60, ignore_eos=True)
+LONG = dataclasses.replace(PARAMS, max_tokens=60, min_tokens=60)
+FREE = dataclasses.replace(LONG, mirostat=0, mirostat_tau=5.0)  # what was generated is as good as a prompt
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +190,7 @@ def test_preemption(harness, expected, reuse_prefixes, swap):
 def test_forks(harness, reuse_prefixes):
     """A fork with its own seed gives what the shared tokens alone would as a prompt; its parent notices nothing."""
     engine = harness.engine(reuse_prefixes=reuse_prefixes)
-    parent = engine.generate(IDS, LONG, 11)
+    parent = engine.generate(IDS, FREE, 11)
     while len(parent.output.chunks) < 23:
         engine.step()
     n = len(parent.sequence.tokens)
@@ -198,10 +200,11 @@ def test_forks(harness, reuse_prefixes):
     finish(engine, [parent, twin, *children])
     late = engine.fork(parent, length=100, seed=77)
     finish(engine, [late])
-    whole = harness.generated_alone(IDS, LONG)
+    whole = harness.generated_alone(IDS, FREE)
     assert outcome(parent) == outcome(twin) == whole
     for i, (child, length) in enumerate(zip([*children, late], [*lengths, 100], strict=True)):
-        rest = dataclasses.replace(LONG, max_tokens=60 - (length - 90))
+        n_left = 60 - (length - 90)
+        rest = dataclasses.replace(FREE, max_tokens=n_left, min_tokens=n_left)
         seed = 77 if child is late else 40 + i
         alone = harness.generated_alone(parent.sequence.tokens[:length], rest, seed)
         assert outcome(child)[length - 90 :] == alone
@@ -374,8 +377,9 @@ class TestTheHarnessCanFail:
 
         harness, alone = setting
         jax.clear_caches()
-        key, calls = pipeline._key, iter(range(10**6))
-        monkeypatch.setattr(pipeline, "_key", lambda seed, stream, position: key(seed, stream, position + next(calls)))
+        keys, places = pipeline._keys, lambda rows: jnp.arange(len(rows.positions), dtype=jnp.int32)
+        shifted = lambda rows, stream: keys(rows.replace(positions=rows.positions + places(rows)), stream)  # noqa: E731
+        monkeypatch.setattr(pipeline, "_keys", shifted)
         assert [harness.run(IDS, **SHAPES[name]) for name in ("batch of 9", "chunks of 5")] != [alone, alone]
 
     def test_a_prefix_key_that_forgets_the_tokens(self, setting, monkeypatch):
@@ -458,7 +462,7 @@ class TestTheHarnessCanFail:
 def test_short_prompts_join_decoding_neighbours(data, exact, max_batch):
     """Batches whose rows just fit their bucket while it has as many rows as there can be sequences."""
     harness = Harness(load("archs/llama", data, exact=exact))
-    greedy = dataclasses.replace(PARAMS, max_tokens=8, min_tokens=0, temperature=0.0, logprobs=0)
+    greedy = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
     waves = [prompts(1, n, seed=n)[0] for n in (1, 2, 3, 1, 5, 2, 4, 9, 3)]
     engine = harness.engine(max_batch=max_batch, max_context=64)
     together = []
