@@ -141,7 +141,7 @@ def test_biases_bans_and_penalties(llm):
 
 def test_dry_and_beams(llm):
     """Tokens that would repeat two others are not chosen by any beam, where they were before."""
-    bias = {t: 6.0 for t in range(A, A + 3)}
+    bias = dict.fromkeys(range(A, A + 3), 6.0)
     params = SamplingParams(temperature=0.0, max_tokens=12, logit_bias=bias, banned_tokens=(END,))
     dry = dataclasses.replace(params, dry_multiplier=1e5, dry_breakers=())
 
