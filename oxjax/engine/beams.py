@@ -23,7 +23,7 @@ class BeamParams:
     """How a beam search goes.
 
     Attributes:
-        width: how many beginnings go on at every step, and how many texts are found.
+        width: how many beginnings go on at every step, and how many texts are found; 1 is greedy.
         length_penalty: texts are compared by the sum of their log-probabilities over their length to this power: above
             0 it favours long ones, below short ones.
         early_stopping: end as soon as there are `width` texts, instead of when no better one can come.
@@ -119,18 +119,20 @@ class BeamSearch:
     def advance(self, scheduler: Scheduler, requests: dict[Sequence, Request]) -> None:
         """Go on if all live requests have offered tokens; those that have wait on the host for the others.
 
+        One that has failed ends the search.
+
         Args:
             scheduler: of their sequences.
             requests: of the engine, by sequence; kept up to date.
         """
         live = self.live
-        if any(r.offers is None and r.error is None for r in live):
+        if error := next((r.error for r in live if r.error is not None), None):
+            self.done, self.error = True, error
+        elif any(r.offers is None for r in live):
             for request in live:
                 if request.offers is not None:
                     scheduler.park(request.sequence)
             return
-        if error := next((r.error for r in live if r.error is not None), None):
-            self.done, self.error = True, error
         growths: dict[Request, list[Growth]] = {request: [] for request in live}
         try:
             for growth in self._grow_all():
@@ -196,7 +198,7 @@ class BeamSearch:
         """Whether no text that these grow to can be better than the worst that was found."""
         if len(group.found) < self._width:
             return False
-        if self.params.early_stopping:
+        if self.params.early_stopping or self.params.width == 1:  # which is greedy
             return True
         output = growths[0].output
         # A total only falls, and is divided by most where the text is longest, or shortest if that is a reward.

@@ -322,15 +322,15 @@ class Runner:
                 column[list(wave.values())] = part[list(wave)]
         return columns
 
-    def _masks(self, n_rows: int, masks: Mapping[int, np.ndarray | None]) -> np.ndarray | Array:
-        """An array of these masks of rows; one that is on the device already where there are none."""
+    def _masks(self, n_rows: int, masks: Mapping[int, np.ndarray | None]) -> Array:
+        """An array of these masks of rows, on the device: jax would take NumPy's for another signature."""
         if all(mask is None for mask in masks.values()):
             return self._no_masks[n_rows]
         packed = np.zeros((n_rows, self._mask_words), np.uint32)
         for row, mask in masks.items():
             if mask is not None:
                 packed[row] = mask
-        return packed
+        return jax.device_put(packed)
 
     def decode(self, sequences: Seq[Decoding], n_top: int) -> dict[str, np.ndarray]:
         """Run steps of sequences that decode, in one call; see `decode_steps`.

@@ -2,8 +2,8 @@
 
 A snapshot is a safetensors file (https://github.com/huggingface/safetensors#format). Its arrays hold the requests
 one after the other: `tokens`; `logprobs`, `ranks`, `mus`, `top_counts`, `top_tokens` and `top_logprobs` of what was
-generated; `logits` of prompts that are scored; `state.*`, the keys and values of computed tokens, without regard to
-pages; and `slot.*`, the recurrent state after them.
+generated, 0 and NaN where there is no rank and no mu; `logits` of prompts that are scored; `state.*`, the keys and
+values of computed tokens, without regard to pages; and `slot.*`, the recurrent state after them.
 Its metadata holds a JSON header: format, version, fingerprint of the model, the counts and parameters of each
 request, and a checksum of all other bytes of the file. Draws depend on seed and position alone, text and repetitions on
 tokens alone, so none of them leaves a state to be kept; mirostat's are the `mus`.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -102,14 +103,6 @@ class _Counts:
     def n_new(self) -> int:
         return self.n_tokens - self.n_prompt
 
-    @property
-    def n_ranks(self) -> int:
-        return self.n_new if self.params and self.params.get("logprobs") else 0
-
-    @property
-    def n_mus(self) -> int:
-        return self.n_new if self.params and self.params.get("mirostat") else 0
-
 
 def model_fingerprint(config: ModelConfig, params: Any) -> str:
     """Names a model by its content, config and every parameter, to the bit, and by how it is computed.
@@ -137,8 +130,8 @@ def _layout(host: Host) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
     return {
         "tokens": ("n_tokens", np.dtype(np.int32), ()),
         "logprobs": ("n_new", np.dtype(np.float64), ()),
-        "ranks": ("n_ranks", np.dtype(np.int32), ()),
-        "mus": ("n_mus", np.dtype(np.float64), ()),
+        "ranks": ("n_new", np.dtype(np.int32), ()),
+        "mus": ("n_new", np.dtype(np.float64), ()),
         "top_counts": ("n_new", np.dtype(np.int32), ()),
         "top_tokens": ("n_top", np.dtype(np.int32), ()),
         "top_logprobs": ("n_top", np.dtype(np.float64), ()),
@@ -174,8 +167,8 @@ def _columns(entry: Entry, saved: Saved | None) -> dict[str, list | np.ndarray]:
     return {
         "tokens": entry.sequence.tokens,
         "logprobs": [chunk.logprob for chunk in chunks],
-        "ranks": [chunk.rank for chunk in chunks if chunk.rank is not None],
-        "mus": [chunk.mu for chunk in chunks if chunk.mu is not None],
+        "ranks": [chunk.rank or 0 for chunk in chunks],
+        "mus": [math.nan if chunk.mu is None else chunk.mu for chunk in chunks],
         "top_counts": [len(chunk.top_logprobs) for chunk in chunks],
         "top_tokens": [token for token, _ in top],
         "top_logprobs": [logprob for _, logprob in top],
@@ -272,13 +265,13 @@ def _replay(host: Host, counts: _Counts, params: SamplingParams, parts: dict[str
     max_new = counts.max_length - counts.n_prompt
     output = Output(host.tokenizer, prompt.tolist(), params, max_new, host.matcher(params))
     n_top = parts["top_counts"]
-    if (n_top.size and not 0 <= n_top.min() <= n_top.max() <= params.logprobs + 1) or n_top.sum() != counts.n_top:
-        raise SnapshotError(f"top_counts do not add up to {counts.n_top}, or are not from 0 to {params.logprobs + 1}")
-    if not np.isfinite(parts["mus"]).all():
-        raise SnapshotError("a mu of mirostat is not finite")
+    if (n_top < 0).any() or n_top.sum() != counts.n_top:  # of a fork's parent there may be more than it asks for
+        raise SnapshotError(f"top_counts do not add up to {counts.n_top}, or are below 0")
+    if np.isinf(parts["mus"]).any():
+        raise SnapshotError("a mu of mirostat is infinite")
     pairs = zip(parts["top_tokens"].tolist(), parts["top_logprobs"].tolist(), strict=True)
-    nones = [None] * len(new)
-    ranks, mus = (parts[name].tolist() or nones for name in ("ranks", "mus"))
+    ranks = [rank or None for rank in parts["ranks"].tolist()]
+    mus = [None if math.isnan(mu) else mu for mu in parts["mus"].tolist()]
     rows = zip(new.tolist(), parts["logprobs"].tolist(), n_top.tolist(), ranks, mus, strict=True)
     return output.replay(
         Chunk(token, logprob, tuple(next(pairs) for _ in range(n)), "", rank=rank, mu=mu)
