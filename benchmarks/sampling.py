@@ -3,9 +3,9 @@
 python -m benchmarks.sampling [--model FILE] [--tokenizer FILE] [--vocabularies 32000,128000,256000] [--rows 1,32,256]
 
 Microseconds a row for one choice of a token, by vocabulary and rows; settings take turns, medians of the rounds. Logits
-are peaked (normal ones with a steep head) or flat. With a model: its own logits, and the time beside that of its greedy decode step. A
-grammar's masks are timed along a text in its language, with the vocabulary of the tokenizer (the model's, or the
-embedded one's), DRY after texts of some thousand tokens. A machine with other work to do gives numbers that say little.
+are peaked (normal ones with a steep head) or flat. With a model: its own logits, and the time beside that of its greedy
+decode step. A grammar's masks are timed along a text in its language, with the vocabulary of the tokenizer (the
+model's, or the embedded one's), DRY after texts of some thousand tokens. A busy machine gives numbers that say little.
 """
 
 from __future__ import annotations
@@ -144,17 +144,16 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |" for row in rows)
 
 
-def pipeline(vocabularies: Iterable[int], numbers_of_rows: Iterable[int], rounds: int) -> str:
+def pipeline(vocab: int, numbers_of_rows: Iterable[int], rounds: int) -> str:
     """Microseconds a row of every setting."""
     columns: dict[str, dict[str, float]] = {}
-    for vocab in vocabularies:
-        for n_rows in numbers_of_rows:
-            for kind in (peaked, flat):
-                logits = jax.device_put(kind(n_rows, vocab))
-                found = in_turns({name: chooser(logits, name) for name in SETTINGS}, rounds)
-                columns[f"{vocab} x {n_rows}, {kind.__name__}"] = {n: s / n_rows * 1e6 for n, s in found.items()}
+    for n_rows in numbers_of_rows:
+        for kind in (peaked, flat):
+            logits = jax.device_put(kind(n_rows, vocab))
+            found = in_turns({name: chooser(logits, name) for name in SETTINGS}, rounds)
+            columns[f"{n_rows} rows, {kind.__name__}"] = {n: s / n_rows * 1e6 for n, s in found.items()}
     body = [[name, *(f"{column[name]:.0f}" for column in columns.values())] for name in SETTINGS]
-    return table([["us a row", *columns], *body])
+    return table([[f"us a row, vocabulary {vocab}", *columns], *body])
 
 
 def decode_seconds(llm: LLM) -> float:
@@ -251,10 +250,11 @@ def main() -> None:
         options.vocabularies, options.rows, options.contexts, options.rounds = [2000], [2], [64], 2
     device, load = jax.devices()[0].device_kind, os.getloadavg()[0]
     print(f"{device}, {os.cpu_count()} processors, load {load:.1f}, {options.rounds} rounds, medians\n")
-    print(pipeline(options.vocabularies, options.rows, options.rounds), flush=True)
+    for vocab in options.vocabularies:
+        print(f"{pipeline(vocab, options.rows, options.rounds)}\n", flush=True)
     if options.model:
-        print(f"\n{beside_a_model(options.model, options.rounds)}", flush=True)
-    print(f"\n{host(options.tokenizer or options.model or embedded_model(), options.contexts, options.rounds)}")
+        print(f"{beside_a_model(options.model, options.rounds)}\n", flush=True)
+    print(f"{host(options.tokenizer or options.model or embedded_model(), options.contexts, options.rounds)}")
 
 
 if __name__ == "__main__":
