@@ -1,4 +1,4 @@
-"""The comparison with other engines runs from end to end, so that it is there when it is needed."""
+"""Benchmarks run from end to end, so that they are there when they are needed."""
 
 import json
 import subprocess
@@ -72,6 +72,14 @@ def test_start_up_and_memory_are_compared(model, tmp_path):
     assert [line["unit"] for line in found["lines"]] == ["s", "s", "MiB"]
     check_lines(found, 2)
     assert "| start-up, nothing compiled, s" in shown and "| peak memory, prompt of 32, MiB" in shown
+
+
+def test_sampling_is_measured():
+    done = run("sampling", "--quick", "--model", ROOT / "oxjax" / "assets" / "demo.gguf")
+    assert done.returncode == 0, done.stderr
+    names = [line.split(" | ")[0].strip(" |") for line in done.stdout.splitlines()]
+    assert all(names.count(name) == 2 for name in ("greedy", "mirostat 1", "grammar mask"))  # alone, beside the model
+    assert {"mask, JSON schema", "DRY, a text of 64"} <= set(names)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

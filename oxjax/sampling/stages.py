@@ -173,7 +173,8 @@ def mirostat_1(x: Logits, s: Stages, now: Now) -> Logits:
 
 def mirostat_2(x: Logits, s: Stages, now: Now) -> Logits:
     """Those whose surprise, in bits, is at most mu."""
-    return _keep(x, _surprise(_probabilities(x)) <= now.mu * jnp.log(2.0))
+    p = _probabilities(x)
+    return _keep(x, (p > 0.0) & (_surprise(p) <= now.mu * jnp.log(2.0)))
 
 
 def mirostat_after(mu: Float[Array, "*N"], logprob: Float[Array, "*N"], s: Stages) -> Float[Array, "*N"]:

@@ -18,9 +18,9 @@ import numpy as np
 def apply(logits: np.ndarray, cases: list[dict[str, Any]]) -> np.ndarray:
     """What samplers make of rows of logits `[N, vocab]`: -inf for tokens that they drop.
 
-    A case has the "sampler"'s name in llama.cpp, its "args", and the tokens that it has "accepted". Biases are pairs.
-    DRY has the path of a "vocab" besides, and its breakers last. With "rounds", the sampler is applied so often; what
-    it chose each time follows the logits of its row.
+    A case has the "sampler"'s name in llama.cpp, its "args", and the tokens that it has "accepted", if any. Biases
+    are pairs. DRY has the path of a "vocab" besides, and its breakers last. With "rounds", the sampler is applied so
+    often; what it chose each time follows the logits of its row.
     """
     from oracle import require_llama_cpp
 
@@ -37,6 +37,8 @@ def apply(logits: np.ndarray, cases: list[dict[str, Any]]) -> np.ndarray:
 def _vocab(path: str) -> Any:
     from llama_cpp import llama_cpp as c
 
+    _vocab.silent = c.llama_log_callback(lambda *_: None)  # must outlive the library's use of it
+    c.llama_log_set(_vocab.silent, None)
     params = c.llama_model_default_params()
     params.vocab_only = True
     return c.llama_model_get_vocab(c.llama_model_load_from_file(path.encode(), params))
@@ -52,7 +54,7 @@ def _one(c: Any, logits: np.ndarray, case: dict[str, Any]) -> np.ndarray:
         biases = (c.llama_logit_bias * len(args))(*map(tuple, args))
         args = len(logits), len(args), biases
     sampler = getattr(c, f"llama_sampler_init_{case['sampler']}")(*args)
-    for token in case["accepted"]:
+    for token in case.get("accepted", []):
         c.llama_sampler_accept(sampler, token)
     chosen = []
     for _ in range(case.get("rounds", 1)):

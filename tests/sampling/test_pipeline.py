@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sampler_cases import columns, shaped
 
 from oxjax import SamplingParams
-from oxjax.engine.packed import STAGE_PARAMETERS
 from oxjax.sampling import stages
 from oxjax.sampling.edits import LEAST_EDITS, Edits
 from oxjax.sampling.params import ALL_STAGES, STAGES
 from oxjax.sampling.penalties import LEAST_RECENT, Penalties, recent_tokens
 from oxjax.sampling.pipeline import NOT_FINITE, SamplingRows, sample
-from oxjax.sampling.stages import Stages, run_stages
+from oxjax.sampling.stages import run_stages
 
 run = jax.jit(partial(sample, exact=True), static_argnames="n_top")
 
@@ -28,16 +28,6 @@ def edits(n, changes=()):
 
 
 RECENT = [9, 2, 3, *[3] * 18, 5]  # the window of 20 begins in the middle of the threes
-
-
-def columns(params, n):
-    """The stages of `n` rows with these parameters, or of a row for each of several."""
-    every = params if isinstance(params, list) else [params] * n
-    orders = [[ALL_STAGES.index(name) for name in p.stages] for p in every]
-    order = np.array([o + [0] * (len(ALL_STAGES) - len(o)) for o in orders])
-    fields = {name: np.array([getattr(p, name) for p in every], kind) for name, kind in STAGE_PARAMETERS}
-    fields |= {"order": order.astype(np.int32), "n_stages": np.array([len(o) for o in orders], np.int32)}
-    return Stages(**{name: jnp.asarray(value) for name, value in fields.items()})
 
 
 def rows(n, *, seeds=None, positions=0, changes=(), **settings):
@@ -61,37 +51,6 @@ def rows(n, *, seeds=None, positions=0, changes=(), **settings):
         masked=column(0, jnp.int32),
         reports_final=column(params.logprobs_of == "sampling", jnp.int32),
     )
-
-
-def shaped(x, p, stage):
-    """Logits after a stage, by the definitions in `SamplingParams`, in float64; those that are out are -inf."""
-    alive = np.flatnonzero(x > -np.inf)
-    w = np.exp(x - x.max())
-    w /= w.sum()
-    h = -(w[alive] * np.log(w[alive])).sum()
-    best_first = sorted(alive, key=lambda i: (-x[i], i))
-
-    def until(order, share):
-        held = np.cumsum([0.0, *w[order][:-1]])
-        return [i for i, before in zip(order, held, strict=True) if before < share]
-
-    if stage == "temperature":
-        least, most = max(p.temperature - p.temperature_range, 0.0), p.temperature + p.temperature_range
-        share = 0.0 if len(alive) == 1 else h / np.log(len(alive))
-        return x / (least + (most - least) * share**p.temperature_exponent)
-    stay = {
-        "top_k": lambda: best_first[: p.top_k],
-        "top_p": lambda: until(best_first, p.top_p),
-        "typical_p": lambda: until(sorted(alive, key=lambda i: abs(-np.log(w[i]) - h)), p.typical_p),
-        "min_p": lambda: w >= p.min_p * w.max(),
-        "top_a": lambda: w >= p.top_a * w.max() ** 2,
-        "epsilon_cutoff": lambda: (w >= p.epsilon_cutoff) | (w == w.max()),
-        "eta_cutoff": lambda: (w >= min(p.eta_cutoff, np.sqrt(p.eta_cutoff) * np.exp(-h))) | (w == w.max()),
-        "top_n_sigma": lambda: x >= x.max() - p.top_n_sigma * x[alive].std(),
-    }[stage]()
-    out = np.full_like(x, -np.inf)
-    out[stay] = x[stay]
-    return out
 
 
 def distribution(logits, *, changes=(), **settings):
@@ -200,6 +159,13 @@ def test_excluding_top_choices():
     excluded = 1 - np.isin(np.asarray(drawn.tokens), [1, 2, 4]).mean() / 0.75
     # The share of a Bernoulli of 0.3 is within 4.5 standard errors but in 7e-6 of all seeds.
     assert abs(excluded - 0.3) < 4.5 * np.sqrt(0.3 / 20000) / 0.75
+
+
+def test_mirostat_drops_what_is_too_unlikely_for_float32():
+    """Its surprise is more than any bound, though its probability is 0 there."""
+    logits = jnp.array([200.0, 199.0, 0.0])
+    one = jax.tree.map(lambda a: a[0], columns(SamplingParams(mirostat=2), 1))
+    assert run_stages(logits, one, jnp.float32(0.0), jnp.float32(10.0)).tolist() == [200.0, 199.0, -np.inf]
 
 
 def test_ties_go_to_the_lowest_id():
