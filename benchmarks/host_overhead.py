@@ -22,7 +22,7 @@ import numpy as np
 import oxjax
 from oxjax import SamplingParams
 from oxjax.assets import embedded_model
-from oxjax.engine import runner
+from oxjax.engine import programs
 from oxjax.engine.decode import MAX_STEPS, Decoded
 from oxjax.engine.engine import Engine
 from oxjax.models.load import Model
@@ -70,7 +70,7 @@ def measure(model: Model, n: int, n_steps: int, n_calls: int) -> tuple[float, Co
         jax.device_put(packed)
         return decoded, state
 
-    device, runner._decode_steps = runner._decode_steps, timed("transfer", transferred)
+    device, programs.decode = programs.decode, timed("transfer", transferred)
     engine.runner._counted = lambda *_: nullcontext()
     engine.runner.decode = timed("arrays and transfer", engine.runner.decode)
     for name in ("schedule", "reserve_ahead", "commit"):
@@ -82,7 +82,7 @@ def measure(model: Model, n: int, n_steps: int, n_calls: int) -> tuple[float, Co
         engine.step()
         times.append(time.thread_time_ns() - begin)
         assert len(engine.scheduler.running) == n
-    runner._decode_steps = device
+    programs.decode = device
     parts = Counter({part: total / n_calls / 1000 for part, total in parts.items()})
     parts["arrays"] = parts.pop("arrays and transfer") - parts["transfer"]
     whole = statistics.median(times) / 1000

@@ -28,7 +28,8 @@ from oxjax.assets import embedded_model
 from oxjax.constrain.matcher import GrammarCompiler
 from oxjax.engine.choice import Choice, Moment, room_for
 from oxjax.engine.packed import n_words, sampling_record
-from oxjax.engine.runner import LEAST_TOP, _sample
+from oxjax.engine.programs import choose
+from oxjax.engine.runner import LEAST_TOP
 from oxjax.sampling.dry import Dry
 from oxjax.sampling.edits import edits_of
 from oxjax.tokenizer import Tokenizer
@@ -117,7 +118,7 @@ def chooser(logits: jax.Array, name: str) -> Callable[[], object]:
     if mask is None:
         masks = jax.device_put(masks)  # one that is there already, as in the engine
     n_top = LEAST_TOP if params.logprobs else 0
-    return lambda: jax.block_until_ready(_sample(logits, packed, masks, n_top=n_top, room=room, exact=True))
+    return lambda: jax.block_until_ready(choose(logits, packed, masks, n_top=n_top, room=room, exact=True))
 
 
 def taken(function: Callable[[], object]) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from oxjax.config import ModelConfig
-from oxjax.engine.runner import CountCompilations, row_buckets
+from oxjax.engine.programs import CountCompilations, row_buckets
 from oxjax.errors import RequestTooLargeError
 from oxjax.models.encoder import EncoderParams, Texts, encode
 

@@ -1,4 +1,4 @@
-"""The device side of the engine: builds batches in a few fixed shapes, runs the jitted step, owns the state."""
+"""The device side of the engine: builds batches in a few fixed shapes, runs programs, owns the state."""
 
 from __future__ import annotations
 
@@ -6,138 +6,33 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
-from functools import partial
 from itertools import product, starmap
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
-from oxjax.batch import Batch
 from oxjax.cache.blocks import NULL_PAGE
 from oxjax.cache.states import Saved
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
+from oxjax.engine import programs
 from oxjax.engine.choice import Choice, Moment, room_for
-from oxjax.engine.decode import decode_steps
 from oxjax.engine.packed import (
     Room,
     decoding_record,
-    n_numbers,
     n_words,
     sampling_record,
-    sampling_rows,
     sizes,
-    split,
-    unpack,
 )
 from oxjax.engine.scheduler import Work
-from oxjax.kernels.dot import least_rows
-from oxjax.kernels.row_best import row_best
-from oxjax.models.decoder import EngineState, Params, hidden_states, init_state, logits_of, step
+from oxjax.models.decoder import Params, init_state
 from oxjax.sampling.edits import LEAST_EDITS
 from oxjax.sampling.penalties import LEAST_RECENT
-from oxjax.sampling.pipeline import Sampled, report, sample
 
 log = logging.getLogger("oxjax")
-SCORED_ROWS = 64  # whose logits are there at once
 LEAST_TOP = 8  # most likely tokens to report, where any are wanted
-
-
-class BatchShape(NamedTuple):
-    """Sizes of a batch's arrays."""
-
-    n_rows: int
-    n_seqs: int
-    table_width: int
-    n_logits: int
-
-    def arrays(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each array of a `Batch`."""
-        n_rows, n_seqs, table_width, n_logits = self
-        return {
-            "tokens": (n_rows,),
-            "positions": (n_rows,),
-            "cu_q_lens": (n_seqs + 1,),
-            "kv_lens": (n_seqs,),
-            "block_tables": (n_seqs, table_width),
-            "read_slots": (n_seqs,),
-            "write_slots": (n_seqs,),
-            "logits_rows": (n_logits,),
-        }
-
-
-# Programs are compiled once per config and shape, whichever runner comes first.
-_jit_step = partial(jax.jit, static_argnames=("shape", "config"), donate_argnames="state")
-
-
-@_jit_step
-def _step(
-    params: Params, state: EngineState, packed: Int[Array, " n"], *, shape: BatchShape, config: ModelConfig
-) -> tuple[Float[Array, "N vocab"], EngineState]:
-    return step(params, state, Batch(**split(packed, shape.arrays())), config)
-
-
-@_jit_step
-def _hidden_states(
-    params: Params, state: EngineState, packed: Int[Array, " n"], *, shape: BatchShape, config: ModelConfig
-) -> tuple[Float[Array, "N d_model"], EngineState]:
-    return hidden_states(params, state, Batch(**split(packed, shape.arrays())), config)
-
-
-_logits_of = jax.jit(logits_of, static_argnames="config")
-_decode_steps = jax.jit(decode_steps, static_argnames=("config", "n_top", "room"), donate_argnames="state")
-
-
-@jax.jit
-def _take(array: Float[Array, "N d"], rows: Int[Array, " n"]) -> Float[Array, "n d"]:
-    return array[rows]
-
-
-@partial(jax.jit, static_argnames=("config", "n_top"))
-def _scores(
-    params: Params, hidden: Float[Array, "N d_model"], targets: Int[Array, " N"], *, config: ModelConfig, n_top: int
-) -> dict[str, Array]:
-    def score(block: tuple[Array, Array]) -> dict[str, Array]:
-        x, tokens = block
-        logits = logits_of(params, x, config)
-        _, largest, log_sum = row_best(logits, exact=config.exact)
-        logprobs, ranks, top_tokens, top_logprobs = report(logits, tokens, largest, log_sum, n_top=n_top, ranks=True)
-        return {
-            "logprobs": logprobs,
-            "ranks": ranks,
-            "top_tokens": top_tokens,
-            "top_logprobs": top_logprobs,
-            "finite": jnp.isfinite(log_sum),
-        }
-
-    n = min(len(hidden), SCORED_ROWS)
-    found = lax.map(score, (hidden.reshape(-1, n, hidden.shape[1]), targets.reshape(-1, n)))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
-
-
-@partial(jax.jit, static_argnames=("n_top", "room", "exact"))
-def _sample(
-    logits: Float[Array, "N vocab"],
-    packed: Int[Array, "N words"],
-    masks: UInt32[Array, "N mask_words"],
-    *,
-    n_top: int,
-    room: Room,
-    exact: bool,
-) -> Sampled:
-    return sample(logits, sampling_rows(unpack(packed, sampling_record(room))), masks, n_top=n_top, exact=exact)
-
-
-def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
-    """Numbers of rows that steps are compiled for: powers of two, from what a product takes at least."""
-    sizes = [least_rows(exact=exact)]
-    while sizes[-1] < max_rows:
-        sizes.append(sizes[-1] * 2)
-    return tuple(sizes)
 
 
 class Ran(NamedTuple):
@@ -216,7 +111,7 @@ class Runner:
     ):
         self.config, self.params, self.max_batch = config, params, max_batch
         self.state = init_state(config, n_pages=n_pages, page_size=page_size, n_slots=n_slots)
-        self.buckets = row_buckets(max_rows, exact=config.exact)
+        self.buckets = programs.row_buckets(max_rows, exact=config.exact)
         self.table_width = -(-max_context // page_size)
         self._mask_words = -(-config.vocab_size // 32)
         counts = {self._shape(bucket, False).n_seqs for bucket in self.buckets}
@@ -231,7 +126,7 @@ class Runner:
         wants = {w.sequence.wants for w in work if w.sequence.all_logits}
         chooses = not all(w.sequence.all_logits for w in work)
         shape = self._shape(bucket, bool(wants))
-        packed = _build(work, shape, all_logits=bool(wants))
+        packed = programs.build_batch(work, shape, all_logits=bool(wants))
         if not wants:
             return Ran(self._run_batch(packed, shape), None, None)
         last = np.zeros(shape.n_seqs, np.int32)
@@ -244,26 +139,26 @@ class Runner:
         return Ran(self._logits_of(self._rows_of(hidden, last)) if chooses else None, logits, hidden)
 
     def _rows_of(self, array: Array, rows: Int[np.ndarray, " n"]) -> Array:
-        with self._counted(_take, f"choice of {len(rows)} of {len(array)} rows"):
-            return _take(array, rows)
+        with self._counted(programs.take_rows, f"choice of {len(rows)} of {len(array)} rows"):
+            return programs.take_rows(array, rows)
 
-    def _shape(self, bucket: int, all_logits: bool) -> BatchShape:
+    def _shape(self, bucket: int, all_logits: bool) -> programs.BatchShape:
         n_seqs = min(bucket, self.max_batch)
-        return BatchShape(bucket, n_seqs, self.table_width, bucket if all_logits else n_seqs)
+        return programs.BatchShape(bucket, n_seqs, self.table_width, bucket if all_logits else n_seqs)
 
-    def _run_batch(self, packed: Int[np.ndarray, " n"], shape: BatchShape) -> Array:
-        with self._counted(_step, f"step of {shape.n_rows} rows, {shape.n_logits} logits"):
-            logits, self.state = _step(self.params, self.state, packed, shape=shape, config=self.config)
+    def _run_batch(self, packed: Int[np.ndarray, " n"], shape: programs.BatchShape) -> Array:
+        with self._counted(programs.batch_logits, f"step of {shape.n_rows} rows, {shape.n_logits} logits"):
+            logits, self.state = programs.batch_logits(self.params, self.state, packed, shape=shape, config=self.config)
         return logits
 
-    def _run_hidden(self, packed: Int[np.ndarray, " n"], shape: BatchShape) -> Array:
-        with self._counted(_hidden_states, f"hidden states of {shape.n_rows} rows"):
-            hidden, self.state = _hidden_states(self.params, self.state, packed, shape=shape, config=self.config)
+    def _run_hidden(self, packed: Int[np.ndarray, " n"], shape: programs.BatchShape) -> Array:
+        with self._counted(programs.batch_hidden, f"hidden states of {shape.n_rows} rows"):
+            hidden, self.state = programs.batch_hidden(self.params, self.state, packed, shape=shape, config=self.config)
         return hidden
 
     def _logits_of(self, hidden: Array) -> Array:
-        with self._counted(_logits_of, f"logits of {len(hidden)} hidden states"):
-            return _logits_of(self.params, hidden, config=self.config)
+        with self._counted(programs.logits_of_hidden, f"logits of {len(hidden)} hidden states"):
+            return programs.logits_of_hidden(self.params, hidden, config=self.config)
 
     def score(
         self, hidden: Float[Array, "N d_model"], targets: Int[np.ndarray, " N"], n_top: int
@@ -279,8 +174,8 @@ class Runner:
             logprobs, ranks, top_tokens, top_logprobs as in `Sampled`, and whether the logits were finite, a line a row.
         """
         n_top = self._top_sizes(n_top)[-1]
-        with self._counted(_scores, f"scores of {len(hidden)} rows, {n_top} most likely"):
-            return jax.device_get(_scores(self.params, hidden, targets, config=self.config, n_top=n_top))
+        with self._counted(programs.scores, f"scores of {len(hidden)} rows, {n_top} most likely"):
+            return jax.device_get(programs.scores(self.params, hidden, targets, config=self.config, n_top=n_top))
 
     def sample(
         self, logits: Float[Array, "N vocab"], wanted: Seq[Wanted], n_top: int, room: Room | None = None
@@ -314,8 +209,8 @@ class Runner:
                 records[row] = choice.packed(room)
                 choice.place(records, row, moment, room)
             masks = self._masks(len(packed), {row: wanted[place].moment.mask for row, place in wave.items()})
-            with self._counted(_sample, f"sampling of {len(packed)} rows, {n_top} most likely, {room}"):
-                sampled = _sample(logits, packed, masks, n_top=n_top, room=room, exact=self.config.exact)
+            with self._counted(programs.choose, f"sampling of {len(packed)} rows, {n_top} most likely, {room}"):
+                sampled = programs.choose(logits, packed, masks, n_top=n_top, room=room, exact=self.config.exact)
             for name in sampled.__dataclass_fields__:
                 part = np.asarray(getattr(sampled, name))
                 column = columns.setdefault(name, np.empty((len(wanted), *part.shape[1:]), part.dtype))
@@ -368,8 +263,8 @@ class Runner:
         return np.zeros((min(bucket, self.max_batch), n), np.int32)
 
     def _decode(self, packed: Int[np.ndarray, "S words"], n_top: int, room: Room) -> dict[str, np.ndarray]:
-        with self._counted(_decode_steps, f"decoding of {len(packed)} rows, {n_top} most likely, {room}"):
-            decoded, self.state = _decode_steps(
+        with self._counted(programs.decode, f"decoding of {len(packed)} rows, {n_top} most likely, {room}"):
+            decoded, self.state = programs.decode(
                 self.params, self.state, packed, self._end_ids, config=self.config, n_top=n_top, room=room
             )
         return jax.device_get(vars(decoded))
@@ -419,13 +314,13 @@ class Runner:
         for bucket in self.buckets:
             shape, whole = self._shape(bucket, False), self._shape(bucket, True)
             last = np.zeros(shape.n_seqs, np.int32)
-            logits = self._run_batch(_build([], shape, all_logits=False), shape)
+            logits = self._run_batch(programs.build_batch([], shape, all_logits=False), shape)
             for n, here in kinds:
                 self.sample(logits, [], n, here)
             if all_logits:
-                self._rows_of(self._run_batch(_build([], whole, all_logits=True), whole), last)
+                self._rows_of(self._run_batch(programs.build_batch([], whole, all_logits=True), whole), last)
             if hidden or n_scored is not None:
-                states = self._run_hidden(_build([], whole, all_logits=True), whole)
+                states = self._run_hidden(programs.build_batch([], whole, all_logits=True), whole)
                 self._logits_of(self._rows_of(states, last))
                 if all_logits:
                     self._logits_of(states)
@@ -438,45 +333,5 @@ class Runner:
         for n_pages in (1 << i for i in range(page_bucket(self.table_width).bit_length())):
             self.restore([NULL_PAGE] * n_pages, NULL_PAGE, self.export([NULL_PAGE] * n_pages, NULL_PAGE, 1), 0)
 
-    def _counted(self, function: jax.stages.Wrapped, cause: str) -> CountCompilations:
-        return CountCompilations(function, cause, self.compilations)
-
-
-class CountCompilations:
-    """Counts and logs a compilation of a jitted function inside a `with` block, under its cause."""
-
-    def __init__(self, function: jax.stages.Wrapped, cause: str, counts: Counter[str]):
-        self.function, self.cause, self.counts = function, cause, counts
-
-    def __enter__(self) -> None:
-        self.before = self.function._cache_size()
-
-    def __exit__(self, *_: object) -> None:
-        if self.function._cache_size() != self.before:
-            self.counts[self.cause] += 1
-            log.info("compiled: first %s", self.cause)
-
-
-def _build(work: Seq[Work], shape: BatchShape, *, all_logits: bool) -> Int[np.ndarray, " n"]:
-    """The batch of some work, its arrays in one."""
-    shapes = shape.arrays()
-    packed = np.zeros(n_numbers(shapes), np.int32)
-    batch = split(packed, shapes)
-    row = 0
-    for s, (sequence, start, n_rows) in enumerate(work):
-        stop = start + n_rows
-        batch["tokens"][row : row + n_rows] = sequence.tokens[start:stop]
-        batch["positions"][row : row + n_rows] = np.arange(start, stop)
-        batch["kv_lens"][s] = stop
-        state = sequence.state
-        batch["block_tables"][s, : len(state.pages)] = state.pages
-        batch["read_slots"][s] = state.slot or NULL_PAGE
-        batch["write_slots"][s] = state.next_slot or NULL_PAGE
-        row += n_rows
-        batch["cu_q_lens"][s + 1] = row
-    batch["cu_q_lens"][len(work) + 1 :] = row
-    if all_logits:
-        batch["logits_rows"][:] = np.arange(len(batch["tokens"]))
-    else:
-        batch["logits_rows"][: len(work)] = batch["cu_q_lens"][1 : len(work) + 1] - 1
-    return packed
+    def _counted(self, function: jax.stages.Wrapped, cause: str) -> programs.CountCompilations:
+        return programs.CountCompilations(function, cause, self.compilations)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from oxjax import LLM, SamplingParams
-from oxjax.engine.runner import row_buckets
+from oxjax.engine.programs import row_buckets
 from oxjax.kernels.dot import least_rows
 
 
