@@ -95,7 +95,7 @@ def test_transformers(path, llm):
 @pytest.mark.parametrize("penalty", [-1.0, 0.0, 1.0, 2.0])
 @pytest.mark.parametrize("width", [2, 5])
 def test_the_definition(llm, width, penalty, early):
-    for prompt in PROMPTS[:2]:
+    for prompt in PROMPTS[1:2]:
         expected = naive_search(llm, prompt, GREEDY.max_tokens, width=width, penalty=penalty, early=early)
         assert len(expected) == width
         agree(search(llm, prompt, width=width, length_penalty=penalty, early_stopping=early), expected)

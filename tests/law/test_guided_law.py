@@ -223,7 +223,7 @@ def test_snapshots(harness, alone):
     shapes = [{}, {"page_size": 64, "reuse_prefixes": True}, {"max_rows": 5, "max_batch": 1, "swap": False}]
     for request in requests:
         chunks[tuple(request.sequence.tokens[: request.n_prompt])] = whole(request)
-    for i, blob in enumerate(blobs[1::17]):
+    for i, blob in enumerate(blobs[1::25]):
         other = harness.engine(**shapes[i % 3])
         resumed = other.resume(blob)
         halfway = [other.fork(r) for r in resumed]
