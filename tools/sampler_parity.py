@@ -5,8 +5,8 @@ python tools/sampler_parity.py [--vectors 9000]
 A line for each stage: how many vectors of logits (random ones, ties, forbidden tokens, one survivor, all or nearly
 equal, one far ahead, tiny and huge scales); the share after which the same tokens are left; the share that is alike,
 where as many are left with the same logits, as it is open which of equal tokens goes; the largest difference of a
-renormalised probability there; and what differs by design. Fails where a stage is out of tolerance. Needs llama.cpp
-(the `oracle` extra).
+renormalised probability after either; and what differs by design. Fails where a stage is out of tolerance. Needs
+llama.cpp (the `oracle` extra).
 """
 
 import argparse
@@ -34,12 +34,13 @@ from sampler_cases import (  # noqa: E402
 
 from oxjax.assets import embedded_model  # noqa: E402
 
-LEAST_ALIKE, MOST_DIFFERENT = 0.995, 1e-5
+LEAST_ALIKE, MOST_DIFFERENT = 0.995, 1e-4  # logits of ten thousand round by a thousandth there
 STEPS = 12  # tokens of a walk through a grammar
 
 _TIES = "which of equal tokens goes is open there; here the higher ids go"
 NOTES = {
     "DRY": "what overflows forbids there and stays finite here; here breakers are found across tokens too",
+    "temperature": "here the largest is subtracted first, so that huge logits round less",
     "dynamic temperature": "NaN there with forbidden tokens or a temperature near 0: left out",
     "top_k": _TIES,
     "typical_p": f"NaN there with probabilities of 0: left out; {_TIES}",

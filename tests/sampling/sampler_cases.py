@@ -72,7 +72,7 @@ class Agreement(NamedTuple):
         same: the share with the same tokens left.
         alike: the share with as many left, whose logits are equal but for rounding and a constant that changes no
             probability: which of equal tokens goes may be left open.
-        worst: the largest difference of a probability among those that are left in rows that are alike.
+        worst: the largest difference of a probability among those that are left, in rows of either kind.
     """
 
     rows: int
@@ -90,7 +90,7 @@ def agreement(got: np.ndarray, expected: np.ndarray, rtol: float = 1e-5) -> Agre
     # By id where that can be.
     a, b = (np.where(same[:, None], x, np.sort(x, axis=1)) for x in shifted)
     alike = np.isclose(a, b, rtol=rtol, atol=1e-5).all(axis=1)
-    weights = [np.exp(x[alike]) for x in (a, b)]
+    weights = [np.exp(x[same | alike]) for x in (a, b)]
     p, q = (w / np.maximum(w.sum(axis=1, keepdims=True), 1e-300) for w in weights)
     return Agreement(len(got), same.mean(), alike.mean(), np.abs(p - q).max(initial=0.0))
 
