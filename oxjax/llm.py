@@ -348,12 +348,13 @@ class LLM(Chats):
         """Compile everything that requests can need, so that none waits for the compiler.
 
         Args:
-            logprobs: also for requests with up to this many `SamplingParams.logprobs`.
+            logprobs: also for requests with up to this many `SamplingParams.logprobs`. A beam search needs twice its
+                width, and its width more for each token that ends texts but the first.
             prompt_logprobs: also for requests with up to this many `SamplingParams.prompt_logprobs`.
             logits: also for `logits`.
             embeddings: also for `embed`, which is all that an encoder has.
             named_tokens: also for requests whose parameters name this many tokens in biases, bans and the ends that
-                `min_tokens` puts off; without it for 16.
+                `min_tokens` puts off, with those that DRY finds repeating; without it for 16.
             penalty_window: also for penalties that look at up to this many tokens; without it for 64.
         """
         if not self.config.causal:

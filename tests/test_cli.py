@@ -159,3 +159,14 @@ def test_embed_prints_a_vector_per_line_of_input(data):
     np.testing.assert_allclose([f["embedding"] for f in found], [c["embedding"] for c in cases], rtol=0, atol=1.5e-4)
     bare = oxjax("embed", *how, cases[0]["text"]).stdout
     np.testing.assert_allclose([float(x) for x in bare.split()], found[0]["embedding"], rtol=1e-6)
+
+
+def test_languages_and_beams(tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["yes", "no"]}')
+    given = oxjax("generate", "Say", "--seed", 1, "--json", "--json-schema", schema, "--param", "mirostat=2").stdout
+    assert json.loads(json.loads(given)["text"]) in ("yes", "no")
+    found = json.loads(oxjax("generate", "Once", "-n", 4, "--beams", 3, "--json", "--param", "min_tokens=2").stdout)
+    scores = [result["score"] for result in found["results"]]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    assert oxjax("generate", "Say", "--regex", "a", "--choice", "b", check=False).returncode != 0

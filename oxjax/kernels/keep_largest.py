@@ -1,4 +1,4 @@
-"""Selection by weight, without sorting: what top-k, nucleus and typical sampling have in common."""
+"""Selection by weight, without sorting everything: what top-k, nucleus and typical sampling have in common."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from oxjax.kernels import native
+
+_GIVEN, _ONES, _SHARES = 0, 1, 2  # what the native kernel knows of masses
+
+
+def keep_most_likely(x: Float[Array, " n"], count: Float[Array, ""]) -> Float[Array, " n"]:
+    """The `count` largest logits, lower places first among equals; elsewhere -inf."""
+    return _keep(x, x, None, count, _ONES)
+
+
+def keep_share(x: Float[Array, " n"], share: Float[Array, ""]) -> Float[Array, " n"]:
+    """The largest logits, lower places first among equals, until they hold a share of the softmax; elsewhere -inf."""
+    return _keep(x, x, None, share, _SHARES)
 
 
 def keep_largest(
@@ -23,9 +35,18 @@ def keep_largest(
         mass: float32, not negative.
         wanted: more than 0.
     """
+    return _keep(x, keys, mass, wanted, _GIVEN)
+
+
+def _keep(x: Array, keys: Array, mass: Array | None, wanted: Array, kind: int) -> Array:
     if native.kernels():
-        kind = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return jax.ffi.ffi_call("oxjax_keep_largest", kind, vmap_method="sequential")(x, keys, mass, wanted)
+        call = jax.ffi.ffi_call("oxjax_keep_largest", jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="sequential")
+        return call(x, keys, x if mass is None else mass, wanted, kind=kind)
+    if kind == _ONES:
+        mass = jnp.ones_like(x)
+    elif kind == _SHARES:
+        mass = jnp.exp(x - jnp.max(x))
+        wanted = wanted * jnp.sum(mass)
     bits = lax.bitcast_convert_type(keys + 0.0, jnp.uint32)
     ranks = jnp.where(keys < 0.0, ~bits, bits | jnp.uint32(1 << 31))  # in the order of the keys
     mass = jnp.where(keys > -jnp.inf, mass, 0.0)

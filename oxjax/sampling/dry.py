@@ -14,6 +14,7 @@ import numpy as np
 from oxjax.sampling.params import SamplingParams
 
 _MOST = float(np.finfo(np.float32).max)
+_FEW = 32  # tokens that are taken one after the other, and not all anew
 
 
 class Dry:
@@ -30,6 +31,7 @@ class Dry:
         self._keep = max(map(len, self._breakers), default=1) - 1
         self._tail = b""  # of the text: what a breaker may begin with
         self._n_tokens = self._start = 0  # a repetition goes no further back than to where the last breaker ended
+        self._repeated = np.zeros(0, np.int32)  # how long what ends at each token is what ends the text as well
         growth = math.log(params.dry_base)
         self._most = params.dry_allowed_length + (math.floor(math.log(_MOST) / growth) if growth else 0)
 
@@ -53,22 +55,54 @@ class Dry:
             tokens: all that were pushed.
         """
         p = self.params
+        self._repeated = _repeated(tokens, self._repeated)
         window = len(tokens) if p.dry_window is None else min(p.dry_window, len(tokens))
         longest = min(len(tokens) - self._start, self._most)
         if window <= p.dry_allowed_length or longest < p.dry_allowed_length:
             return []
-        last = np.array(tokens[len(tokens) - window :], np.int32)
-        ends = np.flatnonzero(last[:-1] == last[-1])  # of what has been said before, and is being said again
-        found: dict[int, int] = {}
-        for length in range(1, longest + 1):
-            if length >= p.dry_allowed_length:
-                found |= dict.fromkeys(last[ends + 1].tolist(), length)
-            ends = ends[ends >= length]
-            ends = ends[last[ends - length] == last[-1 - length]] if length < window else ends[:0]
-            if not len(ends):
-                break
+        # Of the tokens in the window but the last, which is the text's end itself; each goes no further than it.
+        lengths = np.minimum(self._repeated[len(tokens) - window : -1], np.arange(1, window))
+        ends = np.flatnonzero(lengths >= p.dry_allowed_length)
+        lengths = np.minimum(lengths[ends], longest)
+        following = np.array(tokens[len(tokens) - window + 1 :], np.int32)[ends]
+        order = np.argsort(lengths, kind="stable")
+        found = dict(zip(following[order].tolist(), lengths[order].tolist(), strict=True))  # the longest of each
         return [
             (token, min(p.dry_multiplier * p.dry_base ** (length - p.dry_allowed_length), _MOST))
             for token, length in found.items()
             if not self._breaks(token)
         ]
+
+
+def _repeated(tokens: Sequence[int], known: np.ndarray) -> np.ndarray:
+    """For each token, how many tokens up to it are the last ones of all, the last itself left out.
+
+    Args:
+        tokens: int ids.
+        known: the same for as many of the first of them as it is long.
+    """
+    if len(tokens) - len(known) > _FEW:
+        return _z(tokens[::-1])[::-1]
+    array = np.array(tokens, np.int32)
+    for n in range(len(known) + 1, len(tokens) + 1):
+        longer = np.zeros(n, np.int32)  # what ended one token before goes on where this token is the new one
+        longer[1:] = known + 1
+        longer[:1] = 1
+        known = np.where(array[:n] == array[n - 1], longer, 0)
+        known[-1] = 0
+    return known
+
+
+def _z(tokens: Sequence[int]) -> np.ndarray:
+    """How far the tokens from each place on are those from the first on; 0 for the first (the Z algorithm)."""
+    n = len(tokens)
+    z = [0] * n
+    left = right = 0
+    for i in range(1, n):
+        length = min(right - i, z[i - left]) if i < right else 0
+        while i + length < n and tokens[length] == tokens[i + length]:
+            length += 1
+        z[i] = length
+        if i + length > right:
+            left, right = i, i + length
+    return np.array(z, np.int32)

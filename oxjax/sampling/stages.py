@@ -12,7 +12,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from oxjax.kernels.keep_largest import keep_largest
+from oxjax.kernels.keep_largest import keep_largest, keep_most_likely, keep_share
 
 _ZIPF = 100  # tokens that mirostat's first version fits, as its authors do
 
@@ -97,7 +97,7 @@ def temperature(x: Logits, s: Stages, now: Now) -> Logits:
 
 def top_k(x: Logits, s: Stages, now: Now) -> Logits:
     """The k most likely."""
-    return keep_largest(x, x, jnp.ones_like(x), s.top_k.astype(jnp.float32))
+    return keep_most_likely(x, s.top_k.astype(jnp.float32))
 
 
 def typical_p(x: Logits, s: Stages, now: Now) -> Logits:
@@ -109,8 +109,7 @@ def typical_p(x: Logits, s: Stages, now: Now) -> Logits:
 
 def top_p(x: Logits, s: Stages, now: Now) -> Logits:
     """The most likely, until they hold the share."""
-    mass = jnp.exp(x - jnp.max(x))
-    return keep_largest(x, x, mass, s.top_p * jnp.sum(mass))
+    return keep_share(x, s.top_p)
 
 
 def min_p(x: Logits, s: Stages, now: Now) -> Logits:
@@ -168,7 +167,7 @@ def mirostat_1(x: Logits, s: Stages, now: Now) -> Logits:
     share = jnp.where(epsilon == 0.0, 1.0 / jnp.log(vocab), epsilon / -jnp.expm1(-epsilon * jnp.log(vocab)))
     k = jnp.exp2((now.mu + jnp.log2(share)) / slope)
     k = jnp.floor(jnp.clip(jnp.where(jnp.isnan(k), 1.0, k), 1.0, vocab))
-    return keep_largest(x, x, jnp.ones_like(x), k)
+    return keep_most_likely(x, k)
 
 
 def mirostat_2(x: Logits, s: Stages, now: Now) -> Logits:

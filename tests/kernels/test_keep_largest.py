@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from oxjax.kernels.keep_largest import keep_largest
+from oxjax.kernels.keep_largest import keep_largest, keep_most_likely, keep_share
 
 pytestmark = pytest.mark.usefixtures("form")
-run = jax.jit(keep_largest)
+run, run_count, run_share = map(jax.jit, (keep_largest, keep_most_likely, keep_share))
 SIZES = [1, 2, 17, 1000, (1 << 14) - 1, 1 << 14, (1 << 14) + 1, 50_000]
 
 
@@ -44,21 +44,28 @@ def test_counts_and_masses(n, kind):
         for wanted in {1, 2, 40, n // 3 + 1, n, 2 * n, 10 * n}:
             got = run(x, keys, mass, np.float32(wanted))
             np.testing.assert_array_equal(got, by_sorting(x, keys, mass, wanted))
+            if mass.min() == mass.max() == 1.0:
+                got = run_count(keys, np.float32(wanted))
+                np.testing.assert_array_equal(got, by_sorting(keys, keys, mass, wanted))
 
 
-def test_shares_of_probabilities():
+@pytest.mark.parametrize("n", [100, (1 << 14) + 1, 60_000])
+def test_shares_of_probabilities(n):
     """Sums of float32 may end one place sooner or later than those of float64, not further off."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(n)
     for scale in (0.1, 1.0, 6.0):
-        x = (rng.standard_normal(30_000) * scale).astype(np.float32)
+        x = (rng.standard_normal(n) * scale).astype(np.float32)
+        x[rng.random(n) < 0.2] = -np.inf
         p = np.exp(x - x.max())
-        for share in (0.01, 0.5, 0.95, 0.999):
+        for share in (0.01, 0.5, 0.95, 0.999, 1.0):
             wanted = np.float32(share * p.sum(dtype=np.float64))
-            got, expected = (np.asarray(a) > -np.inf for a in (run(x, x, p, wanted), by_sorting(x, x, p, wanted)))
-            # The sum of 30,000 terms in float32 is off by a few units in its last place at most.
-            most = 4e-6 * wanted + p[expected].min()
-            assert abs(p[got].sum(dtype=np.float64) - p[expected].sum(dtype=np.float64)) <= most
-            assert got.sum() > 0
+            expected = by_sorting(x, x, p, wanted) > -np.inf
+            for found in (run(x, x, p, wanted), run_share(x, np.float32(share))):
+                got = np.asarray(found) > -np.inf
+                # The sum of 60,000 terms in float32 is off by a few units in its last place at most.
+                most = 6e-6 * wanted + p[expected].min()
+                assert abs(p[got].sum(dtype=np.float64) - p[expected].sum(dtype=np.float64)) <= most
+                assert got.sum() > 0
 
 
 def test_all_that_is_left_of_nothing():

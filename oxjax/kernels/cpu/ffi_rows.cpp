@@ -48,14 +48,15 @@ ffi::Error draw(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> logits, ffi::Buffer<
 }
 
 ffi::Error selection(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> keys,
-                     ffi::Buffer<ffi::F32> mass, ffi::Buffer<ffi::F32> wanted, ffi::ResultBuffer<ffi::F32> out) {
+                     ffi::Buffer<ffi::F32> mass, ffi::Buffer<ffi::F32> wanted, int64_t kind,
+                     ffi::ResultBuffer<ffi::F32> out) {
   const size_t n = x.element_count();
   if (n == 0 || n > UINT32_MAX || keys.element_count() != n || mass.element_count() != n ||
-      wanted.element_count() != 1 || out->element_count() != n)
+      wanted.element_count() != 1 || out->element_count() != n || kind < 0 || kind > static_cast<int>(Mass::kShares))
     return ffi::Error::InvalidArgument("expected as many keys and masses as numbers");
   return run(pool, 8 * n, [&](const ParallelFor& parallel_for) {
-    keep_largest(x.typed_data(), keys.typed_data(), mass.typed_data(), n, *wanted.typed_data(), out->typed_data(),
-                 parallel_for);
+    keep_largest(x.typed_data(), keys.typed_data(), mass.typed_data(), static_cast<Mass>(kind), n,
+                 *wanted.typed_data(), out->typed_data(), parallel_for);
   });
 }
 
@@ -202,6 +203,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_keep_largest, oxjax::selection,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("kind")
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(oxjax_row_norm, oxjax::norm,
