@@ -102,7 +102,7 @@ def scores(
 
     n = min(len(hidden), SCORED_ROWS)
     found = lax.map(score, (hidden.reshape(-1, n, hidden.shape[1]), targets.reshape(-1, n)))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
+    return jax.tree.map(lambda a: a.reshape(len(hidden), *a.shape[2:]), found)
 
 
 @partial(jax.jit, static_argnames=("n_top", "room", "exact"))

@@ -51,7 +51,7 @@ def test_the_noise_is_what_its_definition_says():
         assert (np.abs(np.asarray(gumbel_noise(jnp.asarray(key), 50_000)) - expected) <= tolerance).all()
 
 
-@pytest.mark.parametrize("d", [1, 2, 15, 16, 17, 500, 8191, 8192, 8193, 20000])
+@pytest.mark.parametrize("d", [1, 15, 17, 8192, 8193, 20000])
 def test_every_width(d):
     """The choice is the largest sum, but for sums that float32 cannot tell apart; every column can win."""
     rng = np.random.default_rng(d)

@@ -127,7 +127,7 @@ def test_stages_stand_where_their_numbers_say():
     assert tuple(f.__name__ for f in stages._FUNCTIONS) == ALL_STAGES
 
 
-@pytest.mark.parametrize("vocab", [1023, (1 << 14) - 1, 1 << 14, (1 << 14) + 1])
+@pytest.mark.parametrize("vocab", [1023, (1 << 14) + 1])
 @pytest.mark.parametrize(
     "settings",
     [{"top_k": 7}, {"top_k": 1025}, {"top_p": 0.4}, {"top_p": 0.99}, {"top_k": 9, "top_p": 0.7}],
