@@ -84,9 +84,8 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Continue a text."""
-    from oxjax.sampling.params import SamplingParams
-
-    params = SamplingParams(
+    params = _params(
+        param,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -106,7 +105,6 @@ def generate(
         ignore_eos=ignore_eos,
         n=samples,
         grammar=_grammar(grammar, json_schema, regex, choice),
-        **dict(map(_variable, param or ())),
     )
     text = _DEMO_PROMPT if prompt is None and model is None else _text(prompt)
     from oxjax.llm import LLM
@@ -136,6 +134,16 @@ def generate(
             print(json.dumps({"prompt": text, **asdict(result)}, ensure_ascii=False))
         else:
             print("\n\n".join(f"[seed {r.seed}]\n{text}{r.text}" for r in (result, *result.others)))
+
+
+def _params(more: list[str] | None, **fields: Any) -> Any:
+    """Sampling parameters; those that `--param` names are as it says."""
+    from oxjax.sampling.params import SamplingParams
+
+    named = dict(map(_variable, more or ()))
+    if unknown := set(named) - set(SamplingParams.__dataclass_fields__):
+        raise typer.BadParameter(f"--param: SamplingParams has no {', '.join(sorted(unknown))}")
+    return SamplingParams(**{**fields, **named})
 
 
 def _grammar(gbnf: Path | None, schema: Path | None, regex: str | None, choice: list[str] | None) -> Any:
@@ -210,9 +218,8 @@ def chat(
     as_json: JsonOption = False,
 ) -> None:
     """Talk with a model that has a chat template. Answers are printed; reasoning goes to standard error."""
-    from oxjax.sampling.params import SamplingParams
-
-    params = SamplingParams(
+    params = _params(
+        param,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -220,7 +227,6 @@ def chat(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
-        **dict(map(_variable, param or ())),
     )
     variables: dict[str, Any] = dict(map(_variable, variable or ()))
     if as_json and message is None:

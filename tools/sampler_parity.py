@@ -40,7 +40,7 @@ STEPS = 12  # tokens of a walk through a grammar
 _TIES = "which of equal tokens goes is open there; here the higher ids go"
 NOTES = {
     "DRY": "what overflows forbids there and stays finite here; here breakers are found across tokens too",
-    "temperature": "here the largest is subtracted first, so that huge logits round less",
+    "temperature": "here the largest is subtracted first where the temperature is near 0, so that none overflows",
     "dynamic temperature": "NaN there with forbidden tokens or a temperature near 0: left out",
     "top_k": _TIES,
     "typical_p": f"NaN there with probabilities of 0: left out; {_TIES}",

@@ -151,7 +151,7 @@ class BeamSearch:
             scheduler.unpark(parent.sequence)
             born[first] = parent
         for group in self._groups:
-            group.live = [born[g] for g in group.growths]
+            group.live = [] if self.done else [born[g] for g in group.growths]
 
     def drop(self, live: list[Request], scheduler: Scheduler, requests: dict[Sequence, Request]) -> None:
         """Take requests of it out of the engine; see `advance`."""

@@ -82,17 +82,17 @@ def _entropy(p: Float[Array, " V"]) -> Float[Array, ""]:
 
 def temperature(x: Logits, s: Stages, now: Now) -> Logits:
     """Divides logits; with a range, by what the entropy asks for within it (llama.cpp's dynamic temperature)."""
-    alive = jnp.sum(x > -jnp.inf).astype(jnp.float32)
 
     def dynamic() -> Array:
         least = jnp.maximum(s.temperature - s.temperature_range, 0.0)
         most = s.temperature + s.temperature_range
-        share = jnp.clip(_entropy(_probabilities(x)) / jnp.log(alive), 0.0, 1.0)
-        return least + (most - least) * share**s.temperature_exponent
+        alive = jnp.sum(x > -jnp.inf).astype(jnp.float32)
+        share = jnp.clip(_entropy(_probabilities(x)) / jnp.log(jnp.maximum(alive, 2.0)), 0.0, 1.0)
+        return jnp.where(alive > 1.0, least + (most - least) * share**s.temperature_exponent, s.temperature)
 
-    by = lax.cond((s.temperature_range > 0.0) & (alive > 1.0), dynamic, lambda: s.temperature)
+    by = lax.cond(s.temperature_range > 0.0, dynamic, lambda: s.temperature)
     # Towards 0 all but the most likely go to -inf, as they should: a difference is divided, so none overflows to inf.
-    return (x - jnp.max(x)) / jnp.maximum(by, 1e-6)
+    return lax.cond(by > 1e-3, lambda: x / by, lambda: (x - jnp.max(x)) / jnp.maximum(by, 1e-6))
 
 
 def top_k(x: Logits, s: Stages, now: Now) -> Logits:

@@ -27,7 +27,8 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("exact", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow  # by default `test_guided_law` does it, with more parameters
+@pytest.mark.parametrize("exact", [True, False])
 def test_nothing_compiles_after_warm_up(data, compilations, exact):
     rng = np.random.default_rng(0)
     with LLM(data / "models" / "stories260K" / "stories260K.gguf", max_batch=4, exact=exact) as llm:

@@ -47,6 +47,7 @@ def test_repetitions():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+@pytest.mark.slow  # each of its lines has a test of its own
 def test_the_report():
     require_llama_cpp()
     root = Path(__file__).parents[2]
