@@ -74,6 +74,7 @@ def test_start_up_and_memory_are_compared(model, tmp_path):
     assert "| start-up, nothing compiled, s" in shown and "| peak memory, prompt of 32, MiB" in shown
 
 
+@pytest.mark.slow
 def test_sampling_is_measured():
     done = run("sampling", "--quick", "--model", ROOT / "oxjax" / "assets" / "demo.gguf")
     assert done.returncode == 0, done.stderr

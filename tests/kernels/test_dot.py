@@ -5,6 +5,7 @@ import pytest
 
 from oxjax.kernels.dot import ROW_TILE, dot, dot_heads, least_rows, row_sum, softmax
 
+HALF = pytest.param(jnp.float16, marks=pytest.mark.slow)  # as bfloat16
 ROWS = [1, 2, ROW_TILE - 1, ROW_TILE, ROW_TILE + 1, 2 * ROW_TILE, 5 * ROW_TILE + 3]
 
 
@@ -57,7 +58,7 @@ def test_softmax_matches_jax(arrays):
     np.testing.assert_allclose(softmax(arrays[0], exact=True), jax.nn.softmax(arrays[0]), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, HALF], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("contract", [0, 1])
 def test_every_size_and_type(form, dtype, contract):
     """Around the vectors, tiles and packed parts of the native kernel; rows past the ones it reads in place."""

@@ -42,7 +42,6 @@ def held_for(*names):
 
 for_all = held_for(EMBEDDED, "toy hybrid")
 for_windows_too = held_for("archs/gemma3", "toy hybrid")
-for_every_kind = held_for(EMBEDDED, "toy hybrid", "archs/mamba2")
 for_recurrent = pytest.mark.parametrize("harness", TOYS, indirect=True)
 
 SHAPES = {
@@ -314,7 +313,7 @@ def test_a_snapshot_in_a_new_process(harnesses, data, tmp_path, expected, name):
     finish(engine, [scored, request])
 
 
-@for_every_kind
+@for_all
 def test_everything_at_once(harness):
     """Requests come, fork, go back, are cancelled, preempted and resumed elsewhere; each ends as if alone."""
     rng = random.Random(5)
