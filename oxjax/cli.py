@@ -107,20 +107,16 @@ def generate(
         grammar=_grammar(grammar, json_schema, regex, choice),
     )
     text = _DEMO_PROMPT if prompt is None and model is None else _text(prompt)
-    from oxjax.llm import LLM
-
-    with _progress("loading") as progress:
-        llm = LLM(
-            model,
-            exact=not fast,
-            dtype=dtype,
-            weights=weights,
-            activations=activations,
-            quantize=quantize,
-            max_batch=min(max(samples, beams), 8),
-            max_context=max_context,
-            progress=progress,
-        )
+    llm = _load(
+        model,
+        dtype=dtype,
+        weights=weights,
+        activations=activations,
+        quantize=quantize,
+        fast=fast,
+        max_batch=min(max(samples, beams), 8),
+        max_context=max_context,
+    )
     with llm:
         if beams:
             _search(llm, text, params, beams, as_json=as_json)
@@ -233,20 +229,16 @@ def chat(
         raise typer.BadParameter("--json prints one answer: give a message")
     if template is not None:
         variables["template"] = template.read_text("utf-8")
-    from oxjax.llm import LLM
-
-    with _progress("loading") as progress:
-        llm = LLM(
-            model,
-            exact=not fast,
-            dtype=dtype,
-            weights=weights,
-            activations=activations,
-            quantize=quantize,
-            max_batch=1,
-            max_context=max_context,
-            progress=progress,
-        )
+    llm = _load(
+        model,
+        dtype=dtype,
+        weights=weights,
+        activations=activations,
+        quantize=quantize,
+        fast=fast,
+        max_batch=1,
+        max_context=max_context,
+    )
     messages = [] if system is None else [{"role": "system", "content": system}]
     with llm:
         for text in _asked() if message is None else [_text(message)]:
@@ -295,18 +287,14 @@ def embed(
 ) -> None:
     """Print the embedding of a text, or of each line of standard input ('-')."""
     texts = _text(text).splitlines() if text == "-" else [_text(text)]
-    from oxjax.llm import LLM
-
-    with _progress("loading") as progress:
-        llm = LLM(
-            model,
-            exact=not fast,
-            dtype=dtype,
-            weights=weights,
-            activations=activations,
-            quantize=quantize,
-            progress=progress,
-        )
+    llm = _load(
+        model,
+        dtype=dtype,
+        weights=weights,
+        activations=activations,
+        quantize=quantize,
+        fast=fast,
+    )
     with llm:
         for line, vectors in zip(texts, llm.embed(texts, pooling, normalize), strict=True):
             if as_json:
@@ -368,6 +356,14 @@ def tokenize(
     else:
         for token, piece in zip(ids, pieces, strict=True):
             print(f"{token:>7}  {piece!r}")
+
+
+def _load(model: str | None, *, fast: bool, **options: Any) -> Any:
+    """An `LLM`, with a bar while it loads."""
+    from oxjax.llm import LLM
+
+    with _progress("loading") as progress:
+        return LLM(model, exact=not fast, progress=progress, **options)
 
 
 def _text(argument: str | None) -> str:

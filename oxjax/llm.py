@@ -184,24 +184,10 @@ class LLM(Chats):
         """
         prompts, beams = _as_list(prompts), beams or BeamParams()
         params = _one_each(SamplingParams(temperature=0.0) if params is None else params, len(prompts))
-        searches: list[BeamSearch | RequestError] = []
-        ids: list[list[int]] = []
-        for prompt, wanted in zip(prompts, params, strict=True):
-            ids.append([])
-            try:
-                ids[-1] = self._encode(prompt)
-                searches.append(self.engine.beam_search(ids[-1], wanted, beams))
-            except RequestError as error:
-                searches.append(error)
-        queued = [s for s in searches if isinstance(s, BeamSearch)]
-        try:
-            while not all(search.done for search in queued):
-                self.engine.step()
-        finally:
-            for search in queued:
-                self.engine.cancel_beams(search)
-        errors = [s if isinstance(s, RequestError) else s.error for s in searches]
-        return or_raise([e or beams_of(i, s) for e, i, s in zip(errors, ids, searches, strict=True)])
+        searches = self._run(
+            lambda i: self.engine.beam_search(self._encode(prompts[i]), params[i], beams), len(prompts)
+        )
+        return all_or_raise(searches, beams_of)
 
     def stream(
         self,
@@ -398,16 +384,16 @@ class LLM(Chats):
         return ids
 
     def _run(
-        self, add: Callable[[int], Request], n: int, progress: Callable[[Metrics], None] | None = None
-    ) -> list[Request | RequestError]:
+        self, add: Callable[[int], Request | BeamSearch], n: int, progress: Callable[[Metrics], None] | None = None
+    ) -> list[Request | BeamSearch | RequestError]:
         """Queue `n` requests, keep the errors of those that are refused, and run the others to their ends."""
-        requests: list[Request | RequestError] = []
+        requests: list[Request | BeamSearch | RequestError] = []
         for i in range(n):
             try:
                 requests.append(add(i))
             except RequestError as error:
                 requests.append(error)
-        queued = [s for r in requests if isinstance(r, Request) for s in (r, *r.samples, r.scored) if s is not None]
+        queued = [part for r in requests if not isinstance(r, RequestError) for part in r.parts]
         try:
             while any(not r.done for r in queued):
                 self.engine.step()

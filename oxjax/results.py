@@ -69,8 +69,8 @@ class Result:
 
 def result_of(request: Request) -> Result:
     """What a request that is done has given, the best of its samples first if it drew more than it was to give."""
-    n_prompt = len(request.sequence.tokens) - len(request.output.chunks)
-    results = [_result(request.sequence.tokens[:n_prompt], r.output, r.seed) for r in (request, *request.samples)]
+    prompt = request.sequence.tokens[: request.n_prompt]
+    results = [_result(prompt, r.output, r.seed) for r in (request, *request.samples)]
     if request.params.best_of is not None:
         results = sorted(results, key=lambda r: -sum(r.logprobs) / len(r.logprobs))[: request.params.n]
     first, *others = results
@@ -96,9 +96,9 @@ def scores_of(request: Request) -> list[TokenScore]:
     return scores
 
 
-def beams_of(prompt: list[int], search: BeamSearch) -> list[Result]:
+def beams_of(search: BeamSearch) -> list[Result]:
     """The texts that a beam search has found, the best first."""
-    return [dataclasses.replace(_result(prompt, b.output, 0), score=b.score) for b in search.found]
+    return [dataclasses.replace(_result(search.prompt, b.output, 0), score=b.score) for b in search.found]
 
 
 def _result(prompt: list[int], output: Output, seed: int) -> Result:
@@ -116,11 +116,11 @@ def _result(prompt: list[int], output: Output, seed: int) -> Result:
     )
 
 
-def all_or_raise(requests: Iterable[Request | RequestError], value: Callable[[Request], Any]) -> list[Any]:
+def all_or_raise(requests: Iterable[Request | BeamSearch | RequestError], value: Callable[[Any], Any]) -> list[Any]:
     """The value of every request, or the first error with the values of the others."""
     found: list[Any] = []
     for r in requests:
-        error = r if isinstance(r, RequestError) else next((s.error for s in (r, *r.samples) if s.error), None)
+        error = r if isinstance(r, RequestError) else next((part.error for part in r.parts if part.error), None)
         try:
             found.append(value(r) if error is None else error)
         except RequestError as late:

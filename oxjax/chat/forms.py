@@ -21,6 +21,11 @@ Types = Mapping[str, Mapping[str, Any]]  # function -> parameter -> JSON schema
 _ID = re.compile(r"[A-Za-z0-9]{9}")  # what Mistral's templates accept; other formats write no ids of use
 
 
+def function_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a tool's description says of its function, which may stand alone."""
+    return tool.get("function", tool)
+
+
 @dataclass(frozen=True)
 class ToolCall:
     """A function that the model wants called.

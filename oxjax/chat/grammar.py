@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from oxjax.chat.dialect import Dialect
-from oxjax.chat.forms import JsonCalls, NamedCalls
+from oxjax.chat.forms import JsonCalls, NamedCalls, function_of
 from oxjax.errors import ChatTemplateError
 from oxjax.tokenizer import Tokenizer
 
@@ -85,7 +85,6 @@ def call_grammar(dialect: Dialect, tools: Iterable[Mapping[str, Any]], tokenizer
 
 
 def _functions(tools: Iterable[Mapping[str, Any]]) -> list[tuple[str, Any]]:
-    functions = [tool.get("function", tool) for tool in tools]
-    found = [(f["name"], f.get("parameters") or {"type": "object"}) for f in functions]
+    found = [(f["name"], f.get("parameters") or {"type": "object"}) for f in map(function_of, tools)]
     # Arguments that a function does not name would be an error of the call.
     return [(name, {"additionalProperties": False, **p} if "properties" in p else p) for name, p in found]

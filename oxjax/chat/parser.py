@@ -9,7 +9,7 @@ from typing import Any
 
 from oxjax.chat.cursor import Cursor, Malformed, Reader, delimiters
 from oxjax.chat.dialect import HARMONY_MARKERS, CallForm, Dialect
-from oxjax.chat.forms import ToolCall
+from oxjax.chat.forms import ToolCall, function_of
 
 _HARMONY_ENDS = tuple(m for m in HARMONY_MARKERS if m not in ("<|message|>", "<|constrain|>"))
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
@@ -84,7 +84,7 @@ class ChatParser:
     ):
         self.message = Message()
         self._dialect, self._n_calls = dialect, n_calls
-        functions = [t.get("function", t) for t in tools]
+        functions = map(function_of, tools)
         self._types = {f.get("name", ""): (f.get("parameters") or {}).get("properties") or {} for f in functions}
         self._cursor, self._deltas = Cursor(), list[Delta]()
         self._held = {"content": "", "reasoning": ""}  # white space that only counts if more text follows

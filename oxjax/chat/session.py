@@ -10,7 +10,7 @@ from typing import Any
 
 from oxjax.chat.cursor import delimiters
 from oxjax.chat.dialect import Dialect, detect, named
-from oxjax.chat.forms import ToolCall
+from oxjax.chat.forms import ToolCall, function_of
 from oxjax.chat.grammar import call_grammar
 from oxjax.chat.parser import ChatParser, Delta
 from oxjax.chat.prompt import Prompter
@@ -116,7 +116,7 @@ class Session:
             )
         dispatcher = ToolDispatcher(tool for tool in tools if callable(tool))
         declared = [tool for tool in tools if not callable(tool)]
-        schemas = [*dispatcher.schemas.values(), *declared]
+        schemas, returned = [*dispatcher.schemas.values(), *declared], {function_of(t).get("name") for t in declared}
         if dispatcher.schemas and max_rounds:
             self._prompter.shape(schemas, **variables)  # better no call is run than one whose result cannot be told
         dialect = self.dialect if tools else self.dialect.without_calls()
@@ -131,7 +131,7 @@ class Session:
             results.append((yield from self._round(ids, wanted, parser)))
             message = parser.message
             conversation.append(message.as_dict())
-            runs = dispatcher.schemas and not {c.name for c in message.tool_calls} & {_name(t) for t in declared}
+            runs = dispatcher.schemas and not {c.name for c in message.tool_calls} & returned
             if not message.tool_calls or not runs or len(results) > max_rounds:
                 break
             for call in message.tool_calls:
@@ -197,7 +197,3 @@ def _check(messages: Sequence[Mapping[str, Any]]) -> None:
 
 def _as_chat(deltas: list[Delta]) -> list[ChatDelta]:
     return [ChatDelta(d.content, d.reasoning, d.tool_call) for d in deltas]
-
-
-def _name(tool: Mapping[str, Any]) -> Any:
-    return tool.get("function", tool).get("name")

@@ -89,12 +89,13 @@ class BeamSearch:
         n_ends: tokens that may end a text.
 
     Attributes:
+        prompt: what its texts continue, token ids.
         error: why it failed.
         done: whether it is over.
     """
 
     def __init__(self, params: BeamParams, root: Request, n_ends: int):
-        self.params, self.root = params, root
+        self.params, self.prompt = params, list(root.sequence.tokens)
         self.error: RequestError | None = None
         self.done = False
         self._width = params.width // params.n_groups
@@ -110,6 +111,11 @@ class BeamSearch:
     def live(self) -> list[Request]:
         """The requests that compute its beginnings, each once."""
         return list(dict.fromkeys(r for group in self._groups for r in group.live))
+
+    @property
+    def parts(self) -> tuple[BeamSearch]:
+        """What has to be done before it is; see `Request.parts`."""
+        return (self,)
 
     @property
     def found(self) -> list[Beam]:
@@ -139,7 +145,7 @@ class BeamSearch:
                 growths[growth.parent].append(growth)
         except RequestError as error:  # a grammar's
             self.done, self.error = True, error
-        self.drop([r for r in live if not growths[r]], scheduler, requests)  # before others need their places
+        _drop([r for r in live if not growths[r]], scheduler, requests)  # before others need their places
         born = {}
         for parent, (first, *others) in ((r, g) for r, g in growths.items() if g):
             for growth in others:
@@ -153,12 +159,10 @@ class BeamSearch:
         for group in self._groups:
             group.live = [] if self.done else [born[g] for g in group.growths]
 
-    def drop(self, live: list[Request], scheduler: Scheduler, requests: dict[Sequence, Request]) -> None:
-        """Take requests of it out of the engine; see `advance`."""
-        for request in live:
-            scheduler.remove(request.sequence)
-            del requests[request.sequence]
-            request.done = True
+    def cancel(self, scheduler: Scheduler, requests: dict[Sequence, Request]) -> None:
+        """End it without more; for the arguments see `advance`."""
+        _drop(self.live, scheduler, requests)
+        self.done = True
 
     def _grow_all(self) -> list[Growth]:
         """How it goes on; nothing where it is over."""
@@ -205,6 +209,13 @@ class BeamSearch:
         length = output.max_new if self.params.length_penalty > 0.0 else len(output.chunks) + 1
         best = max(g.total for g in growths) / length**self.params.length_penalty
         return best <= group.found[-1].score
+
+
+def _drop(live: list[Request], scheduler: Scheduler, requests: dict[Sequence, Request]) -> None:
+    for request in live:
+        scheduler.remove(request.sequence)
+        del requests[request.sequence]
+        request.done = True
 
 
 def _branch(growth: Growth) -> Request:

@@ -61,15 +61,18 @@ class Choice:
     def place(self, records: np.ndarray, i: int, moment: Moment, room: Room) -> None:
         """Write what is missing in row `i` of `sampling_record`s."""
         records["positions"][i] = len(moment.tokens)
-        records["mus"][i] = moment.mu
-        records["masked"][i] = moment.mask is not None
+        if self.params.mirostat:
+            records["mus"][i] = moment.mu
+        if moment.mask is not None:
+            records["masked"][i] = True
         if self.window:
             records["penalties"]["recent"][i] = recent_tokens(moment.tokens, room.n_recent)
         if moment.repeating:
-            first = len(self.edits)
-            for k, (token, penalty) in enumerate(moment.repeating, first):
-                for name, value in zip(EDIT.names, (token, ALWAYS, -penalty, True), strict=True):
-                    records["edits"][name][i, k] = value
+            ids, penalties = zip(*moment.repeating, strict=True)
+            edits, first = records["edits"], len(self.edits)
+            here = i, slice(first, first + len(ids))
+            edits["ids"][here], edits["until"][here] = ids, ALWAYS
+            edits["values"][here], edits["late"][here] = np.negative(penalties), True
 
     def _pack(self, room: Room) -> np.ndarray:
         record, params = np.zeros((), sampling_record(room)), self.params

@@ -206,7 +206,8 @@ class Engine(Front):
         device = time.perf_counter_ns() - device
         # The device has done its part: only now has anything advanced.
         self.scheduler.commit(work)
-        self._collect_rows(work, found)
+        if found:
+            self._collect_rows(work, found)
         if choosing:
             self._deliver(choosing, sampled)
         self._counts["rows"] += sum(w.n_rows for w in work)

@@ -261,20 +261,18 @@ class Front:
         fingerprint = model_fingerprint(config, self.runner.params)
         return Host(fingerprint, config.vocab_size, self.tokenizer, self._matcher, *state_specs(state))
 
-    def cancel(self, request: Request) -> None:
-        """Drop a request, whatever its state; its pages are free at once. Nothing happens to one that is done.
+    def cancel(self, request: Request | BeamSearch) -> None:
+        """Drop a request or a beam search, whatever its state; its pages are free at once.
 
-        Other samples of its prompt go on.
+        Nothing happens to one that is done. Other samples of its prompt go on.
         """
-        if not request.done:
-            self._leave(request, "cancelled")
-
-    def cancel_beams(self, search: BeamSearch) -> None:
-        """Drop a beam search; nothing happens to one that is done."""
-        if not search.done:
-            search.drop(search.live, self.scheduler, self._requests)
-            search.done = True
+        if request.done:
+            return
+        if isinstance(request, BeamSearch):
+            request.cancel(self.scheduler, self._requests)
             self._counts["cancelled"] += 1
+        else:
+            self._leave(request, "cancelled")
 
     def _leave(self, request: Request, how: str) -> None:
         self.scheduler.remove(request.sequence)

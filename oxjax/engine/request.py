@@ -58,6 +58,11 @@ class Request:
     done: bool = False
 
     @property
+    def parts(self) -> tuple[Request, ...]:
+        """What has to be done before its result is there: itself, its samples, and the scores of its prompt."""
+        return self, *self.samples, *(() if self.scored is None else (self.scored,))
+
+    @property
     def is_guided(self) -> bool:
         """Whether the host has a say in every token."""
         return self.search is not None or self.output.is_guided

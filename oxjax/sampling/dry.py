@@ -38,14 +38,12 @@ class Dry:
     def push(self, token: int) -> None:
         """Take the next token of the text, prompt included."""
         self._n_tokens += 1
-        if self._breaks(token):
-            self._start = self._n_tokens
         text = self._tail + self._token_bytes(token)
+        if self._breaks(text):
+            self._start = self._n_tokens
         self._tail = text[max(0, len(text) - self._keep) :]
 
-    def _breaks(self, token: int) -> bool:
-        """Whether a breaker ends within this token, if it comes next."""
-        text = self._tail + self._token_bytes(token)
+    def _breaks(self, text: bytes) -> bool:
         return any(breaker in text for breaker in self._breakers)
 
     def penalties(self, tokens: Sequence[int]) -> list[tuple[int, float]]:
@@ -64,13 +62,13 @@ class Dry:
         lengths = np.minimum(self._repeated[len(tokens) - window : -1], np.arange(1, window))
         ends = np.flatnonzero(lengths >= p.dry_allowed_length)
         lengths = np.minimum(lengths[ends], longest)
-        following = np.array(tokens[len(tokens) - window + 1 :], np.int32)[ends]
-        order = np.argsort(lengths, kind="stable")
-        found = dict(zip(following[order].tolist(), lengths[order].tolist(), strict=True))  # the longest of each
+        order, first = np.argsort(lengths, kind="stable"), len(tokens) - window + 1
+        following = (tokens[first + end] for end in ends[order].tolist())
+        found = dict(zip(following, lengths[order].tolist(), strict=True))  # the longest of each
         return [
             (token, min(p.dry_multiplier * p.dry_base ** (length - p.dry_allowed_length), _MOST))
             for token, length in found.items()
-            if not self._breaks(token)
+            if not self._breaks(self._tail + self._token_bytes(token))
         ]
 
 

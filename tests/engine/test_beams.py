@@ -291,12 +291,12 @@ def test_cancelled_searches(llm):
     engine, before = llm.engine, llm.metrics()
     kept = engine.generate(PROMPTS[0], GREEDY, 0)
     searches = [engine.beam_search(PROMPTS[1], GREEDY, BeamParams(width=4)) for _ in range(2)]
-    engine.cancel_beams(searches[0])  # before it began
+    engine.cancel(searches[0])  # before it began
     for _ in range(3):
         engine.step()
     assert not searches[1].done
     for _ in range(2):  # the second time nothing happens
-        engine.cancel_beams(searches[1])
+        engine.cancel(searches[1])
     while not kept.done:
         engine.step()
     assert [c.token_id for c in kept.output.chunks] == llm.generate([PROMPTS[0]], GREEDY)[0].token_ids

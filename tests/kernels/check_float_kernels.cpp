@@ -2,14 +2,17 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "grouped_matmul.h"
+#include "gumbel_max.h"
+#include "keep_largest.h"
 #include "linear_scan.h"
 #include "paged_attention.h"
 #include "rotate.h"
-#include "gumbel_max.h"
 #include "row_best.h"
 #include "row_norm.h"
 
@@ -198,6 +201,21 @@ void check_draws() {
   }
 }
 
+void check_selection() {
+  for (size_t d : {1, 17, 64, 300, 20003}) {  // those sorted, and those that are too many to be
+    auto x = numbers(d), mass = numbers(d);
+    for (float& v : mass) v = std::abs(v);
+    for (size_t i = 0; i < d; i += 7) x[i] = -std::numeric_limits<float>::infinity();
+    for (auto [kind, wanted] : {std::pair{Mass::kGiven, 3.0}, {Mass::kOnes, 5.0}, {Mass::kOnes, 0.5 * d},
+                                {Mass::kShares, 0.3}, {Mass::kShares, 0.99}}) {
+      std::vector<float> out(d);
+      keep_largest(x.data(), x.data(), mass.data(), kind, d, wanted, out.data(), backwards);
+      for (float& v : out) v = std::max(v, -1e9f);
+      add(out);
+    }
+  }
+}
+
 void check_attention() {
   const size_t kPageSize = 8, kPages = 40;
   for (size_t group : {1, 3, 70}) {
@@ -243,6 +261,7 @@ int main() {
   check_norm();
   check_best();
   check_draws();
+  check_selection();
   check_rotate();
   check_attention();
   std::printf("%016llx\n", static_cast<unsigned long long>(checksum));

@@ -200,11 +200,11 @@ def test_cancelled_neighbours(harness, alone):
         engine.step()
         if rng.random() < 0.7:
             engine.cancel(rng.choice(others))
-            engine.cancel_beams(rng.choice(searches))
+            engine.cancel(rng.choice(searches))
     for other in others:
         engine.cancel(other)
     for search in searches:
-        engine.cancel_beams(search)
+        engine.cancel(search)
     assert outcome(request) == alone(harness)
     assert not any(pool.used_count for pool in (engine.pool.pages, engine.pool.slots) if pool is not None)
     assert engine.metrics().waiting == 0

@@ -378,7 +378,10 @@ class TestTheHarnessCanFail:
         harness, alone = setting
         jax.clear_caches()
         keys, places = pipeline._keys, lambda rows: jnp.arange(len(rows.positions), dtype=jnp.int32)
-        shifted = lambda rows, stream: keys(rows.replace(positions=rows.positions + places(rows)), stream)  # noqa: E731
+
+        def shifted(rows, stream):
+            return keys(rows.replace(positions=rows.positions + places(rows)), stream)
+
         monkeypatch.setattr(pipeline, "_keys", shifted)
         assert [harness.run(IDS, **SHAPES[name]) for name in ("batch of 9", "chunks of 5")] != [alone, alone]
 
