@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from oxjax.llm import LLM
     from oxjax.models.decoder import init_state, step
     from oxjax.models.load import Model, load
-    from oxjax.results import Result
+    from oxjax.results import Perplexity, Result, Score
     from oxjax.sampling.params import SamplingParams
     from oxjax.tokenizer import Tokenizer
 
@@ -31,8 +31,10 @@ _HOMES = {
     "LLM": "oxjax.llm",
     "Model": "oxjax.models.load",
     "ModelConfig": "oxjax.config",
+    "Perplexity": "oxjax.results",
     "Result": "oxjax.results",
     "SamplingParams": "oxjax.sampling.params",
+    "Score": "oxjax.results",
     "Tokenizer": "oxjax.tokenizer",
     "init_state": "oxjax.models.decoder",
     "load": "oxjax.models.load",
@@ -47,8 +49,10 @@ __all__ = [
     "Grammar",
     "Model",
     "ModelConfig",
+    "Perplexity",
     "Result",
     "SamplingParams",
+    "Score",
     "Tokenizer",
     "init_state",
     "load",

@@ -30,6 +30,7 @@ from oxjax.errors import (
     RequestError,
     UnsupportedArchitectureError,
 )
+from oxjax.evaluate.api import Scores
 from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load
@@ -45,7 +46,7 @@ DEFAULT_CONTEXT = 4096
 MAX_CHECKPOINTS, CHECKPOINT_SHARE = 1024, 4  # recurrent states kept for reuse, in a quarter of what pages may take
 
 
-class LLM(Chats):
+class LLM(Chats, Scores):
     """A model, ready to run.
 
     A request's tokens and log-probabilities are a function of model file, prompt, sampling parameters and
@@ -393,6 +394,15 @@ class LLM(Chats):
                 requests.append(add(i))
             except RequestError as error:
                 requests.append(error)
+        self._finish(requests, progress)
+        return requests
+
+    def _finish(
+        self,
+        requests: Sequence[Request | BeamSearch | RequestError],
+        progress: Callable[[Metrics], None] | None = None,
+    ) -> None:
+        """Run requests to their ends; if that is cut short, none stays."""
         queued = [part for r in requests if not isinstance(r, RequestError) for part in r.parts]
         try:
             while any(not r.done for r in queued):
@@ -402,7 +412,6 @@ class LLM(Chats):
         finally:
             for request in queued:
                 self.engine.cancel(request)
-        return requests
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,45 @@ class TokenScore:
     logprob: float
     rank: int
     top_logprobs: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a continuation is after its context.
+
+    Attributes:
+        logprob: its log-probability, the sum over its tokens.
+        is_greedy: whether each of its tokens is the most likely one, the lowest id among equals.
+        token_ids: its tokens.
+        token_logprobs: log-probability of each.
+        ranks: place of each in the distribution, from 1.
+    """
+
+    logprob: float
+    is_greedy: bool
+    token_ids: list[int]
+    token_logprobs: list[float]
+    ranks: list[int]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts a text.
+
+    Attributes:
+        perplexity: exp of the mean negative log-probability of a token.
+        bits_per_byte: negative log-probability of the text, in bits for each byte of the tokens scored; unlike
+            perplexity it compares models with other vocabularies.
+        logprob: of the text, the sum over its tokens.
+        token_ids: those that were scored: all but the first.
+        token_logprobs: log-probability of each.
+    """
+
+    perplexity: float
+    bits_per_byte: float
+    logprob: float
+    token_ids: list[int]
+    token_logprobs: list[float]
 
 
 @dataclass(frozen=True)
@@ -74,26 +114,40 @@ def result_of(request: Request) -> Result:
     if request.params.best_of is not None:
         results = sorted(results, key=lambda r: -sum(r.logprobs) / len(r.logprobs))[: request.params.n]
     first, *others = results
-    scores = None if request.scored is None else [None, *scores_of(request.scored)]
+    scores = None
+    if request.params.prompt_logprobs is not None:
+        scores = [None, *([] if request.scored is None else scores_of(request.scored))]
     return dataclasses.replace(first, prompt_logprobs=scores, others=tuple(others))
 
 
 def scores_of(request: Request) -> list[TokenScore]:
-    """What a request that scores a prompt has found, for each token but the first.
+    """What a request that scores tokens has found, for each of them; errors as for `score_of`."""
+    found = _finite(request)
+    columns = (found[name].tolist() for name in ("logprobs", "ranks", "top_tokens", "top_logprobs"))
+    scores = []
+    for token, logprob, rank, *top in zip(request.targets, *columns, strict=True):
+        others = [pair for pair in zip(*top, strict=True) if pair[0] != token]
+        scores.append(TokenScore(token, logprob, rank, ((token, logprob), *others)))
+    return scores
+
+
+def score_of(request: Request) -> Score:
+    """What a request that scores tokens has found, for all of them.
 
     Raises:
         NonFiniteLogitsError: there were logits that are not.
     """
-    tokens, found = request.sequence.tokens[1:], np.concatenate(request.rows)[:-1]
+    found = _finite(request)
+    logprobs, ranks = found["logprobs"].tolist(), found["ranks"].tolist()
+    return Score(math.fsum(logprobs), all(rank == 1 for rank in ranks), list(request.targets), logprobs, ranks)
+
+
+def _finite(request: Request) -> np.ndarray:
+    found = np.concatenate(request.rows)
     if not found["finite"].all():
-        at = int(np.argmin(found["finite"])) + 1
+        at = len(request.sequence.tokens) - len(request.targets) + int(np.argmin(found["finite"])) + 1
         raise NonFiniteLogitsError(f"the logits for position {at} hold NaN or infinity")
-    columns = (found[name].tolist() for name in ("logprobs", "ranks", "top_tokens", "top_logprobs"))
-    scores = []
-    for token, logprob, rank, *top in zip(tokens, *columns, strict=True):
-        others = [pair for pair in zip(*top, strict=True) if pair[0] != token]
-        scores.append(TokenScore(token, logprob, rank, ((token, logprob), *others)))
-    return scores
+    return found
 
 
 def beams_of(search: BeamSearch) -> list[Result]:

@@ -18,17 +18,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import pytest
 
 
 def require_llama_cpp() -> None:
-    """Skip a test without the oracle package (the `oracle` extra); fail in CI, which must have it."""
-    import importlib.util
+    """Skip a test without the oracle package; fail in CI."""
+    from extras import require
 
-    if importlib.util.find_spec("llama_cpp") is None:
-        if os.environ.get("CI"):
-            pytest.fail("llama_cpp is missing: CI must run the oracle tests (pip install .[oracle])")
-        pytest.skip("llama_cpp is not installed (pip install .[oracle])")
+    require("llama_cpp", "oracle")
 
 
 class LlamaCpp:

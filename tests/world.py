@@ -96,7 +96,9 @@ class World:
 
     def add(self, tokens, n_new, *, priority=0, all_logits=False):
         n_new = 0 if all_logits else min(n_new, self.CONTEXT - len(tokens))
-        sequence = Sequence(list(tokens), len(tokens) + n_new, all_logits=all_logits, priority=priority)
+        sequence = Sequence(
+            list(tokens), len(tokens) + n_new, wants="logits" if all_logits else None, priority=priority
+        )
         self.scheduler.add(sequence)
         self.live.append(sequence)
         return self.check("add")
@@ -125,7 +127,7 @@ class World:
         self.scheduler.commit(work)
         for item in work:
             sequence, reaches_end = item.sequence, item.reaches_end
-            if reaches_end and not sequence.all_logits:
+            if item.chooses:
                 sequence.tokens.append(choose())
             if reaches_end and len(sequence.tokens) == sequence.max_length:
                 self.scheduler.remove(sequence)
@@ -222,7 +224,7 @@ def play(world: World, rng: random.Random, n: int) -> None:
                 more = [token()] if length == len(parent.tokens) and rng.random() < 0.5 else []
                 world.fork(parent, length, rng.randint(1, 8), more=more)
         elif choice < 0.37:
-            candidates = [s for s in world.live + world.finished[-3:] if not s.all_logits]
+            candidates = [s for s in world.live + world.finished[-3:] if s.wants is None]
             if candidates:
                 sequence = rng.choice(candidates)
                 world.rewind(sequence, rng.randint(1, len(sequence.tokens)))

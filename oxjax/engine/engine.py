@@ -194,57 +194,80 @@ class Engine(Front):
         choosing = [
             chooser
             for row, w in enumerate(work)
-            if w.reaches_end and not w.sequence.all_logits
+            if w.chooses
             for chooser in self._choosers(row, self._requests[w.sequence])
         ]
         device = time.perf_counter_ns()
         ran = self.runner.run(work)
         sampled = self._sample(ran.last, choosing) if choosing else {}
-        found = {
-            kind: self._rows(kind, ran, work) for kind in {w.sequence.wants for w in work if w.sequence.all_logits}
-        }
+        found = self._wanted_rows(ran, work)
         device = time.perf_counter_ns() - device
         # The device has done its part: only now has anything advanced.
         self.scheduler.commit(work)
-        if found:
-            self._collect_rows(work, found)
+        self._hand_out(work, found)
         if choosing:
             self._deliver(choosing, sampled)
         self._counts["rows"] += sum(w.n_rows for w in work)
         return device
 
-    def _rows(self, kind: str, ran: Ran, work: list[Work]) -> np.ndarray | dict[str, np.ndarray]:
-        """What some want of every row, on the host, a line for each row of the batch; scores by their fields."""
-        if kind != "scores":
-            return np.asarray(ran.hidden if kind == "hidden" else ran.logits).astype(np.float32)
-        targets = np.zeros(len(ran.hidden), np.int32)
-        row = n_top = 0
-        for sequence, start, n_rows in work:
-            following = sequence.tokens[start + 1 : start + 1 + n_rows]
-            targets[row : row + len(following)] = following
-            row += n_rows
-            n_top = max(n_top, self._requests[sequence].n_top)
-        return self.runner.score(ran.hidden, targets, n_top)
+    def _wanted_rows(self, ran: Ran, work: list[Work]) -> list[tuple[Request, np.ndarray]]:
+        """What requests get of these rows, on the host."""
+        found: list[tuple[Request, np.ndarray]] = []
+        arrays = {
+            kind: np.asarray(ran.hidden if kind == "hidden" else ran.logits).astype(np.float32)
+            for kind in {w.sequence.wants for w in work} - {None, "scores"}
+        }
+        scored: list[tuple[Request, int]] = []  # and how many of its tokens
+        rows: list[int] = []
+        targets: list[int] = []
+        end = 0
+        for w in work:
+            begin, end = end, end + w.n_rows
+            sequence, first = w.sequence, max(w.start, w.sequence.first)
+            if sequence.wants is None or first >= w.stop:
+                continue
+            request, first_row = self._requests[sequence], begin + first - w.start
+            if sequence.wants != "scores":
+                found.append((request, arrays[sequence.wants][first_row:end].copy()))
+                continue
+            base = len(sequence.tokens) - len(request.targets)  # the row that scores the first target
+            rows += range(first_row, end)
+            targets += request.targets[first - base : w.stop - base]
+            scored.append((request, end - first_row))
+            if w.stop == sequence.pause:
+                unborn = [r for r in request.unborn if not r.done]
+                rows += [end - 1] * len(unborn)
+                targets += [r.targets[0] for r in unborn]
+                scored += [(r, 1) for r in unborn]
+        if scored:
+            columns, end = self.runner.score(ran.hidden, rows, targets, max(r.n_top for r, _ in scored)), 0
+            for request, n in scored:
+                begin, end = end, end + n
+                found.append((request, score_records(columns, slice(begin, end), request.n_top)))
+        return found
 
     @staticmethod
     def _choosers(row: int, request: Request) -> list[_Chooser]:
         """Those that choose a token from a request's row of logits: itself, and its unborn samples."""
         return [_Chooser(row, request), *(_Chooser(row, r, request) for r in request.unborn if not r.done)]
 
-    def _collect_rows(self, work: list[Work], found: dict[str, np.ndarray | dict[str, np.ndarray]]) -> None:
-        """Hand what was found of every row, by what is wanted, to the requests that want it."""
-        end = 0
-        for sequence, start, n_rows in work:
-            end += n_rows
-            if sequence.all_logits:
-                request = self._requests[sequence]
-                known = sum(map(len, request.rows))  # rows that came before a preemption
-                new = slice(end - n_rows + max(0, known - start), end)
-                rows = found[sequence.wants]
-                scored = sequence.wants == "scores"
-                request.rows.append(score_records(rows, new, request.n_top) if scored else rows[new].copy())
-                if start + n_rows == len(sequence.tokens):
-                    self._leave(request, "finished")
+    def _hand_out(self, work: list[Work], found: list[tuple[Request, np.ndarray]]) -> None:
+        """Give requests what they want of their rows; those that waited for a context begin where it ends."""
+        for request, rows in found:
+            request.rows.append(rows)
+            request.sequence.first += len(rows)
+        for w in work:
+            if w.sequence.wants is None:
+                continue
+            request = self._requests[w.sequence]
+            if w.stop == w.sequence.pause:
+                unborn, request.unborn = [r for r in request.unborn if not r.done], ()
+                self.scheduler.fork(w.sequence, *(r.sequence for r in unborn if len(r.targets) > 1))
+                for r in unborn:
+                    if len(r.targets) == 1:
+                        self._leave(r, "finished")
+            if w.reaches_end:
+                self._leave(request, "finished")
 
     def _sample(self, logits: Any, choosing: list[_Chooser]) -> dict[str, np.ndarray]:
         """Choose a token for each; the columns of `Sampled`, on the host."""

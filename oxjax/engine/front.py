@@ -53,8 +53,8 @@ class Front:
         requests = [self._new(prompt, params, sample_seed(seed, i), priority) for i in range(params.n_samples)]
         leader, *others = requests
         self.scheduler.check(leader.sequence)
-        if params.prompt_logprobs is not None:  # first, so that the others find the prompt's state
-            leader.scored = self.score(prompt, params.prompt_logprobs, priority=priority)
+        if params.prompt_logprobs is not None and len(prompt) > 1:  # first, so that the others find the prompt's state
+            (leader.scored,) = self.score(prompt[:1], [prompt[1:]], params.prompt_logprobs, priority=priority)
         leader.samples = leader.unborn = tuple(others)
         self._add(leader)
         for request in others:
@@ -87,22 +87,46 @@ class Front:
         """
         return self._add(Request(self._whole(prompt, "hidden", priority)))
 
-    def score(self, prompt: list[int], n_top: int = 0, *, priority: int = 0) -> Request:
-        """Queue a prompt of which is wanted how likely each token is after those before it; errors as for `generate`.
+    def score(
+        self, context: list[int], continuations: Iterable[list[int]], n_top: int = 0, *, priority: int = 0
+    ) -> list[Request]:
+        """Queue continuations of a context of which is wanted how likely each token is after those before it.
 
-        Records of `score_records` come into `Request.rows`: that of row `t` is token `t + 1`'s, and the last one, after
-        which none comes, means nothing. At no time are there logits of more than some rows.
+        The context is computed once, and its last row says how likely each first token is. Records of `score_records`
+        come into `Request.rows`, one for each token. At no time are there logits of more than some rows.
 
         Args:
-            prompt: token ids.
+            context: token ids.
+            continuations: token ids each.
             n_top: how many of the most likely tokens to report at each position.
             priority: as for `generate`.
+
+        Returns:
+            A request per continuation.
+
+        Raises:
+            InvalidRequestError: context or continuation is empty.
+            RequestTooLargeError: one of them can never fit. Nothing is queued.
         """
-        return self._add(Request(self._whole(prompt, "scores", priority), n_top=n_top))
+        continuations = list(continuations)
+        if not context or not continuations or not all(continuations):
+            raise InvalidRequestError("context and continuation: expected at least a token each")
+        requests = []
+        for targets in continuations:
+            sequence = self._whole([*context, *targets[:-1]], "scores", priority)
+            sequence.first, sequence.pause = len(context) - 1, len(context) if len(continuations) > 1 else 0
+            self.scheduler.check(sequence)
+            requests.append(Request(sequence, targets=tuple(targets), n_top=n_top))
+        leader = max(requests, key=lambda r: len(r.targets))
+        leader.unborn = tuple(r for r in requests if r is not leader)
+        self._add(leader)
+        for request in leader.unborn:
+            self._admit(request)
+        return requests
 
     @staticmethod
     def _whole(prompt: list[int], wants: str, priority: int) -> Sequence:
-        return Sequence(list(prompt), len(prompt), all_logits=True, priority=priority, wants=wants)
+        return Sequence(list(prompt), len(prompt), priority=priority, wants=wants)
 
     def beam_search(
         self, prompt: list[int], params: SamplingParams, beams: BeamParams, *, priority: int = 0
@@ -226,7 +250,7 @@ class Front:
         order = {sequence: i for i, sequence in enumerate(self.scheduler)}
         chosen = list(self._requests.values() if requests is None else requests)
         chosen = sorted((r for r in chosen if not r.done), key=lambda r: order.get(r.sequence, len(order)))
-        if any(r.search or (r.sequence.all_logits and r.sequence.wants != "logits") for r in chosen):
+        if any(r.search or r.sequence.wants not in (None, "logits") for r in chosen):
             raise SnapshotError(
                 "hidden states, scores and beams have no place in snapshots: let who wants them end first"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,14 @@ class Request:
         seed: of its draws.
         output: what it has generated.
         choice: how it chooses its tokens, as the device is told.
-        rows: what is wanted of every row of a prompt, as far as it is there: float32 logits `[n, vocab]`, float32
-            hidden states `[n, d_model]`, or records of scores `[n]`; see `score_records`.
+        rows: what is wanted of its rows, as far as it is there: float32 logits `[n, vocab]`, float32 hidden states
+            `[n, d_model]`, or records of scores `[n]`; see `score_records`.
+        targets: the tokens to score, the last of which is not among those of the sequence.
         n_top: how many of the most likely tokens its scores report.
         scored: the request that scores its prompt, where `params.prompt_logprobs` asked.
         samples: the other samples of the same prompt, where `params.n` asked for several: requests as well.
-        unborn: those of them that wait for the prompt to be computed, to begin as forks of this one.
+        unborn: requests that wait for the beginning that they share with this one, to begin as forks of it: samples,
+            or other targets after the same context.
         search: the beam search that it computes a beginning of, if it does.
         total: of the log-probabilities of that beginning.
         offers: the most likely next tokens of it, and their log-probabilities; None until they are known.
@@ -47,6 +50,7 @@ class Request:
     output: Output | None = None
     choice: Choice | None = None
     rows: list[np.ndarray] = field(default_factory=list)
+    targets: Seq[int] = ()
     n_top: int = 0
     scored: Request | None = None
     samples: tuple[Request, ...] = ()
@@ -77,8 +81,8 @@ def score_records(columns: Mapping[str, np.ndarray], rows: slice, n_top: int) ->
     """How likely tokens are after those before them; for the fields see `Runner.score`.
 
     Args:
-        columns: of all rows of a batch.
-        rows: those wanted.
+        columns: of all that was scored in a step.
+        rows: those of the request.
         n_top: how many of the most likely tokens.
     """
     fields = {name: column[rows, :n_top] if column.ndim > 1 else column[rows] for name, column in columns.items()}

@@ -123,8 +123,8 @@ class Runner:
         """Run the rows of `work`; what comes back is on the device."""
         n_rows = sum(w.n_rows for w in work)
         bucket = next(b for b in self.buckets if b >= n_rows)
-        wants = {w.sequence.wants for w in work if w.sequence.all_logits}
-        chooses = not all(w.sequence.all_logits for w in work)
+        wants = {w.sequence.wants for w in work} - {None}
+        chooses = any(w.sequence.wants is None for w in work)
         shape = self._shape(bucket, bool(wants))
         packed = programs.build_batch(work, shape, all_logits=bool(wants))
         if not wants:
@@ -161,21 +161,31 @@ class Runner:
             return programs.logits_of_hidden(self.params, hidden, config=self.config)
 
     def score(
-        self, hidden: Float[Array, "N d_model"], targets: Int[np.ndarray, " N"], n_top: int
+        self, hidden: Float[Array, "N d_model"], rows: Seq[int], targets: Seq[int], n_top: int
     ) -> dict[str, np.ndarray]:
         """How likely tokens are after rows; logits are there for a block of rows at a time.
 
         Args:
             hidden: from `run`.
-            targets: a token for each row.
+            rows: of it; they may come more than once.
+            targets: a token for each of them.
             n_top: the most likely tokens to report, at least.
 
         Returns:
-            logprobs, ranks, top_tokens, top_logprobs as in `Sampled`, and whether the logits were finite, a line a row.
+            logprobs, ranks, top_tokens, top_logprobs as in `Sampled`, and whether the logits were finite, a line for
+            each target.
         """
         n_top = self._top_sizes(n_top)[-1]
-        with self._counted(programs.scores, f"scores of {len(hidden)} rows, {n_top} most likely"):
-            return jax.device_get(programs.scores(self.params, hidden, targets, config=self.config, n_top=n_top))
+        size = programs.scores_at_once(len(hidden))
+        parts = []
+        for start in range(0, max(1, len(rows)), size):
+            wanted = np.zeros((2, size), np.int32)
+            n = len(rows[start : start + size])
+            wanted[:, :n] = rows[start : start + size], targets[start : start + size]
+            with self._counted(programs.scores, f"scores of {len(hidden)} rows, {n_top} most likely"):
+                found = programs.scores(self.params, hidden, wanted, np.int32(n), config=self.config, n_top=n_top)
+            parts.append({name: column[:n] for name, column in jax.device_get(found).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def sample(
         self, logits: Float[Array, "N vocab"], wanted: Seq[Wanted], n_top: int, room: Room | None = None
@@ -325,7 +335,7 @@ class Runner:
                 if all_logits:
                     self._logits_of(states)
                 for n in [] if n_scored is None else self._top_sizes(n_scored):
-                    self.score(states, np.zeros(bucket, np.int32), n)
+                    self.score(states, [], [], n)
         for n_seqs in {min(bucket, self.max_batch) for bucket in self.buckets}:
             for n, here in kinds:
                 self._decode(self._undecoded(n_seqs, here), n, here)

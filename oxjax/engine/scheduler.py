@@ -31,8 +31,10 @@ class Sequence:
     Attributes:
         tokens: the prompt and everything generated so far.
         max_length: length at which it ends at the latest.
-        all_logits: every row is wanted, not the last alone, so none may be skipped.
-        wants: what is wanted of every row then: "logits", "hidden" states, or "scores" of the token that follows.
+        wants: what is wanted of its rows, if it generates nothing: "logits", "hidden" states, or "scores" of the token
+            that follows.
+        first: the first row that this is (still) wanted of.
+        pause: a length at which a step ends, so that others can go on from there; 0 is nowhere.
         priority: each level puts it before sequences that came up to `HEAD_START` steps earlier.
         state: of its first tokens on the device; None while it waits.
         saved: the same on the host, for when it is admitted.
@@ -42,13 +44,14 @@ class Sequence:
 
     tokens: list[int]
     max_length: int
-    all_logits: bool = False
+    wants: str | None = None
+    first: int = 0
+    pause: int = 0
     priority: int = 0
     state: SequenceState | None = None
     saved: Saved | None = None
     trail: PrefixTrail | None = None
     rank: tuple[int, int] = (0, 0)
-    wants: str = "logits"
 
     @property
     def n_computed(self) -> int:
@@ -62,8 +65,8 @@ class Sequence:
 
     @property
     def n_reusable(self) -> int:
-        """Tokens whose state may be found instead of computed: the last one's logits are always needed."""
-        return 0 if self.all_logits else len(self.tokens) - 1
+        """Tokens whose state may be found instead of computed: all before the first row that is wanted."""
+        return len(self.tokens) - 1 if self.wants is None else self.first
 
 
 class Work(NamedTuple):
@@ -76,12 +79,22 @@ class Work(NamedTuple):
     @property
     def decodes(self) -> bool:
         """Whether it is the one row that the next token is chosen from, and nothing else."""
-        return self.n_rows == 1 and self.reaches_end and not self.sequence.all_logits
+        return self.n_rows == 1 and self.chooses
+
+    @property
+    def stop(self) -> int:
+        """Tokens that the sequence has state for when it is done."""
+        return self.start + self.n_rows
 
     @property
     def reaches_end(self) -> bool:
+        """Whether no token is left."""
+        return self.stop == len(self.sequence.tokens)
+
+    @property
+    def chooses(self) -> bool:
         """Whether the last row's logits choose the next token."""
-        return self.start + self.n_rows == len(self.sequence.tokens)
+        return self.reaches_end and self.sequence.wants is None
 
 
 class Scheduler:
@@ -148,28 +161,35 @@ class Scheduler:
                 f"{self.pool.pages.capacity}"
             )
 
-    def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Take in a sequence that begins as another does, with as much of that one's state as there is.
+    def fork(self, parent: Sequence, *children: Sequence) -> None:
+        """Take in sequences that begin as another does, with as much of that one's state as there is.
 
         Args:
             parent: a sequence that is here, or was.
-            child: a new one; its tokens are a beginning of the parent's, possibly followed by others after the
+            children: new ones; their tokens are a beginning of the parent's, possibly followed by others after the
                 part that the parent has computed.
 
         Raises:
-            RequestTooLargeError: see `check`.
+            RequestTooLargeError: see `check`; none is taken in.
         """
-        self.check(child)
-        child.rank = parent.rank[0], next(self._serial)
-        child.trail = self.pool.trail()
-        if parent.state is not None and len(self.running) < self.max_batch:
-            child.state = self.pool.fork(parent.state)
-            child.trail = child.state.trail
-            insort(self.running, child, key=_rank)
-        else:
-            child.saved = parent.saved if parent.state is None else self._save(parent)
-            self._push(child)
-        self.rewind(child)
+        for child in children:
+            self.check(child)
+        saved = parent.saved
+        for child in children:
+            child.rank = parent.rank[0], next(self._serial)
+            child.trail = self.pool.trail()
+            if parent.state is not None and len(self.running) < self.max_batch:
+                child.state = self.pool.fork(parent.state)
+                child.trail = child.state.trail
+                if child.trail is not None:
+                    child.trail.cut(parent.n_computed // self.pool.page_size)
+                insort(self.running, child, key=_rank)
+            else:
+                if saved is None and parent.state is not None:
+                    saved = self._save(parent)
+                child.saved = saved
+                self._push(child)
+            self.rewind(child)
 
     def rewind(self, sequence: Sequence) -> None:
         """Bring the state of a sequence back to before the last of its tokens, of which there are fewer than before.
@@ -213,7 +233,10 @@ class Scheduler:
         return work
 
     def _chunk(self, sequence: Sequence, budget: int) -> int:
-        return self.pool.rows_at_most(sequence.state, min(sequence.n_pending, budget))
+        n_rows = min(sequence.n_pending, budget)
+        if sequence.n_computed < sequence.pause:
+            n_rows = min(n_rows, sequence.pause - sequence.n_computed)
+        return self.pool.rows_at_most(sequence.state, n_rows)
 
     def _make_room(self, sequence: Sequence, length: int) -> bool:
         """Give a running sequence state for `length` tokens, preempting the worst ranks until there is enough.

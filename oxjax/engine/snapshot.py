@@ -241,7 +241,8 @@ def _entry(host: Host, counts: _Counts, parts: dict[str, np.ndarray]) -> Entry:
     sequence = Sequence(
         tokens=parts["tokens"].tolist(),
         max_length=counts.max_length,
-        all_logits=counts.params is None,
+        wants="logits" if counts.params is None else None,
+        first=counts.n_logits,
         priority=counts.priority,
         saved=Saved(counts.n_computed, rows, values) if counts.n_computed else None,
     )

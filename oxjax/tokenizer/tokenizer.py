@@ -133,6 +133,16 @@ class Tokenizer:
             after_special = isinstance(piece, int)
         return out + self._tail if add_special else out
 
+    @property
+    def head_ids(self) -> list[int]:
+        """Ids that `add_special` puts before a text."""
+        return list(self._head)
+
+    @property
+    def tail_ids(self) -> list[int]:
+        """Ids that `add_special` puts behind a text."""
+        return list(self._tail)
+
     def encode_batch(
         self, texts: Iterable[str], add_special: bool = True, parse_special: bool = True
     ) -> list[list[int]]:

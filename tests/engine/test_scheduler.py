@@ -149,16 +149,16 @@ def test_the_youngest_gives_way_and_comes_back_first():
     assert scheduler.pool.pages.used_count == 0
 
 
-def test_what_wants_all_logits_reuses_nothing_but_is_found_by_others():
+def test_what_wants_all_rows_reuses_nothing_but_is_found_by_others():
     scheduler = make(prefix=True, max_rows=64)
     scored = sequence(17, 0)
-    scored.all_logits = True
+    scored.wants = "logits"
     plain = sequence(17, 1)
     scheduler.add(scored)
     scheduler.commit(scheduler.schedule())
     scheduler.remove(scored)
     again = sequence(17, 0)
-    again.all_logits = True
+    again.wants = "logits"
     scheduler.add(plain)
     scheduler.add(again)
     assert [(w.sequence is plain, w.start) for w in scheduler.schedule()] == [(True, 16), (False, 0)]

@@ -50,7 +50,7 @@ class Machine(RuleBasedStateMachine):
         self.world = World(kind, swap=swap, reuse=reuse, max_batch=max_batch, n_pages=n_pages)
 
     def pick(self, i, *, done=True):
-        known = [s for s in self.world.live + self.world.finished[-3:] * done if not s.all_logits]
+        known = [s for s in self.world.live + self.world.finished[-3:] * done if s.wants is None]
         return known[i % len(known)] if known else None
 
     @rule(

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from harness import EMBEDDED, PARAMS, TOYS, Harness, finish, load, prompts
+from harness import EMBEDDED, PARAMS, TOYS, Harness, finish, load, outcome, prompts
 from harness import with_toys as _with_toys  # noqa: F401
 
 from oxjax import LLM, SamplingParams
@@ -25,9 +25,9 @@ def llm():
 
 
 def scored(engine, ids, n_top=3, neighbours=()):
-    request = engine.score(ids, n_top)
+    (request,) = engine.score(ids[:1], [ids[1:]], n_top)
     finish(engine, [request, *neighbours])
-    return np.concatenate(request.rows)[:-1]
+    return np.concatenate(request.rows)
 
 
 def test_any_company_gives_the_same_bits(harness):
@@ -37,7 +37,7 @@ def test_any_company_gives_the_same_bits(harness):
         engine = harness.engine(**shape)
         others = [engine.generate(p, PARAMS, i) for i, p in enumerate(prompts(2, 40, seed=1))]
         others += [engine.logits(prompts(1, 30, seed=2)[0]), engine.hidden(prompts(1, 25, seed=3)[0])]
-        others.append(engine.score(prompts(1, 20, seed=4)[0], 20))
+        others += engine.score([5, 6], [prompts(1, 20, seed=4)[0]], 20)
         for _ in range(3):
             engine.step()
         again = scored(engine, IDS, neighbours=others)
@@ -46,6 +46,60 @@ def test_any_company_gives_the_same_bits(harness):
         assert [c.token_id for c in others[0].output.chunks] == [
             token for token, *_ in harness.generated_alone(prompts(2, 40, seed=1)[0], PARAMS, 0)
         ]
+
+
+CONTEXT = prompts(1, 37, seed=7)[0]
+CONTINUATIONS = [prompts(1, n, seed=n)[0] for n in (1, 1, 2, 5, 30)]
+
+
+def group(engine, neighbours=()):
+    requests = engine.score(CONTEXT, CONTINUATIONS)
+    finish(engine, [*requests, *neighbours])
+    assert not engine.scheduler.running and not engine.scheduler.n_waiting
+    return [np.concatenate(r.rows).tobytes() for r in requests]
+
+
+@pytest.fixture(scope="module")
+def scored_alone(harness):
+    engine = harness.engine(max_rows=256, max_batch=1)
+    return [scored(engine, CONTEXT + c, 0)[len(CONTEXT) - 1 :].tobytes() for c in CONTINUATIONS]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"max_rows": 256, "max_batch": 8},
+        {"max_rows": 16, "max_batch": 8},
+        {"max_rows": 5, "max_batch": 1},
+        {"max_rows": 64, "max_batch": 2, "swap": False},
+        {"max_rows": 64, "max_batch": 5, "n_pages": 14, "reuse_prefixes": True},
+        {"max_rows": 20, "max_batch": 4, "n_pages": 14, "swap": False},
+    ],
+    ids=str,
+)
+def test_continuations_that_share_a_context_give_the_bits_of_each_alone(harness, scored_alone, shape):
+    engine = harness.engine(**shape)
+    assert group(engine) == scored_alone
+    others = [engine.generate(p, PARAMS, i) for i, p in enumerate(prompts(2, 40, seed=1))]
+    others += engine.score(CONTEXT[:20], [prompts(1, 20, seed=4)[0], [5]], 20)
+    for _ in range(2):
+        engine.step()
+    assert group(engine, others) == scored_alone
+    assert outcome(others[0]) == harness.generated_alone(prompts(2, 40, seed=1)[0], PARAMS, 0)
+
+
+def test_the_others_go_on_when_one_is_cancelled(harness, scored_alone):
+    for n_steps in range(4):
+        for gone in range(len(CONTINUATIONS)):
+            engine = harness.engine(max_rows=20, max_batch=4)
+            requests = engine.score(CONTEXT, CONTINUATIONS)
+            for _ in range(n_steps):
+                engine.step()
+            engine.cancel(requests[gone])
+            finish(engine, requests)
+            for i, request in enumerate(requests):
+                if i != gone:
+                    assert np.concatenate(request.rows).tobytes() == scored_alone[i]
 
 
 @pytest.mark.parametrize("n", [1, 2, programs.SCORED_ROWS - 1, programs.SCORED_ROWS, programs.SCORED_ROWS + 1, 130])
@@ -79,7 +133,7 @@ def test_the_prompt_is_computed_once(llm):
 def test_where_they_have_no_place(llm):
     with pytest.raises(InvalidRequestError, match="stream"):
         llm.stream("One", SamplingParams(prompt_logprobs=1))
-    llm.engine.score([5, 6, 7])
+    llm.engine.score([5, 6], [[7]])
     with pytest.raises(SnapshotError, match="scores"):
         llm.engine.snapshot()
     while llm.metrics().running or llm.metrics().waiting:

@@ -1,0 +1,129 @@
+"""What `LLM` has for evaluations: how likely texts are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+from oxjax.engine.engine import Engine
+from oxjax.engine.metrics import Metrics
+from oxjax.engine.request import Request
+from oxjax.errors import InvalidRequestError, RequestError
+from oxjax.evaluate.pairs import begin, encode_pair, windows
+from oxjax.results import Perplexity, Score, all_or_raise, score_of
+from oxjax.tokenizer import Tokenizer
+
+Text = str | Sequence[int]
+
+
+class Scores:
+    """The part of `LLM` that says how likely texts are."""
+
+    engine: cached_property[Engine]
+    tokenizer: Tokenizer
+    max_context: int
+    _encode: Callable[[Any], list[int]]
+    _finish: Callable[[list[Any], Any], None]
+
+    def score(
+        self, pairs: Iterable[tuple[Text, Text]], *, progress: Callable[[Metrics], None] | None = None
+    ) -> list[Score]:
+        """How likely continuations are after contexts.
+
+        All run together, and a context that several share is computed once. In exact mode a score has the same bits
+        whatever else is scored, in any order.
+
+        Args:
+            pairs: (context, continuation), two texts or two lists of token ids. Texts are encoded together, as
+                `oxjax.evaluate.pairs.encode_pair` says; ids are taken as they are.
+            progress: called after every step.
+
+        Returns:
+            One score per pair, in order.
+
+        Raises:
+            RequestError: a pair could not be scored. The others were: their scores are in the error's `results`, and
+                `index` says which pair it was.
+        """
+        groups: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+        requests: dict[int, Request | RequestError] = {}
+        n = 0
+        for i, pair in enumerate(pairs):
+            n += 1
+            try:
+                context, continuation = self._encode_pair(*pair)
+                groups.setdefault(tuple(context), []).append((i, continuation))
+            except RequestError as error:
+                requests[i] = error
+        for context, members in groups.items():
+            requests |= self._score_group(list(context), members)
+        ordered = [requests[i] for i in range(n)]
+        self._finish(ordered, progress)
+        return all_or_raise(ordered, score_of)
+
+    def _score_group(
+        self, context: list[int], members: list[tuple[int, list[int]]]
+    ) -> dict[int, Request | RequestError]:
+        """Queue continuations of a context, or else those of them that can be."""
+        places, continuations = zip(*members, strict=True)
+        try:
+            return dict(zip(places, self.engine.score(context, continuations), strict=True))
+        except RequestError as error:
+            if len(members) == 1:
+                return {places[0]: error}
+            return {i: found for member in members for i, found in self._score_group(context, [member]).items()}
+
+    def _encode_pair(self, context: Text, continuation: Text) -> tuple[list[int], list[int]]:
+        if isinstance(context, str) != isinstance(continuation, str):
+            raise InvalidRequestError("context and continuation: expected two texts or two lists of token ids")
+        if isinstance(context, str):
+            return encode_pair(self.tokenizer, context, continuation)
+        return self._encode(context), self._encode(continuation)
+
+    def perplexity(
+        self,
+        text: Text,
+        stride: int | None = None,
+        *,
+        window: int | None = None,
+        progress: Callable[[Metrics], None] | None = None,
+    ) -> Perplexity:
+        """Perplexity of a text of any length, by a window that rolls over it.
+
+        Every token but the first is scored once; the first is the one that texts of the model begin with, where there
+        is one. A text that fits a window has no strides.
+
+        Args:
+            text: text or token ids, which are taken as they are.
+            stride: tokens that each window but the first scores, after at least `window - stride` others; None is half
+                a window. A small one costs more and scores tokens after longer contexts.
+            window: tokens that the model reads at once; None is `max_context`.
+            progress: called after every step.
+
+        Raises:
+            InvalidRequestError: there are no two tokens, or no such window or stride.
+            RequestError: as for `score`.
+        """
+        ids = begin(self.tokenizer, text) if isinstance(text, str) else self._encode(text)
+        window = self.max_context if window is None else window
+        stride = max(1, window // 2) if stride is None else stride
+        if not 1 <= window <= self.max_context or not 1 <= stride <= window:
+            raise InvalidRequestError(
+                f"window {window}, stride {stride}: expected 1 <= stride <= window <= max_context, {self.max_context}"
+            )
+        if len(ids) < 2:
+            raise InvalidRequestError(f"{len(ids)} tokens: the perplexity of a text needs two, one to score")
+        pairs = [(ids[w.start : w.first], ids[w.first : w.end]) for w in windows(len(ids), window, stride)]
+        scores = self.score(pairs, progress=progress)
+        logprobs = [x for score in scores for x in score.token_logprobs]
+        total = math.fsum(logprobs)
+        n_bytes = sum(len(self.tokenizer.token_bytes(i)) for i in ids[1:])
+        return Perplexity(
+            perplexity=math.exp(-total / len(logprobs)),
+            bits_per_byte=-total / math.log(2) / n_bytes if n_bytes else math.nan,
+            logprob=total,
+            token_ids=ids[1:],
+            token_logprobs=logprobs,
+        )
