@@ -89,9 +89,9 @@ class LLM(Chats, Scores):
         enable_compilation_cache()
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        self._path = Path(embedded_model() if model is None else resolve(model))
+        self.path = Path(embedded_model() if model is None else resolve(model))
         self.model: Model | None = load(
-            self._path,
+            self.path,
             dtype=dtype,
             weights=weights,
             activations=activations,
@@ -103,6 +103,14 @@ class LLM(Chats, Scores):
         self.config = self.model.config
         self.tokenizer: Tokenizer = self.model.tokenizer
         self.max_batch = max_batch
+        self.options = {
+            "exact": exact,
+            "dtype": dtype,
+            "weights": weights,
+            "activations": activations,
+            "quantize": quantize,
+            "max_context": max_context,
+        }
         self.max_context = min(self.config.context_length, DEFAULT_CONTEXT) if max_context is None else max_context
 
     @cached_property
