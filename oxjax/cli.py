@@ -280,7 +280,9 @@ def embed(
     model: ModelOption = None,
     pooling: Annotated[str | None, typer.Option(help="mean, max, cls, last or none. Default: the file's.")] = None,
     normalize: Annotated[bool, typer.Option(help="Divide every vector by its length.")] = True,
-    truncate: Annotated[int | None, typer.Option(help="Keep this many tokens of longer texts. Default: refuse.")] = None,
+    truncate: Annotated[
+        int | None, typer.Option(help="Keep this many tokens of longer texts. Default: refuse.")
+    ] = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
     activations: ActivationsOption = "int8",
