@@ -235,7 +235,7 @@ class LLM(Chats):
             if request.error is not None:
                 raise request.error
         finally:
-            if not request.done:
+            if not request.done and self.model is not None:
                 self.engine.cancel(request)
 
     def logits(self, prompts: Prompt | Sequence[Prompt]) -> list[Float[np.ndarray, "T vocab"]]:
@@ -420,8 +420,12 @@ class LLM(Chats):
     def close(self) -> None:
         """Let go of parameters and pages. Further calls raise EngineClosedError; closing twice is fine."""
         self.model = None
-        self.__dict__.pop("engine", None)
-        self.__dict__.pop("encoder", None)
+        engine, encoder = (self.__dict__.pop(name, None) for name in ("engine", "encoder"))
+        # Those that hold arrays may be held themselves, by a request, a stream or the traceback of an error.
+        if engine is not None:
+            engine.runner.params = engine.runner.state = None
+        if encoder is not None:
+            encoder.params = None
 
     def __enter__(self) -> LLM:
         return self
