@@ -16,7 +16,7 @@ from oxjax.assets import embedded_model
 from oxjax.cache.blocks import NULL_PAGE
 from oxjax.chat.api import Chats
 from oxjax.engine.beams import BeamParams, BeamSearch
-from oxjax.engine.encoder import MAX_TEXTS, Encoder
+from oxjax.engine.encoder import Encoder
 from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
@@ -42,6 +42,7 @@ Prompt = str | Sequence[int] | Int[np.ndarray, " _"]
 
 PAGE_SIZE = 16
 MAX_ROWS = 256  # a step's row budget: larger prefills faster, smaller lets decodes wait less
+MAX_HIDDEN = 64  # texts whose hidden states are kept at a time
 DEFAULT_CONTEXT = 4096
 MAX_CHECKPOINTS, CHECKPOINT_SHARE = 1024, 4  # recurrent states kept for reuse, in a quarter of what pages may take
 
@@ -274,8 +275,8 @@ class LLM(Chats):
             pooling: "mean", "max", "cls" (the first token), "last", or "none" for a vector per token, special tokens
                 included. None takes what the file says, else "mean" for encoders and "last" for causal models.
             normalize: divide every vector by its length.
-            truncate: keep no more than so many tokens of a text, the first ones, and those that the tokenizer adds
-                after it. None refuses texts that are longer than `max_context`.
+            truncate: keep no more than so many tokens of a text, the first ones and those that the tokenizer adds
+                after it; of ids the first ones. None refuses texts that are longer than `max_context`.
 
         Returns:
             float32 `[n, d_model]`, a row per text in order; with pooling "none" a list of `[T, d_model]`.
@@ -323,7 +324,7 @@ class LLM(Chats):
 
         found = self._pooled(_as_list(documents), pair, self.config.rank.pooling, normalize=False)
         rows = [row for row in found if not isinstance(row, RequestError)]
-        scores = iter(score(self.model.params.rank, rows, self.config)) if rows else iter(())
+        scores = iter(score(self.model.params.rank, rows, self.config))
         found = [row if isinstance(row, RequestError) else next(scores)[0] for row in found]
         return np.array(or_raise(found), np.float32)
 
@@ -334,10 +335,10 @@ class LLM(Chats):
     def _pooled(
         self, prompts: list[Prompt], encode: Callable[[Prompt], list[int]], pooling: str, *, normalize: bool
     ) -> list[np.ndarray | RequestError]:
-        """What pooling makes of the hidden states of each prompt, or why there is nothing."""
+        """What pooling makes of the hidden states of each prompt, or why it makes nothing."""
         found: list[np.ndarray | RequestError] = []
-        for start in range(0, len(prompts), MAX_TEXTS):
-            for rows in self._hidden_states(prompts[start : start + MAX_TEXTS], encode):
+        for start in range(0, len(prompts), MAX_HIDDEN):
+            for rows in self._hidden_states(prompts[start : start + MAX_HIDDEN], encode):
                 try:
                     found.append(rows if isinstance(rows, RequestError) else pool(rows, pooling, normalize=normalize))
                 except RequestError as error:

@@ -73,11 +73,13 @@ class PairEncoder:
         return ids + self._guard.encode(text)
 
 
-def score(p: RankHead, rows: Seq[Float[np.ndarray, " d_model"]], config: ModelConfig) -> Float[np.ndarray, "n labels"]:
-    """Float32 scores of pooled hidden states, one for each label."""
-    found = []
+def score(
+    p: RankHead, rows: Seq[Float[np.ndarray, " d_model"]], config: ModelConfig
+) -> list[Float[np.ndarray, " labels"]]:
+    """Float32 scores of each pooled hidden state, one for each label."""
+    found: list[np.ndarray] = []
     for start in range(0, len(rows), _ROWS):
         part = np.stack(rows[start : start + _ROWS])
         padded = np.pad(part, ((0, _ROWS - len(part)), (0, 0)))
-        found.append(np.asarray(_scores(p, jax.device_put(padded), config=config))[: len(part)])
-    return np.concatenate(found)
+        found += list(np.asarray(_scores(p, jax.device_put(padded), config=config))[: len(part)])
+    return found

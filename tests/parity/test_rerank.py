@@ -155,7 +155,7 @@ def test_bits_do_not_depend_on_company(llm):
     query, documents = pairs(llm.config.vocab_size)
     alone = [llm.rerank(query, [d])[0] for d in documents]
     assert len(set(alone)) == len(alone)
-    for order in (range(4), [3, 1, 0, 2], [2] + [1] * 35 + [0]):
+    for order in (range(4), [3, 1, 0, 2], [2] + [1] * 65 + [0]):
         found = llm.rerank(query, [documents[i] for i in order])
         assert found.dtype == np.float32
         assert found.tolist() == [alone[i] for i in order]
