@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,13 +14,12 @@ from jaxtyping import Float, Int
 from oxjax.assets import embedded_model
 from oxjax.cache.blocks import NULL_PAGE
 from oxjax.chat.api import Chats
+from oxjax.embeddings import Embeddings
 from oxjax.engine.beams import BeamParams, BeamSearch
-from oxjax.engine.encoder import Encoder
 from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
-from oxjax.engine.pooling import check_pooling, pool
-from oxjax.engine.rank import PairEncoder, read_rerank_template, score
+from oxjax.engine.rank import score
 from oxjax.engine.request import Request
 from oxjax.engine.snapshot import save
 from oxjax.errors import (
@@ -35,20 +33,18 @@ from oxjax.evaluate.api import Scores
 from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load
-from oxjax.results import Result, all_or_raise, beams_of, or_raise, result_of
+from oxjax.prompts import Prompt, as_list
+from oxjax.results import Result, all_or_raise, beams_of, result_of
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | Int[np.ndarray, " _"]
-
 PAGE_SIZE = 16
 MAX_ROWS = 256  # a step's row budget: larger prefills faster, smaller lets decodes wait less
-MAX_HIDDEN = 64  # texts whose hidden states are kept at a time
 DEFAULT_CONTEXT = 4096
 MAX_CHECKPOINTS, CHECKPOINT_SHARE = 1024, 4  # recurrent states kept for reuse, in a quarter of what pages may take
 
 
-class LLM(Chats, Scores):
+class LLM(Chats, Embeddings, Scores):
     """A model, ready to run.
 
     A request's tokens and log-probabilities are a function of model file, prompt, sampling parameters and
@@ -104,7 +100,7 @@ class LLM(Chats, Scores):
         )
         self.config = self.model.config
         self.tokenizer: Tokenizer = self.model.tokenizer
-        self.max_batch = max_batch
+        self.max_batch, self.max_rows = max_batch, MAX_ROWS
         self.options = {
             "exact": exact,
             "dtype": dtype,
@@ -140,7 +136,7 @@ class LLM(Chats, Scores):
             n_pages=n_pages + NULL_PAGE + 1,
             page_size=PAGE_SIZE,
             max_batch=self.max_batch,
-            max_rows=max(MAX_ROWS, self.max_batch),
+            max_rows=max(self.max_rows, self.max_batch),
             max_context=self.max_context,
             n_checkpoints=min(MAX_CHECKPOINTS, affordable // (CHECKPOINT_SHARE * slot)) if slot else 0,
         )
@@ -166,7 +162,7 @@ class LLM(Chats, Scores):
             RequestError: a prompt could not be run. The others were: their results are in the error's
                 `results`, and `index` says which prompt it was.
         """
-        prompts = _as_list(prompts)
+        prompts = as_list(prompts)
         params = _one_each(params, len(prompts))
         seeds = [secrets.randbits(64) if p.seed is None else p.seed for p in params]
         requests = self._run(
@@ -193,7 +189,7 @@ class LLM(Chats, Scores):
         Raises:
             RequestError: as for `generate`.
         """
-        prompts, beams = _as_list(prompts), beams or BeamParams()
+        prompts, beams = as_list(prompts), beams or BeamParams()
         params = _one_each(SamplingParams(temperature=0.0) if params is None else params, len(prompts))
         searches = self._run(
             lambda i: self.engine.beam_search(self._encode(prompts[i]), params[i], beams), len(prompts)
@@ -257,120 +253,9 @@ class LLM(Chats, Scores):
         Raises:
             RequestError: as for `generate`.
         """
-        prompts = _as_list(prompts)
+        prompts = as_list(prompts)
         requests = self._run(lambda i: self.engine.logits(self._encode(prompts[i])), len(prompts))
         return all_or_raise(requests, lambda request: np.concatenate(request.rows))
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """What runs the model if it is an encoder."""
-        if self.model is None:
-            raise EngineClosedError("this LLM was closed")
-        return Encoder(self.config, self.model.params, max_rows=MAX_ROWS, max_context=self.max_context)
-
-    def embed(
-        self,
-        texts: Prompt | Sequence[Prompt],
-        pooling: str | None = None,
-        normalize: bool = True,
-        *,
-        truncate: int | None = None,
-    ) -> Float[np.ndarray, "n d_model"] | list[Float[np.ndarray, "T d_model"]]:
-        """Embeddings of texts, from the hidden states after the model's last norm. Any model has them.
-
-        Args:
-            texts: text, token ids, or a list of either. Text is tokenised with the model's special tokens, of which
-                an empty one consists.
-            pooling: "mean", "max", "cls" (the first token), "last", or "none" for a vector per token, special tokens
-                included. None takes what the file says, else "mean" for encoders and "last" for causal models.
-            normalize: divide every vector by its length.
-            truncate: keep no more than so many tokens of a text, the first ones and those that the tokenizer adds
-                after it; of ids the first ones. None refuses texts that are longer than `max_context`.
-
-        Returns:
-            float32 `[n, d_model]`, a row per text in order; with pooling "none" a list of `[T, d_model]`.
-
-        Raises:
-            InvalidRequestError: there is no such pooling, or `truncate` leaves nothing or too much.
-            RequestError: as for `generate`.
-        """
-        pooling = self.config.pooling if pooling is None else pooling
-        check_pooling(pooling)
-        least = max(1, self.tokenizer.n_special)
-        if truncate is not None and not least <= truncate <= self.max_context:
-            raise InvalidRequestError(
-                f"truncate {truncate}: expected {least}, for the special tokens, to {self.max_context}, the context"
-            )
-        prompts = _as_list(texts)
-        vectors = or_raise(self._pooled(prompts, lambda p: self._encode(p, truncate), pooling, normalize=normalize))
-        if pooling == "none":
-            return vectors
-        return np.stack(vectors) if vectors else np.zeros((0, self.config.d_model), np.float32)
-
-    def rerank(self, query: Prompt, documents: Prompt | Sequence[Prompt]) -> Float[np.ndarray, " n"]:
-        """How well each document answers a query, by the head of a reranker (`cls.*` tensors).
-
-        Each document is read together with the query, in the file's `rerank` template or with the special tokens of
-        its vocabulary between them, as llama.cpp does. Control tokens that a text spells are read as text.
-
-        Args:
-            query: text or token ids.
-            documents: text, token ids, or a list of either; ids are without special tokens.
-
-        Returns:
-            float32 `[n]`, a score per document in order, higher for better ones: the first of the head's labels, as it
-            comes out of the head.
-
-        Raises:
-            InvalidRequestError: the model has no such head.
-            RequestError: as for `generate`.
-        """
-        if self.config.rank is None:
-            raise InvalidRequestError(f"{self._path}: there is no head that ranks (cls.*): compare embeddings instead")
-
-        def pair(document: Prompt) -> list[int]:
-            return self._pairs.encode(*(p if isinstance(p, str) else self._ids(p) for p in (query, document)))
-
-        found = self._pooled(_as_list(documents), pair, self.config.rank.pooling, normalize=False)
-        rows = [row for row in found if not isinstance(row, RequestError)]
-        scores = iter(score(self.model.params.rank, rows, self.config))
-        found = [row if isinstance(row, RequestError) else next(scores)[0] for row in found]
-        return np.array(or_raise(found), np.float32)
-
-    @cached_property
-    def _pairs(self) -> PairEncoder:
-        return PairEncoder(self.tokenizer, read_rerank_template(self._path))
-
-    def _pooled(
-        self, prompts: list[Prompt], encode: Callable[[Prompt], list[int]], pooling: str, *, normalize: bool
-    ) -> list[np.ndarray | RequestError]:
-        """What pooling makes of the hidden states of each prompt, or why it makes nothing."""
-        found: list[np.ndarray | RequestError] = []
-        for start in range(0, len(prompts), MAX_HIDDEN):
-            for rows in self._hidden_states(prompts[start : start + MAX_HIDDEN], encode):
-                try:
-                    found.append(rows if isinstance(rows, RequestError) else pool(rows, pooling, normalize=normalize))
-                except RequestError as error:
-                    found.append(error)
-        return found
-
-    def _hidden_states(
-        self, prompts: list[Prompt], encode: Callable[[Prompt], list[int]]
-    ) -> list[np.ndarray | RequestError]:
-        """Float32 `[T, d_model]` of each prompt, or why there is none."""
-        if self.config.causal:
-            requests = self._run(lambda i: self.engine.hidden(encode(prompts[i])), len(prompts))
-            return [r if isinstance(r, RequestError) else np.concatenate(r.rows) for r in requests]
-        found: list[Any] = []
-        for prompt in prompts:
-            try:
-                ids = encode(prompt)
-                self.encoder.check(ids)
-                found.append(ids)
-            except RequestError as error:
-                found.append(error)
-        hidden = self.encoder.run([ids for ids in found if isinstance(ids, list)])
-        return [next(hidden) if isinstance(ids, list) else ids for ids in found]
 
     def snapshot(self, path: str | Path) -> None:
         """Write the requests that are under way to a file, whole or not at all; see `Engine.snapshot`."""
@@ -486,13 +371,6 @@ class LLM(Chats, Scores):
         finally:
             for request in queued:
                 self.engine.cancel(request)
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or getattr(prompts, "ndim", 2) == 1:
-        return [prompts]
-    prompts = list(prompts)  # one prompt of ids, or several of any kind
-    return [prompts] if prompts and isinstance(prompts[0], (int, np.integer)) else prompts
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, n: int) -> list[SamplingParams]:

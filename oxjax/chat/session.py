@@ -238,13 +238,18 @@ def _check(messages: Sequence[Mapping[str, Any]]) -> None:
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidRequestError(f"message {i}: found {message!r:.80}; expected a dict with a role")
-        for call in message.get("tool_calls") or ():
-            arguments = call.get("function", {}).get("arguments")
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list | tuple):
+            raise InvalidRequestError(f"message {i}: found the calls {calls!r:.80}; expected a list")
+        for call in calls:
+            function = call.get("function") if isinstance(call, Mapping) else None
+            named = isinstance(function, Mapping) and isinstance(function.get("name"), str)
+            arguments = function.get("arguments") if named else None
             try:
                 arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
             except ValueError as error:
                 raise InvalidRequestError(f"message {i}: the arguments of a call are not JSON: {error}") from error
-            if not isinstance(call.get("function", {}).get("name"), str) or not isinstance(arguments, dict | None):
+            if not named or not isinstance(arguments, dict | None):
                 raise InvalidRequestError(f"message {i}: found the call {call!r:.80}; expected a name and arguments")
 
 

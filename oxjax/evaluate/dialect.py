@@ -103,6 +103,30 @@ def _id(raw: Mapping[str, Any]) -> str:
     return custom_id
 
 
+def field(body: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    """A field of a body, of one JSON type.
+
+    Raises:
+        InvalidRequestError: it is of another.
+    """
+    value = body.get(name, default)
+    if value is not default and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise InvalidRequestError(f"{name}: found {type(value).__name__}; expected {kind.__name__}")
+    return value
+
+
+def objects(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """A field that is a list of objects.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    found = field(body, name, list, [])
+    if not all(isinstance(item, dict) for item in found):
+        raise InvalidRequestError(f"{name}: expected a list of objects")
+    return found
+
+
 def only(body: Mapping[str, Any], *known: str) -> None:
     """Refuse fields that nothing reads.
 

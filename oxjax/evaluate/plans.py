@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -18,7 +19,7 @@ from oxjax.engine.pooling import check_pooling, pool
 from oxjax.engine.request import Request
 from oxjax.errors import InvalidRequestError
 from oxjax.evaluate import answers
-from oxjax.evaluate.dialect import Ask, only, params_of, reports
+from oxjax.evaluate.dialect import Ask, field, objects, only, params_of, reports
 from oxjax.llm import LLM
 from oxjax.results import result_of, score_of
 from oxjax.tokenizer.chat import ChatTemplate
@@ -40,7 +41,7 @@ class Plan:
     n_tokens: int
     start: Callable[[], list[Request]]
     finish: Callable[[list[Any]], Body]
-    texts: list[list[int]] = field(default_factory=list)
+    texts: list[list[int]] = dataclasses.field(default_factory=list)
 
 
 class Planner:
@@ -93,20 +94,13 @@ class Planner:
         body, wants = ask.body, reports(ask.body)
         fields = ("messages", "tools", "tool_choice", "chat_template", "chat_template_kwargs")
         params = params_of(body, self._seed_of(ask), *fields)
-        template = body.get("chat_template")
-        if not isinstance(template, str | None):
-            raise InvalidRequestError("chat_template: expected a text")
-        session = self._session(template)
-        choice, variables = body.get("tool_choice", "auto"), body.get("chat_template_kwargs", {})
-        tools = [] if choice == "none" else body.get("tools", [])
-        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-            raise InvalidRequestError("tools: expected a list of objects")
-        if not isinstance(variables, dict):
-            raise InvalidRequestError("chat_template_kwargs: expected an object")
-        messages = body.get("messages")
-        if not isinstance(messages, list):
-            raise InvalidRequestError("messages: expected a list")
-        turn = session.turn(messages, params, tools, "auto" if choice == "none" else choice, **variables)
+        session = self._session(field(body, "chat_template", str, None))
+        messages, tools = objects(body, "messages"), objects(body, "tools")
+        choice = field(body, "tool_choice", str, "auto")
+        if choice == "none":
+            tools, choice = [], "auto"
+        variables = field(body, "chat_template_kwargs", dict, {})
+        turn = session.turn(messages, params, tools, choice, **variables)
 
         def message(request: Request) -> Message:
             parser: ChatParser = turn.parser()
@@ -146,15 +140,16 @@ class Planner:
 
     def _embed(self, ask: Ask) -> Plan:
         body, llm = ask.body, self.llm
-        only(body, "input", "pooling", "normalize", "encoding_format")
-        pooling, normalize = body.get("pooling", llm.config.pooling), body.get("normalize", True)
-        encoding = body.get("encoding_format", "float")
+        only(body, "input", "pooling", "normalize", "encoding_format", "truncate")
+        pooling, normalize = field(body, "pooling", str, llm.config.pooling), field(body, "normalize", bool, True)
+        encoding, truncate = field(body, "encoding_format", str, "float"), field(body, "truncate", int, None)
         check_pooling(pooling)
-        if not isinstance(normalize, bool) or encoding not in ("float", "base64"):
-            raise InvalidRequestError("normalize: expected true or false; encoding_format: float or base64")
+        llm._check_truncate(truncate)
+        if encoding not in ("float", "base64"):
+            raise InvalidRequestError(f"encoding_format {encoding!r}: expected float or base64")
         given = body.get("input")
         several = isinstance(given, list) and given and not isinstance(given[0], int)
-        texts = [llm._encode(_checked(text)) for text in (given if several else [given])]
+        texts = [llm._encode(_checked(text), truncate) for text in (given if several else [given])]
 
         def finish(found: list[Any]) -> Body:
             rows = [np.concatenate(r.rows) if isinstance(r, Request) else r for r in found]

@@ -2,68 +2,25 @@
 
 import base64
 import json
-import random
 import signal
-import subprocess
-import sys
-import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from request_files import TEMPLATE, mixed, write
 
 from oxjax import LLM, Grammar, SamplingParams
 from oxjax.errors import BatchError, InvalidRequestError, OxjaxError
 from oxjax.evaluate import batch, run, verify
 from oxjax.evaluate.dialect import Ask, params_of, read_line
 from oxjax.evaluate.journal import Journal
-from oxjax.evaluate.journal import _record as journal_record
 from oxjax.evaluate.plans import Planner
-
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
 
 @pytest.fixture(scope="module")
 def llm():
     with LLM(max_batch=4, max_context=256) as llm:
         yield llm
-
-
-def mixed(n, seed=0):
-    """Requests of all kinds, some of which are wrong."""
-    rng = random.Random(seed)
-    lines = []
-    for i in range(n):
-        text = "Once upon a time " * rng.randint(1, 6)
-        match i % 6:
-            case 0:
-                body = {
-                    "model": "x",
-                    "prompt": text,
-                    "max_tokens": rng.randint(1, 9),
-                    "temperature": 0.8,
-                    "logprobs": 1,
-                }
-                lines.append({"custom_id": f"a{i}", "method": "POST", "url": "/v1/completions", "body": body})
-            case 1:
-                lines.append({"id": i, "context": text, "continuations": [", there was", " a dog", ","]})
-            case 2:
-                lines.append({"custom_id": f"c{i}", "input": [text, "The dog"], "encoding_format": "base64"})
-            case 3:
-                lines.append({"custom_id": f"d{i}", "prompt": "The dog", "n": 2, "max_tokens": 3, "seed": i})
-            case 4:
-                messages = [{"role": "user", "content": text}]
-                lines.append({"id": f"e{i}", "messages": messages, "max_tokens": 4, "chat_template": TEMPLATE})
-            case 5:
-                lines.append({"id": f"f{i}", "prompt": text, "top_p": 7})
-    return [json.dumps(line).encode() for line in lines]
-
-
-def write(folder, lines):
-    source = folder / "in.jsonl"
-    source.write_bytes(b"\n".join(lines) + b"\n")
-    return source, folder / "out.jsonl"
 
 
 def bodies(output):
@@ -120,73 +77,6 @@ def test_neither_batch_size_nor_window_changes_a_byte(whole, tmp_path, monkeypat
     with LLM(max_batch=1, max_context=256) as other:
         run(other, source, output)
     assert output.read_bytes() == whole[1]
-
-
-class Killed(BaseException):
-    pass
-
-
-def test_a_crash_at_any_write_loses_nothing_and_redoes_nothing(llm, whole, tmp_path, monkeypatch):
-    """The process ends at a write, to the journal or to the output, of which any number of bytes has come through."""
-    rng, calls = random.Random(1), []
-    original = Journal.add
-
-    def die(journal, results, known):
-        """Write as `add` does, but not to the end."""
-        records = b"".join(journal_record(*r) for r in results)
-        n = rng.randint(0, 2 * len(records))  # half of the time the journal is whole
-        journal._journal.write(records[:n])
-        journal._journal.flush()
-        whole = [r for i, r in enumerate(results) if n >= sum(len(journal_record(*r)) for r in results[: i + 1])]
-        known |= {place for place, _ in whole}
-        if n >= len(records):
-            waiting, lines, place = journal.waiting | dict(results), b"", journal.n_written
-            while place in waiting:
-                lines, place = lines + waiting[place], place + 1
-            journal._output.write(lines[: rng.randint(0, len(lines))])
-            journal._output.flush()
-        raise Killed
-
-    def count(llm, lines, seed):
-        for answers in batch_answer(llm, lines, seed):
-            calls.extend(a.place for a in answers)
-            yield answers
-
-    batch_answer = batch.answer
-    monkeypatch.setattr(batch, "answer", count)
-    for kill_after in (0, 1, 2, 5, 9, 14):
-        folder = tmp_path / str(kill_after)
-        folder.mkdir()
-        source, output = write(folder, mixed(60))
-        known = set()
-        for round_ in range(4):
-            left = [kill_after + round_]
-
-            def add(journal, results, left=left, known=known):
-                results = list(results)
-                if left[0] == 0 and results:
-                    die(journal, results, known)
-                left[0] -= bool(results)
-                known |= {place for place, _ in results}
-                original(journal, results)
-
-            monkeypatch.setattr(Journal, "add", add)
-            monkeypatch.setattr(Journal, "__exit__", lambda self, *_: self._close())
-            calls.clear()
-            try:
-                before = set(known)
-                summary = run(llm, source, output)
-            except Killed:
-                assert not before & set(calls), "a finished request was run again"
-                continue
-            assert summary.complete
-        monkeypatch.undo()
-        monkeypatch.setattr(batch, "answer", count)
-        calls.clear()
-        summary = run(llm, source, output)
-        assert summary.found == len(known) and not known & set(calls)
-        assert output.read_bytes() == whole[1]
-        assert not (folder / "out.pending").exists()
 
 
 @pytest.mark.parametrize("n_steps", [0, 1, 3, 10])
@@ -303,12 +193,12 @@ def test_verify_finds_a_changed_bit(llm, whole, tmp_path):
 
 def test_an_encoder_embeds_files(data, tmp_path):
     texts = [f"text number {i} " * (1 + i % 5) for i in range(70)]
-    lines = [json.dumps({"id": i, "input": t, "pooling": "mean"}).encode() for i, t in enumerate(texts)]
+    lines = [json.dumps({"id": i, "input": t, "pooling": "mean", "truncate": 9}).encode() for i, t in enumerate(texts)]
     source, output = write(tmp_path, [*lines, b'{"id": "x", "prompt": "x"}'])
     with LLM(data / "models" / "all-MiniLM-L6-v2") as llm:
         assert run(llm, source, output).failed == 1
         got = [b["data"][0]["embedding"] for b in bodies(output).values() if b]
-        np.testing.assert_array_equal(np.array(got, np.float32), llm.embed(texts))
+        np.testing.assert_array_equal(np.array(got, np.float32), llm.embed(texts, truncate=9))
         assert verify(tmp_path / "out.manifest.json", llm=llm).differing == []
 
 
@@ -341,78 +231,47 @@ def test_openais_fields_mean_what_they_say():
             params(**bad)
 
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 400) | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-FIELDS = [
-    "prompt",
-    "messages",
-    "input",
-    "context",
-    "continuation",
-    "continuations",
-    "tools",
-    "tool_choice",
-    "chat_template_kwargs",
-    "pooling",
-    "normalize",
-    "encoding_format",
-    "max_tokens",
-    "temperature",
-    "stop",
-    "logit_bias",
-    "logprobs",
-    "top_logprobs",
-    "response_format",
-    "grammar",
-    "n",
-    "best_of",
-    "order",
-    "dry_breakers",
-    "banned_tokens",
-    "seed",
-    "stream",
-    "prompt_logprobs",
+GOOD = {
+    "generate": {"prompt": "One"},
+    "chat": {"messages": [{"role": "user", "content": "Hi"}], "chat_template": TEMPLATE},
+    "embed": {"input": "One"},
+    "score": {"context": "One", "continuation": " day"},
+}
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    3,
+    1e300,
+    -0.5,
+    "",
+    "x",
+    [],
+    {},
+    [None],
+    [[]],
+    [{}],
+    {"a": [1]},
+    [["x"], 1],
+    [1, "x"],
+    {"type": {}},
 ]
-
-
-@given(
-    kind=st.sampled_from(["generate", "chat", "embed", "score"]), body=st.dictionaries(st.sampled_from(FIELDS), values)
+FIELDS = (
+    "prompt messages input context continuation continuations tools tool_choice chat_template chat_template_kwargs",
+    "pooling normalize encoding_format truncate logprobs top_logprobs response_format grammar max_completion_tokens",
+    *SamplingParams.__dataclass_fields__,
 )
-def test_no_request_is_worse_than_refused(llm, kind, body):
-    body = {"chat_template": TEMPLATE, **body} if kind == "chat" else body
-    try:
-        Planner(llm, 0).plan(Ask("x", kind, body))
-    except OxjaxError:
-        pass
 
 
-def kill_minus_nine(tmp_path, lines, n_kills, seed):
-    """Run the command, kill it at random moments, run it again; the output of the last run."""
-    rng, command = random.Random(seed), [sys.executable, "-m", "oxjax", "batch"]
-    source, output = write(tmp_path, lines)
-    subprocess.run([*command, source, tmp_path / "calm.jsonl"], check=True, capture_output=True)
-    calm, n, killed = (tmp_path / "calm.jsonl").read_bytes(), 0, 0
-    size = len(calm)
-    while killed < n_kills:
-        process = subprocess.Popen([*command, source, output], stderr=subprocess.DEVNULL)
-        goal = rng.randint(0, size)  # bytes that are there when it dies
-        while process.poll() is None and (output.stat().st_size if output.exists() else 0) < goal:
-            time.sleep(0.001)
-        time.sleep(rng.random() * 0.02)
-        process.kill()
-        process.wait()
-        killed += 1
-        if output.stat().st_size == size if output.exists() else False:
-            n += 1
-            assert output.read_bytes() == calm
-            output.unlink()
-    subprocess.run([*command, source, output], check=True, capture_output=True)
-    assert output.read_bytes() == calm
-    return killed
-
-
-def test_kill_minus_nine(tmp_path):
-    kill_minus_nine(tmp_path, mixed(120), 2, seed=0)
+@pytest.mark.parametrize("kind", GOOD)
+def test_no_request_is_worse_than_refused(llm, kind):
+    planner = Planner(llm, 0)
+    assert planner.plan(Ask("x", kind, GOOD[kind])).n_tokens
+    messages = [[{"role": "user", "content": odd}] for odd in ODD] + [[{"role": odd}] for odd in ODD]
+    messages += [[{"role": "assistant", "tool_calls": odd}] for odd in ODD]
+    tools = [[{"type": "function", "function": odd}] for odd in ODD]
+    for field in " ".join(FIELDS).split():
+        for odd in [*ODD, *{"messages": messages, "tools": tools}.get(field, [])]:
+            with suppress(OxjaxError):
+                planner.plan(Ask("x", kind, GOOD[kind] | {field: odd}))

@@ -1,0 +1,153 @@
+"""What `LLM` has for vectors of texts, and for what a head makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from oxjax.config import ModelConfig
+from oxjax.engine.encoder import Encoder
+from oxjax.engine.engine import Engine
+from oxjax.engine.pooling import check_pooling, pool
+from oxjax.engine.rank import PairEncoder, read_rerank_template, score
+from oxjax.errors import EngineClosedError, InvalidRequestError, RequestError
+from oxjax.models.load import Model
+from oxjax.prompts import Prompt, as_list
+from oxjax.results import or_raise
+from oxjax.tokenizer import Tokenizer
+
+MAX_HIDDEN = 64  # texts whose hidden states are kept at a time
+
+
+class Embeddings:
+    """The part of `LLM` that embeds and reranks."""
+
+    model: Model | None
+    config: ModelConfig
+    tokenizer: Tokenizer
+    path: Path
+    max_rows: int
+    max_context: int
+    engine: cached_property[Engine]
+    _encode: Callable[..., list[int]]
+    _ids: Callable[[Any], list[int]]
+    _run: Callable[..., list[Any]]
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What runs the model if it is an encoder."""
+        if self.model is None:
+            raise EngineClosedError("this LLM was closed")
+        return Encoder(self.config, self.model.params, max_rows=self.max_rows, max_context=self.max_context)
+
+    def embed(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        pooling: str | None = None,
+        normalize: bool = True,
+        *,
+        truncate: int | None = None,
+    ) -> Float[np.ndarray, "n d_model"] | list[Float[np.ndarray, "T d_model"]]:
+        """Embeddings of texts, from the hidden states after the model's last norm. Any model has them.
+
+        Args:
+            texts: text, token ids, or a list of either. Text is tokenised with the model's special tokens, of which
+                an empty one consists.
+            pooling: "mean", "max", "cls" (the first token), "last", or "none" for a vector per token, special tokens
+                included. None takes what the file says, else "mean" for encoders and "last" for causal models.
+            normalize: divide every vector by its length.
+            truncate: keep no more than so many tokens of a text, the first ones and those that the tokenizer adds
+                after it; of ids the first ones. None refuses texts that are longer than `max_context`.
+
+        Returns:
+            float32 `[n, d_model]`, a row per text in order; with pooling "none" a list of `[T, d_model]`.
+
+        Raises:
+            InvalidRequestError: there is no such pooling, or `truncate` leaves nothing or too much.
+            RequestError: as for `generate`.
+        """
+        pooling = self.config.pooling if pooling is None else pooling
+        check_pooling(pooling)
+        self._check_truncate(truncate)
+        prompts = as_list(texts)
+        vectors = or_raise(self._pooled(prompts, lambda p: self._encode(p, truncate), pooling, normalize=normalize))
+        if pooling == "none":
+            return vectors
+        return np.stack(vectors) if vectors else np.zeros((0, self.config.d_model), np.float32)
+
+    def _check_truncate(self, truncate: int | None) -> None:
+        least = max(1, self.tokenizer.n_special)
+        if truncate is not None and not least <= truncate <= self.max_context:
+            raise InvalidRequestError(
+                f"truncate {truncate}: expected {least}, for the special tokens, to {self.max_context}, the context"
+            )
+
+    def rerank(self, query: Prompt, documents: Prompt | Sequence[Prompt]) -> Float[np.ndarray, " n"]:
+        """How well each document answers a query, by the head of a reranker (`cls.*` tensors).
+
+        Each document is read together with the query, in the file's `rerank` template or with the special tokens of
+        its vocabulary between them, as llama.cpp does. Control tokens that a text spells are read as text.
+
+        Args:
+            query: text or token ids.
+            documents: text, token ids, or a list of either; ids are without special tokens.
+
+        Returns:
+            float32 `[n]`, a score per document in order, higher for better ones: the first of the head's labels, as it
+            comes out of the head.
+
+        Raises:
+            InvalidRequestError: the model has no such head.
+            RequestError: as for `generate`.
+        """
+        if self.config.rank is None:
+            raise InvalidRequestError(f"{self.path}: there is no head that ranks (cls.*): compare embeddings instead")
+
+        def pair(document: Prompt) -> list[int]:
+            return self._pairs.encode(*(p if isinstance(p, str) else self._ids(p) for p in (query, document)))
+
+        found = self._pooled(as_list(documents), pair, self.config.rank.pooling, normalize=False)
+        rows = [row for row in found if not isinstance(row, RequestError)]
+        scores = iter(score(self.model.params.rank, rows, self.config))
+        found = [row if isinstance(row, RequestError) else next(scores)[0] for row in found]
+        return np.array(or_raise(found), np.float32)
+
+    @cached_property
+    def _pairs(self) -> PairEncoder:
+        return PairEncoder(self.tokenizer, read_rerank_template(self.path))
+
+    def _pooled(
+        self, prompts: list[Prompt], encode: Callable[[Prompt], list[int]], pooling: str, *, normalize: bool
+    ) -> list[np.ndarray | RequestError]:
+        """What pooling makes of the hidden states of each prompt, or why it makes nothing."""
+        found: list[np.ndarray | RequestError] = []
+        for start in range(0, len(prompts), MAX_HIDDEN):
+            for rows in self._hidden_states(prompts[start : start + MAX_HIDDEN], encode):
+                try:
+                    found.append(rows if isinstance(rows, RequestError) else pool(rows, pooling, normalize=normalize))
+                except RequestError as error:
+                    found.append(error)
+        return found
+
+    def _hidden_states(
+        self, prompts: list[Prompt], encode: Callable[[Prompt], list[int]]
+    ) -> list[np.ndarray | RequestError]:
+        """Float32 `[T, d_model]` of each prompt, or why there is none."""
+        if self.config.causal:
+            requests = self._run(lambda i: self.engine.hidden(encode(prompts[i])), len(prompts))
+            return [r if isinstance(r, RequestError) else np.concatenate(r.rows) for r in requests]
+        found: list[Any] = []
+        for prompt in prompts:
+            try:
+                ids = encode(prompt)
+                self.encoder.check(ids)
+                found.append(ids)
+            except RequestError as error:
+                found.append(error)
+        hidden = self.encoder.run([ids for ids in found if isinstance(ids, list)])
+        return [next(hidden) if isinstance(ids, list) else ids for ids in found]

@@ -1,0 +1,18 @@
+"""What a caller may give as a prompt, and as one or several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+Prompt = str | Sequence[int] | Int[np.ndarray, " _"]
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Prompts, of which one may have been given by itself."""
+    if isinstance(prompts, str) or getattr(prompts, "ndim", 2) == 1:
+        return [prompts]
+    prompts = list(prompts)  # one prompt of ids, or several of any kind
+    return [prompts] if prompts and isinstance(prompts[0], (int, np.integer)) else prompts
