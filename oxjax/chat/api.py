@@ -97,8 +97,9 @@ class Chats:
         if isinstance(template, str):
             template = ChatTemplate(template, **template_tokens(self.tokenizer))
         template = self.chat_template if template is None else template
-        session = Session(template, self.tokenizer, self._chunks, dialect)
-        return session.stream(messages, params or SamplingParams(), tools, max_rounds, tool_choice, **variables)
+        session = Session(template, self.tokenizer, dialect)
+        params = params or SamplingParams()
+        return session.stream(self._chunks, messages, params, tools, max_rounds, tool_choice, **variables)
 
     def _chunks(self, prompt: list[int], params: SamplingParams) -> Generator[Chunk, None, Result]:
         """The stream of a prompt, and then its result."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from oxjax.chat.cursor import delimiters
@@ -60,13 +61,27 @@ class ChatDelta(Delta):
     result: ChatResult | None = None
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A message that a model is to write.
+
+    Attributes:
+        ids: the prompt.
+        params: how.
+        parser: makes a parser of what it writes.
+    """
+
+    ids: list[int]
+    params: SamplingParams
+    parser: Callable[[], ChatParser]
+
+
 class Session:
     """What a model, its tokenizer and its template need to chat.
 
     Args:
         template: the model's.
         tokenizer: the model's.
-        generate: ids and parameters to chunks, and the round's result as the generator's value.
         dialect: what the model writes, a name of `DIALECTS` included; None is what the template shows.
 
     Raises:
@@ -77,7 +92,6 @@ class Session:
         self,
         template: ChatTemplate,
         tokenizer: Tokenizer,
-        generate: Generate,
         dialect: Dialect | str | None = None,
     ):
         # A model's template for tools shows what the other one may leave out.
@@ -85,12 +99,53 @@ class Session:
         if dialect is None:
             dialect = detect(source)
         self.dialect = named(dialect, source) if isinstance(dialect, str) else dialect
-        self.tokenizer, self._generate = tokenizer, generate
+        self.tokenizer = tokenizer
         self._prompter = Prompter(template, tokenizer, self.dialect)
         self._shown: dict[int, bool] = {}
 
+    def turn(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        params: SamplingParams,
+        schemas: Sequence[Mapping[str, Any]] = (),
+        tool_choice: str = "auto",
+        **variables: Any,
+    ) -> Turn:
+        """The next message of a conversation: what the model reads, and how its answer is read.
+
+        Args:
+            messages: see `LLM.chat`.
+            params: how to sample.
+            schemas: JSON schemas of the tools.
+            tool_choice: see `LLM.chat`.
+            variables: of the template.
+
+        Raises:
+            InvalidRequestError, ChatTemplateError: as for `LLM.chat`.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        _check(messages)
+        if tool_choice not in ("auto", "required"):
+            raise InvalidRequestError(f"tool_choice {tool_choice!r}: expected 'auto' or 'required'")
+        required = tool_choice == "required"
+        if required and (not schemas or params.grammar is not None):
+            raise InvalidRequestError("tool_choice 'required' wants tools, and no grammar of your own")
+        if schemas and not self.dialect.has_calls:
+            raise ChatTemplateError(
+                f"chat template {self._prompter.template.name!r} shows no format of calls that oxjax knows: name one "
+                "with dialect, or make one with Dialect.custom"
+            )
+        dialect = self.dialect if schemas else self.dialect.without_calls()
+        ids, text = self._prompter.prompt(list(messages), schemas, **variables)
+        n_calls = sum(len(m.get("tool_calls") or ()) for m in messages)
+        if required:
+            params = replace(params, grammar=Grammar.lark(call_grammar(dialect, schemas, self.tokenizer)))
+        return Turn(ids, params, partial(ChatParser, dialect, schemas, prompt=text, n_calls=n_calls))
+
     def stream(
         self,
+        generate: Generate,
         messages: str | Sequence[Mapping[str, Any]],
         params: SamplingParams,
         tools: Sequence[Tool] = (),
@@ -98,37 +153,26 @@ class Session:
         tool_choice: str = "auto",
         **variables: Any,
     ) -> Iterator[ChatDelta]:
-        """Continue a conversation; see `LLM.chat`."""
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        _check(messages)
+        """Continue a conversation; see `LLM.chat`.
+
+        Args:
+            generate: ids and parameters to chunks, and the round's result as the generator's value.
+            messages, params, tools, max_rounds, tool_choice, variables: see there.
+        """
         if max_rounds < 0:
             raise InvalidRequestError(f"max_rounds {max_rounds}: expected at least 0")
-        if tool_choice not in ("auto", "required"):
-            raise InvalidRequestError(f"tool_choice {tool_choice!r}: expected 'auto' or 'required'")
-        required = tool_choice == "required"
-        if required and (not tools or params.grammar is not None):
-            raise InvalidRequestError("tool_choice 'required' wants tools, and no grammar of your own")
-        if tools and not self.dialect.has_calls:
-            raise ChatTemplateError(
-                f"chat template {self._prompter.template.name!r} shows no format of calls that oxjax knows: name one "
-                "with dialect, or make one with Dialect.custom"
-            )
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
         dispatcher = ToolDispatcher(tool for tool in tools if callable(tool))
         declared = [tool for tool in tools if not callable(tool)]
         schemas, returned = [*dispatcher.schemas.values(), *declared], {function_of(t).get("name") for t in declared}
+        turn = self.turn(messages, params, schemas, tool_choice, **variables)
         if dispatcher.schemas and max_rounds:
             self._prompter.shape(schemas, **variables)  # better no call is run than one whose result cannot be told
-        dialect = self.dialect if tools else self.dialect.without_calls()
         conversation, results = [dict(m) for m in messages], []
         while True:
-            ids, text = self._prompter.prompt(conversation, schemas, **variables)
-            n_calls = sum(len(m.get("tool_calls") or ()) for m in conversation)
-            parser = ChatParser(dialect, schemas, prompt=text, n_calls=n_calls)
-            wanted = params
-            if required and not results:
-                wanted = replace(params, grammar=Grammar.lark(call_grammar(dialect, schemas, self.tokenizer)))
-            results.append((yield from self._round(ids, wanted, parser)))
+            parser = turn.parser()
+            results.append((yield from self.read(generate(turn.ids, turn.params), turn.params.stop, parser)))
             message = parser.message
             conversation.append(message.as_dict())
             runs = dispatcher.schemas and not {c.name for c in message.tool_calls} & returned
@@ -138,16 +182,25 @@ class Session:
                 answer = dispatcher.invoke(call)
                 conversation.append(answer.as_dict())
                 yield ChatDelta(tool_result=answer)
+            turn = self.turn(conversation, params, schemas, **variables)
         reason = "tool_calls" if message.tool_calls else results[-1].finish_reason
         yield ChatDelta(
             result=ChatResult(message.content, message.reasoning, message.tool_calls, conversation, results, reason)
         )
 
-    def _round(self, ids: list[int], params: SamplingParams, parser: ChatParser) -> Generator[ChatDelta, None, Any]:
-        """Generate one message; the value is the round's result."""
+    def read(
+        self, generated: Generator[Chunk, None, Any], stop: Sequence[str], parser: ChatParser
+    ) -> Generator[ChatDelta, None, Any]:
+        """Read a message as it is generated, and close the generator; the value is the generator's.
+
+        Args:
+            generated: chunks.
+            stop: texts that end the message.
+            parser: has the whole message at the end.
+        """
         detokenizer = self.tokenizer.detokenizer(continues=True)
-        stops, held = delimiters(*params.stop), ""
-        with closing(self._generate(ids, params)) as chunks:
+        stops, held = delimiters(*stop), ""
+        with closing(generated) as chunks:
             while True:
                 try:
                     chunk = next(chunks)

@@ -65,8 +65,8 @@ USER = [{"role": "user", "content": "Twice 21?"}]
 
 def run(tokenizer, *texts, messages=USER, tools=(), params=None, dialect=None, **options):
     script = Script(tokenizer, *texts)
-    session = Session(ChatTemplate(TEMPLATE), tokenizer, script, dialect)
-    deltas = list(session.stream(messages, params or SamplingParams(), tools, **options))
+    session = Session(ChatTemplate(TEMPLATE), tokenizer, dialect)
+    deltas = list(session.stream(script, messages, params or SamplingParams(), tools, **options))
     assert [d.result is not None for d in deltas] == [False] * (len(deltas) - 1) + [True]
     return script, deltas, deltas[-1].result
 
@@ -152,21 +152,21 @@ def test_a_dialect_of_ones_own(tokenizer):
 
 
 def test_what_cannot_be_chatted_says_why(tokenizer):
-    plain = Session(ChatTemplate("{{ messages[0].content }}"), tokenizer, Script(tokenizer, "x"))
+    plain, script = Session(ChatTemplate("{{ messages[0].content }}"), tokenizer), Script(tokenizer, "x")
     with pytest.raises(ChatTemplateError, match="shows no format of calls"):
-        next(plain.stream(USER, SamplingParams(), [double]))
+        next(plain.stream(script, USER, SamplingParams(), [double]))
     with pytest.raises(InvalidRequestError, match="conversation is empty"):
-        next(plain.stream([], SamplingParams()))
+        next(plain.stream(script, [], SamplingParams()))
     with pytest.raises(InvalidRequestError, match="max_rounds -1"):
-        next(plain.stream(USER, SamplingParams(), max_rounds=-1))
+        next(plain.stream(script, USER, SamplingParams(), max_rounds=-1))
     with pytest.raises(ToolError, match="no name"):
         run(tokenizer, "x", tools=[lambda: 1])
     script = Script(tokenizer, ASK)
-    deaf = Session(ChatTemplate("{{ messages[0].content }}"), tokenizer, script, "hermes")
+    deaf = Session(ChatTemplate("{{ messages[0].content }}"), tokenizer, "hermes")
     with pytest.raises(ChatTemplateError, match="does not show calls"):
-        list(deaf.stream(USER, SamplingParams(), [double]))
+        list(deaf.stream(script, USER, SamplingParams(), [double]))
     assert script.prompts == []  # no call was made, let alone run
-    assert list(deaf.stream(USER, SamplingParams(), [double], max_rounds=0))[-1].result.tool_calls
+    assert list(deaf.stream(script, USER, SamplingParams(), [double], max_rounds=0))[-1].result.tool_calls
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_tokens_of_a_real_vocabulary(data):
         yield from chunks
         return SimpleNamespace(finish_reason=chunks[-1].finish_reason)
 
-    session = Session(published("google-gemma-4-31B-it"), tokenizer, generate)
-    *deltas, last = session.stream("Twice 21?", SamplingParams(), [double], enable_thinking=True)
+    session = Session(published("google-gemma-4-31B-it"), tokenizer)
+    *deltas, last = session.stream(generate, "Twice 21?", SamplingParams(), [double], enable_thinking=True)
     assert [d.tool_result.content for d in deltas if d.tool_result] == ["42"]
     assert "".join(d.reasoning for d in deltas) == "Hm"
     assert (last.result.content, last.result.finish_reason) == ("It is 42.", "stop")
