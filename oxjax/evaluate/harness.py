@@ -18,6 +18,7 @@ import jax
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from lm_eval.utils import warning_once
 from tqdm import tqdm
 
 import oxjax
@@ -37,7 +38,7 @@ _SAMPLING = {f.name for f in fields(SamplingParams)} - {
     *("max_tokens", "stop", "stop_token_ids", "seed", "temperature", "grammar"),
     *("n", "best_of", "logprobs", "logprobs_of", "prompt_logprobs"),
 }
-_PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+_PENALTIES = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
 _END = "\ufdd0"  # never a character of a text (Unicode 23.7); here the end of an answer that goes on
 
 
@@ -208,7 +209,7 @@ class OxjaxLM(LM):
                 f"generation arguments {', '.join(sorted(unknown))}: expected some of do_sample, max_gen_toks, seed, "
                 f"temperature, until, {', '.join(sorted(_SAMPLING))}"
             )
-        if any(name in given for name in _PENALTIES):
+        if any(given.get(name, neutral) != neutral for name, neutral in _PENALTIES.items()):
             given.setdefault("penalty_window", None)
         tokenizer = self.llm.tokenizer
         # Control tokens have no text in an output.
@@ -262,7 +263,9 @@ class OxjaxLM(LM):
             if len(others) == len(chat_history):
                 raise
             text = self._render(others, add_generation_prompt)
-            logger.warning("the chat template refused a conversation, and got it without system messages: %s", error)
+            warning_once(
+                logger, f"the chat template refused a conversation, and got it without its system messages: {error}"
+            )
             return text
 
     def _render(self, history: Sequence[Mapping[str, Any]], opens_answer: bool) -> str:
@@ -271,12 +274,10 @@ class OxjaxLM(LM):
             return template.render(history, **self._variables)
         *before, last = history
         marked = {**last, "content": last["content"] + _END}
-        text, end, _ = template.render([*before, marked], add_generation_prompt=False, **self._variables).rpartition(
-            _END
-        )
-        if not end:
+        text = template.render([*before, marked], add_generation_prompt=False, **self._variables)
+        if _END not in text:
             raise ChatTemplateError(f"chat template {template.name!r} does not show the answer that is to go on")
-        return text
+        return text.rpartition(_END)[0]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The file's default template, for the harness's records; None if it is not wanted.

@@ -16,9 +16,9 @@ if not os.environ.get("CI"):  # which must have it
     pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install .[lm-eval])")
 
 import datasets
-import lm_eval
+from harness_tasks import CHAT, CHOICES, TEXTS, evaluate, write_tasks
 from lm_eval.api.instance import Instance
-from lm_eval.tasks import TaskManager
+from lm_eval.api.registry import get_model
 from oracle import LlamaCpp
 from rewrite import rewrite
 
@@ -26,28 +26,8 @@ from oxjax import cli
 from oxjax.errors import ChatTemplateError, InvalidRequestError, OxjaxError, RequestTooLargeError
 from oxjax.evaluate.harness import OxjaxLM
 
-# Sums of up to 300 log-probabilities, from float32 logits on both sides; a token's differ by up to 1e-5.
-ATOL = 1e-3
-
-CHOICES = [
-    ("Once upon a time,", ["there was a little girl", "fish the blue of"], 0),
-    ("Lily went to the", ["park", "under", "swam"], 0),
-    ("The dog was very", ["table", "happy"], 1),
-    ("Tom had a red", ["ball.", "sky and he ate the moon."], 1),
-    ("She wanted to play with", ["sleep", "her friends", "it"], 2),
-    ("He said, ", ['"I\'m sorry, Lily."', "zebra"], 0),  # the space in front goes to the choice
-    ("The sun is", ["hot", "sunny day to"], 0),
-    ("Lily and her mom went", ["to the store.", "home"], 1),
-]
-TEXTS = [
-    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.",
-    "The café was closed — nobody knew why.\n\n  Two   spaces, and a tab\there.",
-    "dog",
-]
-CHAT = (
-    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
+# Sums of up to 60 log-probabilities, from float32 logits on both sides. Measured: 2e-5.
+ATOL = 2e-4
 
 
 @pytest.fixture(scope="module")
@@ -79,78 +59,7 @@ def offline(monkeypatch):
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory, data):
-    """A folder with tasks and their documents."""
-    folder = tmp_path_factory.mktemp("tasks")
-    greedy = json.loads((data / "models" / "stories260K" / "greedy.json").read_text())
-    answers = [g["text"].split(".")[0] for g in greedy]
-    answers[1:2] = ["something else"]
-    write(
-        folder,
-        "choice",
-        [{"question": q, "choices": c, "label": i} for q, c, i in CHOICES],
-        "output_type: multiple_choice",
-        'doc_to_text: "{{question}}"',
-        'doc_to_choice: "{{choices}}"',
-        "doc_to_target: label",
-        "metric_list: [{metric: acc}, {metric: acc_norm}]",
-        "fewshot_config: {sampler: first_n}",
-        "fewshot_split: test",
-    )
-    write(
-        folder,
-        "rolling",
-        [{"text": text} for text in TEXTS],
-        "output_type: loglikelihood_rolling",
-        'doc_to_text: ""',
-        'doc_to_target: "{{text}}"',
-        "metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]",
-    )
-    write(
-        folder,
-        "generate",
-        [{"prompt": g["prompt"], "answer": answer} for g, answer in zip(greedy, answers, strict=True)],
-        "output_type: generate_until",
-        'doc_to_text: "{{prompt}}"',
-        'doc_to_target: "{{answer}}"',
-        'generation_kwargs: {until: ["."], max_gen_toks: 64, do_sample: false, temperature: 0.0, num_beams: 1}',
-        "metric_list: [{metric: exact_match}]",
-    )
-    write(
-        folder,
-        "prefixed",
-        [{"question": q, "choices": c, "label": i} for q, c, i in CHOICES],
-        "output_type: multiple_choice",
-        'doc_to_text: "{{question}}"',
-        'doc_to_choice: "{{choices}}"',
-        "doc_to_target: label",
-        'gen_prefix: "I say"',
-        "metric_list: [{metric: acc}]",
-    )
-    return folder
-
-
-def write(folder, name, documents, *lines):
-    (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, documents)))
-    common = (
-        f"task: oxjax_{name}",
-        "dataset_path: json",
-        f"dataset_kwargs: {{data_files: {{test: {folder}/{name}.jsonl}}, cache_dir: {folder}/cache}}",
-        "test_split: test",
-    )
-    (folder / f"{name}.yaml").write_text("\n".join(common + lines) + "\n")
-
-
-def evaluate(tasks, names, model="oxjax", **options):
-    """Results and samples by task; answers are in the order of documents."""
-    found = lm_eval.simple_evaluate(
-        model,
-        tasks=[f"oxjax_{name}" for name in names],
-        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
-        bootstrap_iters=0,
-        **options,
-    )
-    samples = {name: sorted(found["samples"][f"oxjax_{name}"], key=lambda s: s["doc_id"]) for name in names}
-    return {name: found["results"][f"oxjax_{name}"] for name in names}, samples, found["config"]
+    return write_tasks(tmp_path_factory.mktemp("tasks"), data)
 
 
 def instances(kind, *arguments):
@@ -221,11 +130,12 @@ def test_generation(tasks, path, data):
     assert 0 < n_right < len(greedy)
 
 
-def test_answers_do_not_depend_on_the_batch(tasks, path):
-    """To the last bit: on its size, the other requests, their order."""
+def test_answers_do_not_depend_on_the_batch(tasks, path, lm):
+    """To the last bit."""
     names, seen = ["choice", "rolling"], []
-    for batch_size in (1, 3, "auto", "auto:2"):
-        _, samples, _ = evaluate(tasks, names, model_args={"model": str(path)}, batch_size=batch_size)
+    model = {"model_args": {"model": str(path)}}
+    for options in ({"model": lm}, {"batch_size": 1, **model}, {"batch_size": "auto:2", "limit": 8, **model}):
+        _, samples, _ = evaluate(tasks, names, **options)
         seen.append([sample["resps"] for name in names for sample in samples[name]])
     assert all(answers == seen[0] for answers in seen)
 
@@ -348,6 +258,7 @@ def test_draws(lm):
     assert lm._sampling_params({"do_sample": True}).temperature == 1.0
     assert lm._sampling_params({"temperature": 0.7, "do_sample": False}).temperature == 0.0
     assert lm._sampling_params({"repetition_penalty": 1.2}).penalty_window is None
+    assert lm._sampling_params({"repetition_penalty": 1.0}).penalty_window == 64  # as without
 
 
 @pytest.mark.parametrize(
@@ -443,7 +354,7 @@ def test_a_template_that_refuses_system_messages(path, tmp_path, caplog):
     changed = rewrite(path, tmp_path / "a.gguf", gguf.GGMLQuantizationType.F32, chat_template=source)
     lm, user = OxjaxLM(changed, enable_thinking=True), {"role": "user", "content": "Hi"}
     assert lm.apply_chat_template([{"role": "system", "content": "Be kind."}, user]) == "Hi|True"
-    assert "without system messages: chat template 'default', line 1: No!" in caplog.text
+    assert "without its system messages: chat template 'default', line 1: No!" in caplog.text
     assert lm.apply_chat_template([user, user], add_generation_prompt=False) == "Hi|Hi"
 
 
@@ -473,4 +384,4 @@ def test_the_command_without_the_harness(monkeypatch, capsys):
 def test_the_entry_point():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["lm_eval.models"] == {"oxjax": f"{OxjaxLM.__module__}:{OxjaxLM.__name__}"}
-    assert lm_eval.api.registry.get_model("oxjax") is OxjaxLM
+    assert get_model("oxjax") is OxjaxLM
