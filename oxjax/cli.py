@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,7 @@ ParamOption = Annotated[
 PromptArgument = Annotated[str | None, typer.Argument(help="Text; '-' reads standard input.", show_default=False)]
 
 _DEMO_PROMPT = "Once upon a time"
+_LINES = 64  # of standard input that are embedded together
 
 
 def main() -> None:
@@ -279,6 +281,9 @@ def embed(
     model: ModelOption = None,
     pooling: Annotated[str | None, typer.Option(help="mean, max, cls, last or none. Default: the file's.")] = None,
     normalize: Annotated[bool, typer.Option(help="Divide every vector by its length.")] = True,
+    truncate: Annotated[
+        int | None, typer.Option(help="Keep this many tokens of longer texts. Default: refuse.")
+    ] = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
     activations: ActivationsOption = "int8",
@@ -287,7 +292,7 @@ def embed(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text.")] = False,
 ) -> None:
     """Print the embedding of a text, or of each line of standard input ('-')."""
-    texts = _text(text).splitlines() if text == "-" else [_text(text)]
+    texts = (line.rstrip("\n") for line in sys.stdin) if text == "-" else iter([_text(text)])
     llm = _load(
         model,
         dtype=dtype,
@@ -297,12 +302,13 @@ def embed(
         fast=fast,
     )
     with llm:
-        for line, vectors in zip(texts, llm.embed(texts, pooling, normalize), strict=True):
-            if as_json:
-                print(json.dumps({"text": line, "embedding": vectors.tolist()}, ensure_ascii=False))
-            else:
-                for vector in vectors.reshape(-1, vectors.shape[-1]):
-                    print(" ".join(f"{x:.8g}" for x in vector))
+        while block := list(islice(texts, _LINES)):
+            for line, vectors in zip(block, llm.embed(block, pooling, normalize, truncate=truncate), strict=True):
+                if as_json:
+                    print(json.dumps({"text": line, "embedding": vectors.tolist()}, ensure_ascii=False))
+                else:
+                    for vector in vectors.reshape(-1, vectors.shape[-1]):
+                        print(" ".join(f"{x:.8g}" for x in vector))
 
 
 @app.command()

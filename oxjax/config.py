@@ -182,6 +182,23 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class RankSpec:
+    """A head that scores how well a document answers a query: its static facts.
+
+    Attributes:
+        n_labels: scores that it gives; the first one ranks.
+        pooling: what hidden state it reads, "cls", "mean" or "last".
+        activation: after its dense map, a key of `layers.mlp.ACTIVATIONS`.
+        softmax: the scores are probabilities.
+    """
+
+    n_labels: int
+    pooling: str
+    activation: str
+    softmax: bool = False
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The architecture of one file and how it is computed.
 
@@ -205,6 +222,7 @@ class ModelConfig:
         exact: bits of a row do not depend on batch, chunking or padding.
         causal: positions see those before them; otherwise whole texts are encoded, and nothing is generated.
         pooling: how a text's hidden states become its embedding unless a call says; a value of `POOLINGS`.
+        rank: the head that ranks documents; None where the file has none.
     """
 
     architecture: str
@@ -226,6 +244,7 @@ class ModelConfig:
     exact: bool = True
     causal: bool = True
     pooling: str = "last"
+    rank: RankSpec | None = None
 
     @property
     def mixers(self) -> tuple[MixerSpec, ...]:

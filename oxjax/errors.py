@@ -149,5 +149,9 @@ class SnapshotMismatchError(SnapshotError):
         )
 
 
+class BatchError(OxjaxError):
+    """A run over a file of requests cannot begin, go on or be checked; results that are there stay as they are."""
+
+
 class EngineClosedError(OxjaxError):
     """The engine was closed; build a new `LLM`."""

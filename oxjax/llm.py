@@ -21,6 +21,7 @@ from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
 from oxjax.engine.pooling import check_pooling, pool
+from oxjax.engine.rank import PairEncoder, read_rerank_template, score
 from oxjax.engine.request import Request
 from oxjax.engine.snapshot import save
 from oxjax.errors import (
@@ -42,6 +43,7 @@ Prompt = str | Sequence[int] | Int[np.ndarray, " _"]
 
 PAGE_SIZE = 16
 MAX_ROWS = 256  # a step's row budget: larger prefills faster, smaller lets decodes wait less
+MAX_HIDDEN = 64  # texts whose hidden states are kept at a time
 DEFAULT_CONTEXT = 4096
 MAX_CHECKPOINTS, CHECKPOINT_SHARE = 1024, 4  # recurrent states kept for reuse, in a quarter of what pages may take
 
@@ -89,9 +91,9 @@ class LLM(Chats, Scores):
         enable_compilation_cache()
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        self._path = Path(embedded_model() if model is None else resolve(model))
+        self.path = Path(embedded_model() if model is None else resolve(model))
         self.model: Model | None = load(
-            self._path,
+            self.path,
             dtype=dtype,
             weights=weights,
             activations=activations,
@@ -103,6 +105,14 @@ class LLM(Chats, Scores):
         self.config = self.model.config
         self.tokenizer: Tokenizer = self.model.tokenizer
         self.max_batch = max_batch
+        self.options = {
+            "exact": exact,
+            "dtype": dtype,
+            "weights": weights,
+            "activations": activations,
+            "quantize": quantize,
+            "max_context": max_context,
+        }
         self.max_context = min(self.config.context_length, DEFAULT_CONTEXT) if max_context is None else max_context
 
     @cached_property
@@ -235,7 +245,7 @@ class LLM(Chats, Scores):
             if request.error is not None:
                 raise request.error
         finally:
-            if not request.done:
+            if not request.done and self.model is not None:
                 self.engine.cancel(request)
 
     def logits(self, prompts: Prompt | Sequence[Prompt]) -> list[Float[np.ndarray, "T vocab"]]:
@@ -259,47 +269,102 @@ class LLM(Chats, Scores):
         return Encoder(self.config, self.model.params, max_rows=MAX_ROWS, max_context=self.max_context)
 
     def embed(
-        self, texts: Prompt | Sequence[Prompt], pooling: str | None = None, normalize: bool = True
+        self,
+        texts: Prompt | Sequence[Prompt],
+        pooling: str | None = None,
+        normalize: bool = True,
+        *,
+        truncate: int | None = None,
     ) -> Float[np.ndarray, "n d_model"] | list[Float[np.ndarray, "T d_model"]]:
         """Embeddings of texts, from the hidden states after the model's last norm. Any model has them.
 
         Args:
-            texts: text, token ids, or a list of either. Text is tokenised with the model's special tokens.
+            texts: text, token ids, or a list of either. Text is tokenised with the model's special tokens, of which
+                an empty one consists.
             pooling: "mean", "max", "cls" (the first token), "last", or "none" for a vector per token, special tokens
                 included. None takes what the file says, else "mean" for encoders and "last" for causal models.
             normalize: divide every vector by its length.
+            truncate: keep no more than so many tokens of a text, the first ones and those that the tokenizer adds
+                after it; of ids the first ones. None refuses texts that are longer than `max_context`.
 
         Returns:
             float32 `[n, d_model]`, a row per text in order; with pooling "none" a list of `[T, d_model]`.
 
         Raises:
-            InvalidRequestError: there is no such pooling.
+            InvalidRequestError: there is no such pooling, or `truncate` leaves nothing or too much.
             RequestError: as for `generate`.
         """
         pooling = self.config.pooling if pooling is None else pooling
         check_pooling(pooling)
+        least = max(1, self.tokenizer.n_special)
+        if truncate is not None and not least <= truncate <= self.max_context:
+            raise InvalidRequestError(
+                f"truncate {truncate}: expected {least}, for the special tokens, to {self.max_context}, the context"
+            )
         prompts = _as_list(texts)
-        found = self._hidden_states(prompts)
-        for i, rows in enumerate(found):
-            if not isinstance(rows, RequestError):
-                try:
-                    found[i] = pool(rows, pooling, normalize=normalize)
-                except RequestError as error:
-                    found[i] = error
-        vectors = or_raise(found)
+        vectors = or_raise(self._pooled(prompts, lambda p: self._encode(p, truncate), pooling, normalize=normalize))
         if pooling == "none":
             return vectors
         return np.stack(vectors) if vectors else np.zeros((0, self.config.d_model), np.float32)
 
-    def _hidden_states(self, prompts: list[Prompt]) -> list[np.ndarray | RequestError]:
+    def rerank(self, query: Prompt, documents: Prompt | Sequence[Prompt]) -> Float[np.ndarray, " n"]:
+        """How well each document answers a query, by the head of a reranker (`cls.*` tensors).
+
+        Each document is read together with the query, in the file's `rerank` template or with the special tokens of
+        its vocabulary between them, as llama.cpp does. Control tokens that a text spells are read as text.
+
+        Args:
+            query: text or token ids.
+            documents: text, token ids, or a list of either; ids are without special tokens.
+
+        Returns:
+            float32 `[n]`, a score per document in order, higher for better ones: the first of the head's labels, as it
+            comes out of the head.
+
+        Raises:
+            InvalidRequestError: the model has no such head.
+            RequestError: as for `generate`.
+        """
+        if self.config.rank is None:
+            raise InvalidRequestError(f"{self._path}: there is no head that ranks (cls.*): compare embeddings instead")
+
+        def pair(document: Prompt) -> list[int]:
+            return self._pairs.encode(*(p if isinstance(p, str) else self._ids(p) for p in (query, document)))
+
+        found = self._pooled(_as_list(documents), pair, self.config.rank.pooling, normalize=False)
+        rows = [row for row in found if not isinstance(row, RequestError)]
+        scores = iter(score(self.model.params.rank, rows, self.config))
+        found = [row if isinstance(row, RequestError) else next(scores)[0] for row in found]
+        return np.array(or_raise(found), np.float32)
+
+    @cached_property
+    def _pairs(self) -> PairEncoder:
+        return PairEncoder(self.tokenizer, read_rerank_template(self._path))
+
+    def _pooled(
+        self, prompts: list[Prompt], encode: Callable[[Prompt], list[int]], pooling: str, *, normalize: bool
+    ) -> list[np.ndarray | RequestError]:
+        """What pooling makes of the hidden states of each prompt, or why it makes nothing."""
+        found: list[np.ndarray | RequestError] = []
+        for start in range(0, len(prompts), MAX_HIDDEN):
+            for rows in self._hidden_states(prompts[start : start + MAX_HIDDEN], encode):
+                try:
+                    found.append(rows if isinstance(rows, RequestError) else pool(rows, pooling, normalize=normalize))
+                except RequestError as error:
+                    found.append(error)
+        return found
+
+    def _hidden_states(
+        self, prompts: list[Prompt], encode: Callable[[Prompt], list[int]]
+    ) -> list[np.ndarray | RequestError]:
         """Float32 `[T, d_model]` of each prompt, or why there is none."""
         if self.config.causal:
-            requests = self._run(lambda i: self.engine.hidden(self._encode(prompts[i])), len(prompts))
+            requests = self._run(lambda i: self.engine.hidden(encode(prompts[i])), len(prompts))
             return [r if isinstance(r, RequestError) else np.concatenate(r.rows) for r in requests]
         found: list[Any] = []
         for prompt in prompts:
             try:
-                ids = self._encode(prompt)
+                ids = encode(prompt)
                 self.encoder.check(ids)
                 found.append(ids)
             except RequestError as error:
@@ -339,22 +404,24 @@ class LLM(Chats, Scores):
                 width, and its width more for each token that ends texts but the first.
             prompt_logprobs: also for requests with up to this many `SamplingParams.prompt_logprobs`.
             logits: also for `logits`.
-            embeddings: also for `embed`, which is all that an encoder has.
+            embeddings: also for `embed` and `rerank`, which are all that an encoder has.
             named_tokens: also for requests whose parameters name this many tokens in biases, bans and the ends that
                 `min_tokens` puts off, with those that DRY finds repeating; without it for 16.
             penalty_window: also for penalties that look at up to this many tokens; without it for 64.
         """
-        if not self.config.causal:
+        if self.config.causal:
+            self.engine.runner.warm_up(
+                n_top=logprobs,
+                n_edits=named_tokens,
+                n_recent=penalty_window,
+                all_logits=logits,
+                hidden=embeddings,
+                n_scored=prompt_logprobs,
+            )
+        else:
             self.encoder.warm_up()
-            return
-        self.engine.runner.warm_up(
-            n_top=logprobs,
-            n_edits=named_tokens,
-            n_recent=penalty_window,
-            all_logits=logits,
-            hidden=embeddings,
-            n_scored=prompt_logprobs,
-        )
+        if self.config.rank is not None:
+            score(self.model.params.rank, [np.zeros(self.config.d_model, np.float32)], self.config)
 
     def metrics(self) -> Metrics:
         """What the engine has done so far, and how full it is."""
@@ -363,8 +430,12 @@ class LLM(Chats, Scores):
     def close(self) -> None:
         """Let go of parameters and pages. Further calls raise EngineClosedError; closing twice is fine."""
         self.model = None
-        self.__dict__.pop("engine", None)
-        self.__dict__.pop("encoder", None)
+        engine, encoder = (self.__dict__.pop(name, None) for name in ("engine", "encoder"))
+        # Those that hold arrays may be held themselves, by a request, a stream or the traceback of an error.
+        if engine is not None:
+            engine.runner.params = engine.runner.state = None
+        if encoder is not None:
+            encoder.params = None
 
     def __enter__(self) -> LLM:
         return self
@@ -372,16 +443,19 @@ class LLM(Chats, Scores):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: Prompt, max_length: int | None = None) -> list[int]:
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
+            ids = self.tokenizer.encode(prompt, max_length=max_length)
         else:
-            ids = [int(i) for i in prompt]
-            vocab = self.config.vocab_size
-            if wrong := [i for i in ids if not 0 <= i < vocab]:
-                raise InvalidRequestError(f"token id {wrong[0]} is outside the vocabulary of {vocab}")
+            ids = self._ids(prompt)[:max_length]
         if not ids:
             raise InvalidRequestError("the prompt is empty, and the model has no token to begin with")
+        return ids
+
+    def _ids(self, prompt: Sequence[int] | Int[np.ndarray, " _"]) -> list[int]:
+        ids, vocab = [int(i) for i in prompt], self.config.vocab_size
+        if wrong := [i for i in ids if not 0 <= i < vocab]:
+            raise InvalidRequestError(f"token id {wrong[0]} is outside the vocabulary of {vocab}")
         return ids
 
     def _run(

@@ -108,6 +108,11 @@ class LlamaCpp:
         shape, data = self._ask("embeddings", list(ids), ["none", "mean", "cls", "last"].index(pooling))
         return np.frombuffer(base64.b64decode(data), np.float32).reshape(shape)
 
+    def scores(self, ids: list[int]) -> np.ndarray:
+        """What the head that ranks makes of a pair, float32 [labels]."""
+        shape, data = self._ask("scores", list(ids))
+        return np.frombuffer(base64.b64decode(data), np.float32).reshape(shape)
+
 
 def _start() -> subprocess.Popen:
     return subprocess.Popen(
@@ -212,6 +217,11 @@ class _Worker:
             return self._answer(context, np.ctypeslib.as_array(lib.llama_get_embeddings_seq(context, 0), width))
         rows = [np.ctypeslib.as_array(lib.llama_get_embeddings_ith(context, i), width) for i in range(n)]
         return self._answer(context, np.stack(rows))
+
+    def scores(self, ids: list[int]) -> tuple[list[int], str]:
+        context = self._run(ids, embeddings=True, pooling_type=4)
+        shape = (self.lib.llama_model_n_cls_out(self.model),)
+        return self._answer(context, np.ctypeslib.as_array(self.lib.llama_get_embeddings_seq(context, 0), shape))
 
     def _run(self, ids: list[int], **options: object):
         """A context after one batch of these tokens."""

@@ -159,6 +159,9 @@ def test_embed_prints_a_vector_per_line_of_input(data):
     np.testing.assert_allclose([f["embedding"] for f in found], [c["embedding"] for c in cases], rtol=0, atol=1.5e-4)
     bare = oxjax("embed", *how, cases[0]["text"]).stdout
     np.testing.assert_allclose([float(x) for x in bare.split()], found[0]["embedding"], rtol=1e-6)
+    many = oxjax("embed", *how, "--truncate", 4, "-", input="a panda of China\nthe dog\n\n" * 50).stdout.splitlines()
+    assert len(many) == 150
+    assert len(set(many)) == 3
 
 
 def test_languages_and_beams(tmp_path):

@@ -6,6 +6,7 @@ import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from oxjax import LLM, SamplingParams
 from oxjax.assets import embedded_model
@@ -191,6 +192,51 @@ def test_unknown_poolings_are_refused(llm, pooling):
 def test_a_text_may_fill_the_context(encoder):
     assert encoder.max_context == 512
     assert encoder.embed([list(range(1000, 1512))]).shape == (1, 384)
+
+
+def bert_tokenizer(llm):
+    """What sentence-transformers has for the model: BERT's tokenizer, of the `tokenizers` package."""
+    texts = [llm.tokenizer.token_text(i) for i in range(llm.tokenizer.vocab_size)]
+    known = {
+        t.removeprefix("▁") if t.startswith("▁") or t.startswith("[") else f"##{t}": i for i, t in enumerate(texts)
+    }
+    made = Tokenizer(models.WordPiece(known, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    ends = [("[CLS]", llm.tokenizer.bos_id), ("[SEP]", llm.tokenizer.sep_id)]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return made
+
+
+def test_long_texts_are_cut_as_sentence_transformers_cuts_them(encoder, cases):
+    theirs, texts = bert_tokenizer(encoder), [c["text"] for c in cases] + ["a panda " * 2000, ""]
+    for n in (2, 3, 8, 512):
+        theirs.enable_truncation(n)
+        ids = [theirs.encode(t).ids for t in texts]
+        assert max(map(len, ids)) == n
+        np.testing.assert_array_equal(encoder.embed(texts, truncate=n), encoder.embed(ids))
+
+
+def test_cutting(llm):
+    """Ids are cut as they are; texts that are short enough stay; what is not cut is refused."""
+    ids, long = llm.tokenizer.encode("The dog"), "The dog " * 2000
+    assert [len(t) for t in llm.embed([long, "The dog", ids * 20], "none", truncate=9)] == [9, len(ids), 9]
+    np.testing.assert_array_equal(llm.embed([ids * 20], truncate=9), llm.embed([(ids * 20)[:9]]))
+    np.testing.assert_array_equal(llm.embed("The dog", truncate=llm.max_context), llm.embed("The dog"))
+    with pytest.raises(RequestTooLargeError) as caught:
+        llm.embed(["The dog", long])
+    assert caught.value.index == 1
+    for n in (-1, 0, llm.max_context + 1):
+        with pytest.raises(InvalidRequestError, match=rf"truncate {n}: expected \d, .* to {llm.max_context}"):
+            llm.embed("The dog", truncate=n)
+
+
+def test_an_empty_text_is_its_special_tokens(llm, monkeypatch):
+    ids = llm.tokenizer.encode("")
+    assert ids == [i for i in (llm.tokenizer.bos_id, llm.tokenizer.sep_id) if i is not None]
+    np.testing.assert_array_equal(llm.embed(["", "The dog"])[0], llm.embed([ids])[0])
+    monkeypatch.setattr(llm.tokenizer, "encode", lambda text, max_length: [])  # of a vocabulary that adds none
+    with pytest.raises(InvalidRequestError, match="the prompt is empty"):
+        llm.embed("")
 
 
 def test_an_encoder_generates_nothing(encoder):

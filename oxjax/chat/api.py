@@ -22,7 +22,7 @@ class Chats:
     """The part of `LLM` that goes through chat templates."""
 
     tokenizer: Tokenizer
-    _path: Path
+    path: Path
     _start: Callable[[list[int], SamplingParams], Request]
     _stream: Callable[[Request, None], Iterator[Chunk]]
 
@@ -33,7 +33,7 @@ class Chats:
         Raises:
             ChatTemplateError: it has none.
         """
-        return read_template(self._path, self.tokenizer)
+        return read_template(self.path, self.tokenizer)
 
     def chat(
         self,

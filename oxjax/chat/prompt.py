@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from oxjax.errors import ChatTemplateError
 from oxjax.gguf import GGUFFile
 from oxjax.tokenizer import Tokenizer
 from oxjax.tokenizer.chat import ChatTemplate
+from oxjax.tokenizer.guard import Guard
 
-_GUARD = "\ufdd0"  # never a character of a text (Unicode 23.7); here a place where no special token may lie
 _VALUES = ("first_value", "second_value")
 _FIXED = ("role", "type", "id", "tool_call_id")  # fields of messages that programs write
 
@@ -71,8 +70,7 @@ class Prompter:
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, dialect: Dialect):
         self.template, self.tokenizer, self.dialect = template, tokenizer, dialect
         tags = {tag for pair in dialect.reasoning for tag in pair}  # templates look for these in old messages
-        control = (t for t in tokenizer.control_texts if len(t) > 1 and t not in tags)
-        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+        self._guard = Guard(tokenizer, allowed=tags)
         self._shape: Shape | None = None
 
     def prompt(
@@ -93,11 +91,11 @@ class Prompter:
             messages = [_with_thinking(m) for m in messages]
         messages = [{k: v if k in _FIXED else self._guarded(v) for k, v in m.items()} for m in messages]
         text = self.template.render(messages, tools=self._guarded(list(tools)) or None, **variables)
-        ids = [i for part in text.split(_GUARD) for i in self.tokenizer.encode(part, add_special=False)]
+        ids = self._guard.encode(text)
         bos = self.tokenizer.bos_id
         if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)
-        return ids, text.replace(_GUARD, "")
+        return ids, self._guard.plain(text)
 
     def shape(self, tools: Sequence[Mapping[str, Any]], **variables: Any) -> Shape:
         """How the template wants messages with calls; found out once, on a conversation made for that.
@@ -114,7 +112,7 @@ class Prompter:
     def _guarded(self, value: Any) -> Any:
         """The same value, with a guard in every special token that its texts spell."""
         if isinstance(value, str):
-            return self._control.sub(lambda m: m[0][0] + _GUARD + m[0][1:], value.replace(_GUARD, ""))
+            return self._guard.protect(value)
         if isinstance(value, Mapping):
             return {self._guarded(k): v if k in _FIXED else self._guarded(v) for k, v in value.items()}
         return [self._guarded(v) for v in value] if isinstance(value, (list, tuple)) else value

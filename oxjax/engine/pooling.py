@@ -23,7 +23,8 @@ def check_pooling(pooling: str) -> None:
         InvalidRequestError: it is not one.
     """
     if pooling not in _POOL:
-        raise InvalidRequestError(f"pooling {pooling!r}: expected one of {', '.join(_POOL)}")
+        hint = ", which is for pairs of texts, see rerank" if pooling == "rank" else ""
+        raise InvalidRequestError(f"pooling {pooling!r}{hint}: expected one of {', '.join(_POOL)}")
 
 
 def pool(rows: Float[np.ndarray, "T d_model"], pooling: str, *, normalize: bool) -> Float[np.ndarray, "*T d_model"]:

@@ -23,6 +23,7 @@ from oxjax.models.layers.context import Angles, Context
 from oxjax.models.layers.linear import Linear, linear, lookup, tied_logits
 from oxjax.models.layers.norms import Norm, norm
 from oxjax.models.layers.rope import rope_angles
+from oxjax.models.rank import RankHead
 
 LayerState = tuple[KVPages | LatentPages | RecurrentState, ...]  # one per mixer
 EngineState = tuple[LayerState, ...]
@@ -40,6 +41,7 @@ class Params:
         rope_inv_freq: angle per position of each pair, `[dim/2]` float32, one per `config.ropes`.
         positions: learned vectors of the positions, `[context, d_model]`, where the architecture has them.
         embedding_norm: of token embeddings, where the architecture has it.
+        rank: the head that ranks documents, where the file has one.
     """
 
     embedding: Float[Array, "vocab d_model"] | QuantizedTensor
@@ -49,6 +51,7 @@ class Params:
     rope_inv_freq: tuple[Float[Array, " _"], ...]
     positions: Float[Array, "context d_model"] | None = None
     embedding_norm: Norm | None = None
+    rank: RankHead | None = None
 
 
 def init_state(config: ModelConfig, *, n_pages: int, page_size: int, n_slots: int = 1) -> EngineState:

@@ -16,6 +16,7 @@ from oxjax.models.layers.encoder import EncoderContext, EncoderLayer, encoder_bl
 from oxjax.models.layers.linear import lookup
 from oxjax.models.layers.norms import Norm, norm
 from oxjax.models.layers.rope import rope_angles
+from oxjax.models.rank import RankHead
 
 
 @struct.dataclass
@@ -30,6 +31,7 @@ class EncoderParams:
         token_type: the vector of the first token type, which all tokens are of, where there are types.
         embedding_norm: of token embeddings.
         final_norm: after the last block.
+        rank: the head that ranks documents, where the file has one.
     """
 
     embedding: Float[Array, "vocab d_model"] | QuantizedTensor
@@ -39,6 +41,7 @@ class EncoderParams:
     token_type: Float[Array, " d_model"] | None = None
     embedding_norm: Norm | None = None
     final_norm: Norm | None = None
+    rank: RankHead | None = None
 
 
 @struct.dataclass

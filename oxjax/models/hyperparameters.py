@@ -31,6 +31,7 @@ _HARMLESS = {
     "attention.layer_norm_epsilon",
     "attention.layer_norm_rms_epsilon",
     "classifier.output_labels",
+    "classifier.pooling_type",
     "embedding_length_out",
     "expert_used_count",
     "rope.scaling.finetuned",

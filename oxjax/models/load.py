@@ -24,6 +24,7 @@ from oxjax.models.encoder import EncoderParams
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.norms import Norm
 from oxjax.models.loader import ParamLoader
+from oxjax.models.rank import load_head, rank_spec
 from oxjax.tokenizer import Tokenizer
 
 QUANTIZE = {"q8_0": GGMLType.Q8_0, "q4_0": GGMLType.Q4_0}
@@ -150,12 +151,12 @@ def _decoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequ
         if config.learned_positions
         else None,
         embedding_norm=tensors.norm("token_embd_norm", config.d_model) if config.embedding_norm else None,
+        rank=load_head(tensors, config),
     )
 
 
 def _encoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequencies: Frequencies) -> EncoderParams:
     d, types, final = config.d_model, "token_types.weight", architecture.FINAL_NORM
-    tensors.skip("cls.")  # heads that judge pairs of texts, which have no part in an embedding
     token_type = None
     if tensors.has(types):
         token_type = tensors.table(types, tensors.file.tensors[types].shape[0], d)[0]
@@ -167,6 +168,7 @@ def _encoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequ
         token_type=token_type,
         embedding_norm=tensors.norm("token_embd_norm", d) if config.embedding_norm else None,
         final_norm=None if final is None else tensors.norm(final, d),
+        rank=load_head(tensors, config),
     )
 
 
@@ -189,6 +191,7 @@ def _configure(file: GGUFFile, tensors: ParamLoader, max_context: int | None) ->
         config = dataclasses.replace(config, pooling=POOLINGS[pooling])
     else:
         raise hp.error("pooling_type", f"found {pooling}, expected one of {', '.join(map(str, POOLINGS))}")
+    config = dataclasses.replace(config, rank=rank_spec(hp, tensors, causal=config.causal))
     hp.finish()
     if config.learned_positions and hp.max_context > config.context_length:
         message = f"{config.context_length} positions were learned, but max_context is {hp.max_context}"

@@ -104,13 +104,22 @@ class Tokenizer:
                 raise TokenizerError(f"{v.source}: tokenizer.ggml.{key}: missing; expected an id, encoding adds it")
         return [i for _, i in head if i is not None], [i for _, i in tail if i is not None]
 
-    def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    @property
+    def n_special(self) -> int:
+        """How many tokens `encode` adds to a text."""
+        return len(self._head) + len(self._tail)
+
+    def encode(
+        self, text: str, add_special: bool = True, parse_special: bool = True, *, max_length: int | None = None
+    ) -> list[int]:
         """Ids of a text.
 
         Args:
             text: any text that UTF-8 can write.
             add_special: add BOS, EOS or SEP as the file says.
             parse_special: read the texts of control tokens as those tokens; False for text that users control.
+            max_length: keep so many ids, those at the end of the text going first; what `add_special` adds stays, so
+                that is the least. None keeps all.
 
         Raises:
             TokenizerError: the text has a lone surrogate, or a character that the vocabulary cannot spell.
@@ -131,7 +140,8 @@ class Tokenizer:
             else:
                 out += self._encoder(prefix + piece if after_special else piece)
             after_special = isinstance(piece, int)
-        return out + self._tail if add_special else out
+        tail = self._tail if add_special else []
+        return (out if max_length is None else out[: max_length - len(tail)]) + tail
 
     @property
     def head_ids(self) -> list[int]:

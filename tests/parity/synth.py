@@ -76,6 +76,7 @@ class Recipe:
     latent: Latent | None = None
     sinks: bool = False
     nextn: int = 0  # of the layers, how many at the end predict further tokens
+    head: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors under `cls`
     keys: dict[str, Any] = field(default_factory=dict)
 
     def but(self, keys: dict[str, Any] | None = None, **changes: Any) -> Recipe:
@@ -106,7 +107,7 @@ def shapes(r: Recipe, vocab: int, context: int) -> dict[str, tuple[int, ...]]:
         found |= _tensor("output_norm", (d,), r.norm_bias)
     if r.untied:
         found |= _tensor("output", (vocab, d), r.output_bias)
-    return found
+    return found | {f"cls{name}": shape for name, shape in r.head.items()}
 
 
 def _tensor(name: str, shape: tuple[int, ...], bias: bool) -> dict[str, tuple[int, ...]]:
@@ -208,7 +209,7 @@ def numbers(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
     return gain * noise / np.float32(np.sqrt(shape[-1]))
 
 
-def write(path, recipe: Recipe, tokenizer_of, *, seed: int = 0):
+def write(path, recipe: Recipe, tokenizer_of, *, seed: int = 0, tokenizer: dict[str, str] | None = None):
     """Write the file.
 
     Args:
@@ -216,6 +217,7 @@ def write(path, recipe: Recipe, tokenizer_of, *, seed: int = 0):
         recipe: what.
         tokenizer_of: a GGUF file whose tokenizer metadata the new one gets.
         seed: of the weights, which depend on nothing but it, their name and their shape.
+        tokenizer: texts under `tokenizer.` besides.
 
     Returns:
         `path`.
@@ -251,6 +253,8 @@ def write(path, recipe: Recipe, tokenizer_of, *, seed: int = 0):
                 writer.add_array(name, stored.contents())
             else:
                 writer.add_key_value(name, stored.contents(), stored.types[0])
+    for name, text in (tokenizer or {}).items():
+        writer.add_string(f"tokenizer.{name}", text)
     vocab = len(reader.fields["tokenizer.ggml.tokens"].contents())
     for name, shape in recipe.tensors(vocab, keys["context_length"]).items():
         rng = np.random.default_rng([seed, *name.encode()])

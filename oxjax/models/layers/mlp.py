@@ -17,6 +17,7 @@ ACTIVATIONS = {
     # The tanh approximation in every GGUF architecture that says GELU.
     "gelu": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, https://arxiv.org/abs/2109.08668
 }
 

@@ -1,0 +1,299 @@
+"""Files of requests, run to the end however often that takes, and checked afterwards."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from oxjax.engine.encoder import MAX_TEXTS
+from oxjax.engine.metrics import Metrics
+from oxjax.engine.request import Request
+from oxjax.errors import BatchError, InvalidRequestError, OxjaxError, RequestError
+from oxjax.evaluate.dialect import read_id, read_line
+from oxjax.evaluate.journal import Journal
+from oxjax.evaluate.manifest import Manifest
+from oxjax.evaluate.plans import Plan, Planner
+from oxjax.evaluate.source import Line, Source
+from oxjax.llm import LLM
+
+WINDOW = 1024  # requests that are sorted by length together
+_OK = b'"error": null}\n'  # how a line of a request that did not fail ends
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        done: requests with a result, those of earlier runs included; `failed` are those among them with an error.
+        total: requests.
+        metrics: of the engine; None for encoders.
+    """
+
+    done: int
+    failed: int
+    total: int
+    metrics: Metrics | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run has done.
+
+    Attributes:
+        total, done, failed: requests, as in `Progress`.
+        found: results of earlier runs.
+        seconds: that this one took.
+    """
+
+    total: int
+    done: int
+    failed: int
+    found: int
+    seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether all requests have a result."""
+        return self.done == self.total
+
+
+class Answer(NamedTuple):
+    """A line of the output.
+
+    Attributes:
+        place: of its request.
+        line: with its end.
+        error: why the request failed, with the number of its line.
+    """
+
+    place: int
+    line: bytes
+    error: str | None
+
+
+def run(
+    llm: LLM,
+    source: str | Path,
+    output: str | Path,
+    *,
+    seed: int = 0,
+    shard: tuple[int, int] = (1, 1),
+    on_error: str = "continue",
+    progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Run the requests of a file, and go on with what an earlier run has left.
+
+    Results are lines of `output` in the order of the requests, in the format of OpenAI's batch API; one that is there
+    is never computed again. In exact mode the file is the same to the byte, however often the run was cut short, and
+    whatever `max_batch` is. On SIGINT and SIGTERM it stops between two steps; a second one interrupts as usual.
+
+    Args:
+        llm: what runs them.
+        source: JSON lines; see `oxjax.evaluate.dialect`.
+        output: JSON lines. Beside it come a manifest (see `Manifest`) and, while it runs, a journal.
+        seed: requests without a seed get one from this and from their ids.
+        shard: (i, n) runs the i-th of n parts of the requests, by their ids.
+        on_error: "continue" writes a line that says what is wrong with a request, and goes on; "stop" stops there.
+        progress: called after every step.
+
+    Raises:
+        BatchError: the output is another run's, or a request failed and `on_error` is "stop". Results that were there
+            stay, and so do those of requests that were done before.
+    """
+    if on_error not in ("continue", "stop"):
+        raise BatchError(f"on_error {on_error!r}: expected 'continue' or 'stop'")
+    began, output = time.monotonic(), Path(output)
+    requests = Source(Path(source), shard)
+    manifest = Manifest.of(llm, requests, output, seed=seed, shard=shard)
+    manifest.check(output)
+    manifest.write(output)
+    with Journal(output, output.with_suffix(".pending")) as journal, _interrupts() as interrupted:
+        if journal.n_written > len(requests) or any(place >= len(requests) for place in journal.waiting):
+            raise BatchError(f"{output}: it has more results than {source} has requests")
+        failed = _count_failed(output, journal)
+        found = done = journal.n_written + len(journal.waiting)
+        places = (place for place in range(len(requests)) if not journal.is_known(place))
+        for answers in answer(llm, requests.lines(places), seed):
+            wrong = [a.error for a in answers if a.error is not None]
+            if wrong and on_error == "stop":
+                journal.add((a.place, a.line) for a in answers if a.error is None)
+                raise BatchError(f"{source}, {wrong[0]}")
+            journal.add((a.place, a.line) for a in answers)
+            done, failed = done + len(answers), failed + len(wrong)
+            if progress is not None:
+                progress(Progress(done, failed, len(requests), llm.metrics() if llm.config.causal else None))
+            if interrupted():
+                break
+        summary = Summary(len(requests), done, failed, found, time.monotonic() - began)
+    if summary.complete:
+        replace(manifest, failed=failed).write(output)
+    return summary
+
+
+def answer(llm: LLM, lines: Iterable[Line], seed: int) -> Iterator[list[Answer]]:
+    """Run requests, those of a window by their length; what is there after each step.
+
+    Closing the iterator cancels what is under way.
+    """
+    work, lines = _Work(llm, Planner(llm, seed)), iter(lines)
+    ready: deque[tuple[Line, Plan]] = deque()
+    try:
+        while True:
+            answers: list[Answer] = []
+            while work.has_room:
+                if not ready:
+                    window, wrong = work.understand(list(islice(lines, WINDOW)))
+                    ready += window
+                    answers += wrong
+                if not ready:
+                    break
+                answers += work.start(*ready.popleft())
+            answers += work.step()
+            if not answers and work.is_idle and not ready:
+                return
+            yield answers
+    finally:
+        work.cancel()
+
+
+class _Work:
+    """Requests that are under way.
+
+    Args:
+        llm: what runs them.
+        planner: understands them.
+    """
+
+    def __init__(self, llm: LLM, planner: Planner):
+        self.llm, self.planner = llm, planner
+        self.running: list[tuple[Line, Plan, list[Request]]] = []
+        self.texts: list[tuple[Line, Plan]] = []  # for an encoder, which has no engine
+
+    def understand(self, lines: list[Line]) -> tuple[list[tuple[Line, Plan]], list[Answer]]:
+        """Requests of lines, the longest first, and the answers to those that are none."""
+        plans, wrong = [], []
+        for line in lines:
+            try:
+                ask = read_line(line.text)
+                if line.repeats:
+                    raise InvalidRequestError(f"custom_id {ask.custom_id!r}: an earlier line has it")
+                plans.append((line, self.planner.plan(ask)))
+            except OxjaxError as error:
+                wrong.append(_failure(line, error))
+        return sorted(plans, key=lambda item: -item[1].n_tokens), wrong
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the next step could do more."""
+        if not self.llm.config.causal:
+            return len(self.texts) < MAX_TEXTS
+        return self.llm.engine.scheduler.n_waiting < self.llm.max_batch
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.running and not self.texts
+
+    def start(self, line: Line, plan: Plan) -> list[Answer]:
+        """Begin with a request; the answer, if it is there at once."""
+        if plan.texts:
+            self.texts.append((line, plan))
+            return []
+        try:
+            self.running.append((line, plan, plan.start()))
+        except RequestError as error:
+            return [_failure(line, error)]
+        return []
+
+    def step(self) -> list[Answer]:
+        """One step of the engine, or a batch of texts of an encoder."""
+        answers = []
+        if self.running:
+            self.llm.engine.step()
+            still = []
+            for line, plan, found in self.running:
+                if all(part.done for request in found for part in request.parts):
+                    answers.append(self._finish(line, plan, found))
+                else:
+                    still.append((line, plan, found))
+            self.running = still
+        if self.texts:
+            hidden = self.llm.encoder.run([ids for _, plan in self.texts for ids in plan.texts])
+            answers += [self._finish(line, plan, [next(hidden) for _ in plan.texts]) for line, plan in self.texts]
+            self.texts = []
+        return answers
+
+    @staticmethod
+    def _finish(line: Line, plan: Plan, found: list[Any]) -> Answer:
+        try:
+            for part in (p for r in found if isinstance(r, Request) for p in r.parts):
+                if part.error is not None:
+                    raise part.error
+            return _success(line, plan.finish(found))
+        except RequestError as error:
+            return _failure(line, error)
+
+    def cancel(self) -> None:
+        for _, _, requests in self.running:
+            for part in (p for r in requests for p in r.parts):
+                self.llm.engine.cancel(part)
+
+
+def _success(line: Line, body: dict[str, Any]) -> Answer:
+    custom_id = read_id(line.text)
+    name = blake2b(custom_id.encode(), digest_size=12).hexdigest()
+    response = {"status_code": 200, "request_id": f"req_{name}", "body": body}
+    return _answer(line, {"id": f"batch_req_{name}", "custom_id": custom_id, "response": response, "error": None})
+
+
+def _failure(line: Line, error: OxjaxError) -> Answer:
+    try:
+        custom_id = read_id(line.text)
+    except InvalidRequestError:
+        custom_id = None
+    found = {"code": type(error).__name__, "message": str(error), "line": line.number}
+    record = {"id": None, "custom_id": custom_id, "response": None, "error": found}
+    return _answer(line, record, f"line {line.number}: {error}")
+
+
+def _answer(line: Line, record: dict[str, Any], error: str | None = None) -> Answer:
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    return Answer(line.place, text.encode("utf-8", "backslashreplace") + b"\n", error)
+
+
+def _count_failed(output: Path, journal: Journal) -> int:
+    with output.open("rb") as lines:
+        return sum(not line.endswith(_OK) for line in lines) + sum(
+            not line.endswith(_OK) for line in journal.waiting.values()
+        )
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Whether somebody wants the run to stop; where signals can be had."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,176 @@
+"""The dialect of request files: lines of JSON, as OpenAI's batch API has them or shorter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from oxjax.constrain import Grammar
+from oxjax.constrain.grammar import KINDS as GRAMMARS
+from oxjax.errors import InvalidRequestError
+from oxjax.sampling.params import SamplingParams
+
+URLS = {
+    "/v1/completions": "generate",
+    "/v1/chat/completions": "chat",
+    "/v1/embeddings": "embed",
+    "/v1/score": "score",
+}
+# What a short line is, by the field that only it has.
+_TELLING = {
+    "prompt": "generate",
+    "messages": "chat",
+    "input": "embed",
+    "continuation": "score",
+    "continuations": "score",
+}
+_ENVELOPE = ("custom_id", "id", "method", "url", "body")
+_ABOUT = ("model", "user", "metadata", "store")  # of the request, not of its answer
+_SAMPLING = {f.name for f in fields(SamplingParams)} - {"grammar", "logprobs"}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request of a file.
+
+    Attributes:
+        custom_id: names it; no other request of the file has the same.
+        kind: one of `URLS`'s values.
+        body: its fields.
+    """
+
+    custom_id: str
+    kind: str
+    body: dict[str, Any]
+
+
+def read_line(line: bytes) -> Ask:
+    """The request of a line.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    raw = _parse(line)
+    custom_id = _id(raw)
+    if raw.get("method", "POST") != "POST":
+        raise InvalidRequestError(f"method {raw['method']!r}: expected 'POST'")
+    body = raw.get("body", {k: v for k, v in raw.items() if k not in _ENVELOPE})
+    if not isinstance(body, dict):
+        raise InvalidRequestError(f"body: found {type(body).__name__}; expected an object")
+    if "body" in raw and (stray := set(raw) - set(_ENVELOPE)):
+        raise InvalidRequestError(f"{', '.join(sorted(stray))}: expected inside the body")
+    body = {k: v for k, v in body.items() if v is not None}
+    if "url" in raw:
+        if raw["url"] not in URLS:
+            raise InvalidRequestError(f"url {raw['url']!r}: expected one of {', '.join(URLS)}")
+        return Ask(custom_id, URLS[raw["url"]], body)
+    kinds = {kind for name, kind in _TELLING.items() if name in body}
+    if len(kinds) != 1:
+        raise InvalidRequestError("expected a url, or one of " + ", ".join(_TELLING))
+    return Ask(custom_id, kinds.pop(), body)
+
+
+def read_id(line: bytes) -> str:
+    """The id of a line's request, even if the rest is wrong.
+
+    Raises:
+        InvalidRequestError: it has none.
+    """
+    return _id(_parse(line))
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        raw = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise InvalidRequestError(f"found {type(raw).__name__}; expected an object")
+    return raw
+
+
+def _id(raw: Mapping[str, Any]) -> str:
+    found = [raw[name] for name in ("custom_id", "id") if raw.get(name) is not None]
+    if len(found) != 1 or isinstance(found[0], bool) or not isinstance(found[0], str | int):
+        raise InvalidRequestError("custom_id: expected a string")
+    custom_id = str(found[0])
+    try:
+        custom_id.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"custom_id {custom_id!r}: found a lone surrogate; expected text") from None
+    return custom_id
+
+
+def only(body: Mapping[str, Any], *known: str) -> None:
+    """Refuse fields that nothing reads.
+
+    Raises:
+        InvalidRequestError: there are such.
+    """
+    if unknown := sorted(set(body) - {*known, *_ABOUT}):
+        raise InvalidRequestError(f"{', '.join(unknown)}: unknown; expected {', '.join(sorted(known))}")
+
+
+def params_of(body: Mapping[str, Any], seed: int, *others: str) -> SamplingParams:
+    """Sampling parameters of a body: OpenAI's names, and all of `SamplingParams`'s own.
+
+    Args:
+        body: of a request.
+        seed: if it has none.
+        others: fields that are no sampling parameters.
+
+    Raises:
+        InvalidRequestError: unknown fields, or wrong values.
+    """
+    names = {"max_completion_tokens", "logprobs", "top_logprobs", "response_format", "grammar", "stream"}
+    only(body, *_SAMPLING, *names, *others)
+    if body.get("stream"):
+        raise InvalidRequestError("stream: a file has no streams")
+    given = {name: body[name] for name in _SAMPLING & set(body)}
+    if "max_completion_tokens" in body:
+        given["max_tokens"] = body["max_completion_tokens"]
+    if "logit_bias" in given and isinstance(given["logit_bias"], dict):
+        try:
+            given["logit_bias"] = {int(token): value for token, value in given["logit_bias"].items()}
+        except ValueError:
+            raise InvalidRequestError("logit_bias: expected token ids") from None
+    wanted = body.get("logprobs", False)  # a number for completions, for chats a flag beside `top_logprobs`
+    if not isinstance(wanted, bool):
+        given["logprobs"] = wanted
+    elif wanted:
+        given["logprobs"] = body.get("top_logprobs", 0)
+    if "top_logprobs" in body and wanted is not True:
+        raise InvalidRequestError("top_logprobs: expected with logprobs true")
+    try:
+        return SamplingParams(**{"seed": seed, **given}, grammar=_grammar(body))
+    except TypeError as error:
+        raise InvalidRequestError(f"sampling parameters: {error}") from None
+
+
+def reports(body: Mapping[str, Any]) -> bool:
+    """Whether log-probabilities are wanted."""
+    return body.get("logprobs", False) is not False
+
+
+def _grammar(body: Mapping[str, Any]) -> Grammar | None:
+    """What `response_format` or `grammar`, an object with one of a grammar's kinds, asks for."""
+    form, own = body.get("response_format"), body.get("grammar")
+    if form is None and own is None:
+        return None
+    if form is not None and own is not None:
+        raise InvalidRequestError("response_format and grammar: expected one of them")
+    if own is not None:
+        if not isinstance(own, dict) or len(own) != 1 or not set(own) <= set(GRAMMARS):
+            raise InvalidRequestError(f"grammar: expected an object with one of {', '.join(GRAMMARS)}")
+        ((kind, source),) = own.items()
+        return getattr(Grammar, kind)(source)
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Grammar.json_schema({"type": "object"})
+    if kind == "json_schema" and isinstance(form.get("json_schema"), dict) and "schema" in form["json_schema"]:
+        return Grammar.json_schema(form["json_schema"]["schema"])
+    raise InvalidRequestError(f"response_format {form!r:.80}: expected type text, json_object or json_schema")

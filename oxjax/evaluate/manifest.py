@@ -1,0 +1,107 @@
+"""What a file of results depends on, written beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from oxjax.engine.snapshot import model_fingerprint
+from oxjax.errors import BatchError
+from oxjax.evaluate.source import Source
+from oxjax.llm import LLM
+
+_FORMAT = 1
+
+
+@dataclass
+class Manifest:
+    """The manifest of an output.
+
+    Attributes:
+        depends_on: everything that the bytes of the output depend on: the model's fingerprint, options, software,
+            device, the input's digest and number of requests, seed, shard.
+        files: where model, input and output are, relative to the manifest but for the model.
+        failed: how many requests have failed; None until all are done.
+    """
+
+    depends_on: dict[str, Any]
+    files: dict[str, str]
+    failed: int | None = None
+
+    @classmethod
+    def of(cls, llm: LLM, requests: Source, output: Path, *, seed: int, shard: tuple[int, int]) -> Manifest:
+        """The manifest of a run."""
+        return cls(
+            {
+                "model": model_fingerprint(llm.config, llm.model.params),
+                "options": llm.options if llm.config.exact else llm.options | {"max_batch": llm.max_batch},
+                "software": {name: version(name) for name in ("oxjax", "jax", "jaxlib")},
+                "device": {"platform": jax.default_backend(), "kind": jax.local_devices()[0].device_kind},
+                "input_sha256": requests.digest,
+                "requests": len(requests),
+                "seed": seed,
+                "shard": list(shard),
+            },
+            {
+                "model": str(llm.path.resolve()),
+                "input": os.path.relpath(requests.path.resolve(), output.resolve().parent),
+                "output": output.name,
+            },
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """A manifest that is there.
+
+        Raises:
+            BatchError: it cannot be read, or is none.
+        """
+        try:
+            raw = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise BatchError(f"{path}: cannot be read: {error}") from error
+        if not isinstance(raw, dict) or raw.pop("format", None) != _FORMAT:
+            raise BatchError(f"{path}: found no manifest of format {_FORMAT}")
+        try:
+            return cls(**raw)
+        except TypeError as error:
+            raise BatchError(f"{path}: {error}") from error
+
+    def check(self, output: Path) -> None:
+        """See that results which are there depend on the same.
+
+        Raises:
+            BatchError: they do not, or nobody knows.
+        """
+        path = manifest_path(output)
+        if not path.exists():
+            if output.exists():
+                raise BatchError(f"{output}: it is there, without a manifest {path}: name another output, or delete it")
+            return
+        there = Manifest.read(path).depends_on
+        if wrong := [f"{name}: {there.get(name)}" for name, fact in self.depends_on.items() if there.get(name) != fact]:
+            raise BatchError(
+                f"{path}: the results that are there depend on another {'; '.join(wrong)}: name another output, or "
+                "delete that one with its manifest"
+            )
+
+    def write(self, output: Path) -> None:
+        """Write it beside an output, whole or not at all."""
+        path = manifest_path(output)
+        fresh = path.with_name(path.name + ".new")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+
+
+def manifest_path(output: Path) -> Path:
+    """Where the manifest of an output is."""
+    return output.with_suffix(".manifest.json")

@@ -1,0 +1,188 @@
+"""From a request of a file to work for the engine, and from that to its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from oxjax.chat.parser import ChatParser, Message
+from oxjax.chat.prompt import template_tokens
+from oxjax.chat.session import Session
+from oxjax.engine.output import Chunk
+from oxjax.engine.pooling import check_pooling, pool
+from oxjax.engine.request import Request
+from oxjax.errors import InvalidRequestError
+from oxjax.evaluate import answers
+from oxjax.evaluate.dialect import Ask, only, params_of, reports
+from oxjax.llm import LLM
+from oxjax.results import result_of, score_of
+from oxjax.tokenizer.chat import ChatTemplate
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request that is understood.
+
+    Attributes:
+        n_tokens: that it will take, as far as one can say.
+        start: queues its work in the engine.
+        finish: makes the answer of what that gave, or of the hidden states of `texts`.
+        texts: ids that an encoder reads instead.
+    """
+
+    n_tokens: int
+    start: Callable[[], list[Request]]
+    finish: Callable[[list[Any]], Body]
+    texts: list[list[int]] = field(default_factory=list)
+
+
+class Planner:
+    """Understands the requests of one run.
+
+    Args:
+        llm: what runs them.
+        seed: of the run. A request without a seed gets one from it and from its own id, so that it is what it is in any
+            company.
+    """
+
+    def __init__(self, llm: LLM, seed: int):
+        self.llm, self.seed = llm, seed
+
+    def plan(self, ask: Ask) -> Plan:
+        """What a request will do.
+
+        Raises:
+            InvalidRequestError: it asks for what is not there.
+            UnsupportedArchitectureError: it asks an encoder for anything but embeddings.
+            TokenizerError, ChatTemplateError: its texts cannot be read.
+        """
+        if ask.kind != "embed":
+            self.llm.engine  # noqa: B018  (encoders have none, and say so)
+        return getattr(self, f"_{ask.kind}")(ask)
+
+    def _seed_of(self, ask: Ask) -> int:
+        data = f"{self.seed} {ask.custom_id}".encode()
+        return int.from_bytes(blake2b(data, digest_size=8, person=b"oxjax batch").digest(), "little")
+
+    def _generate(self, ask: Ask) -> Plan:
+        params, wants = params_of(ask.body, self._seed_of(ask), "prompt"), reports(ask.body)
+        prompt, tokenizer = self.llm._encode(_text(ask.body, "prompt")), self.llm.tokenizer
+
+        def finish(requests: list[Request]) -> Body:
+            first = result_of(requests[0])
+            return answers.completion([first, *first.others], tokenizer, reports=wants)
+
+        n_tokens = len(prompt) + (params.max_tokens or self.llm.max_context)
+        return Plan(n_tokens, lambda: [self.llm.engine.generate(prompt, params, params.seed)], finish)
+
+    @lru_cache(maxsize=8)  # noqa: B019  (a planner lives as long as a run)
+    def _session(self, template: str | None) -> Session:
+        tokenizer = self.llm.tokenizer
+        if template is None:
+            return Session(self.llm.chat_template, tokenizer)
+        return Session(ChatTemplate(template, **template_tokens(tokenizer)), tokenizer)
+
+    def _chat(self, ask: Ask) -> Plan:
+        body, wants = ask.body, reports(ask.body)
+        fields = ("messages", "tools", "tool_choice", "chat_template", "chat_template_kwargs")
+        params = params_of(body, self._seed_of(ask), *fields)
+        template = body.get("chat_template")
+        if not isinstance(template, str | None):
+            raise InvalidRequestError("chat_template: expected a text")
+        session = self._session(template)
+        choice, variables = body.get("tool_choice", "auto"), body.get("chat_template_kwargs", {})
+        tools = [] if choice == "none" else body.get("tools", [])
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise InvalidRequestError("tools: expected a list of objects")
+        if not isinstance(variables, dict):
+            raise InvalidRequestError("chat_template_kwargs: expected an object")
+        messages = body.get("messages")
+        if not isinstance(messages, list):
+            raise InvalidRequestError("messages: expected a list")
+        turn = session.turn(messages, params, tools, "auto" if choice == "none" else choice, **variables)
+
+        def message(request: Request) -> Message:
+            parser: ChatParser = turn.parser()
+            for _ in session.read(_again(request.output.chunks), turn.params.stop, parser):
+                pass
+            return parser.message
+
+        def finish(requests: list[Request]) -> Body:
+            (request,) = requests
+            first = result_of(request)
+            results = [first, *first.others]
+            by_seed = {r.seed: r for r in (request, *request.samples)}
+            read = [message(by_seed[result.seed]) for result in results]
+            return answers.chat_completion(results, read, self.llm.tokenizer, reports=wants)
+
+        n_tokens = len(turn.ids) + (params.max_tokens or self.llm.max_context)
+        return Plan(n_tokens, lambda: [self.llm.engine.generate(turn.ids, turn.params, params.seed)], finish)
+
+    def _score(self, ask: Ask) -> Plan:
+        body = ask.body
+        only(body, "context", "continuation", "continuations")
+        if ("continuation" in body) == ("continuations" in body):
+            raise InvalidRequestError("expected continuation, or a list of continuations")
+        texts = body.get("continuations", [body.get("continuation")])
+        if not isinstance(texts, list) or not texts:
+            raise InvalidRequestError("continuations: expected a list")
+        context = body.get("context", "" if isinstance(texts[0], str) else None)
+        contexts, continuations = zip(
+            *(self.llm._encode_pair(*map(_checked, (context, t))) for t in texts), strict=True
+        )
+        n_tokens = len(contexts[0]) + sum(map(len, continuations))
+
+        def finish(requests: list[Request]) -> Body:
+            return answers.scores([score_of(r) for r in requests], len(contexts[0]))
+
+        return Plan(n_tokens, lambda: self.llm.engine.score(contexts[0], continuations), finish)
+
+    def _embed(self, ask: Ask) -> Plan:
+        body, llm = ask.body, self.llm
+        only(body, "input", "pooling", "normalize", "encoding_format")
+        pooling, normalize = body.get("pooling", llm.config.pooling), body.get("normalize", True)
+        encoding = body.get("encoding_format", "float")
+        check_pooling(pooling)
+        if not isinstance(normalize, bool) or encoding not in ("float", "base64"):
+            raise InvalidRequestError("normalize: expected true or false; encoding_format: float or base64")
+        given = body.get("input")
+        several = isinstance(given, list) and given and not isinstance(given[0], int)
+        texts = [llm._encode(_checked(text)) for text in (given if several else [given])]
+
+        def finish(found: list[Any]) -> Body:
+            rows = [np.concatenate(r.rows) if isinstance(r, Request) else r for r in found]
+            vectors = [pool(r, pooling, normalize=normalize) for r in rows]
+            return answers.embeddings(vectors, sum(map(len, texts)), encoding)
+
+        n_tokens = sum(map(len, texts))
+        if llm.config.causal:
+            return Plan(n_tokens, lambda: [llm.engine.hidden(ids) for ids in texts], finish)
+        for ids in texts:
+            llm.encoder.check(ids)
+        return Plan(n_tokens, list, finish, texts)
+
+
+def _text(body: Body, name: str) -> str | list[int]:
+    if name not in body:
+        raise InvalidRequestError(f"{name}: missing")
+    return _checked(body[name])
+
+
+def _checked(text: object) -> str | list[int]:
+    """Text or token ids."""
+    if isinstance(text, str):
+        return text
+    if isinstance(text, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in text):
+        return text
+    raise InvalidRequestError(f"found {text!r:.60}; expected a text or a list of token ids")
+
+
+def _again(chunks: Sequence[Chunk]) -> Generator[Chunk, None, None]:
+    yield from chunks

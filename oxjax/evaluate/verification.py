@@ -1,0 +1,82 @@
+"""Whether results are what their manifest says: some are computed again and compared, byte by byte."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from oxjax.errors import BatchError
+from oxjax.evaluate.batch import answer
+from oxjax.evaluate.manifest import Manifest
+from oxjax.evaluate.source import Source
+from oxjax.llm import LLM
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        n_results: in the file.
+        n_checked: that were computed again.
+        differing: numbers of the input's lines whose results differ.
+        changed: what the results depended on that is otherwise here, software for example.
+    """
+
+    n_results: int
+    n_checked: int
+    differing: list[int]
+    changed: list[str]
+
+
+def verify(manifest: str | Path, *, llm: LLM | None = None, sample: int | None = 100, seed: int = 0) -> Verification:
+    """Compute a sample of results again, and compare their bytes with those in the file.
+
+    Args:
+        manifest: of the output, which lies beside it, with the input where it was.
+        llm: the model, if it is loaded already; else it is loaded as the manifest says.
+        sample: how many results; None is all.
+        seed: of the choice.
+
+    Raises:
+        BatchError: the files are not those of the manifest, or the model is another one.
+    """
+    path = Path(manifest)
+    there = Manifest.read(path)
+    if llm is None:
+        with LLM(there.files["model"], **there.depends_on["options"]) as loaded:
+            return verify(manifest, llm=loaded, sample=sample, seed=seed)
+    output, shard = path.parent / there.files["output"], tuple(there.depends_on["shard"])
+    requests = Source(path.parent / there.files["input"], shard)
+    here = Manifest.of(llm, requests, output, seed=there.depends_on["seed"], shard=shard).depends_on
+    changed = {
+        name: f"{name}: {fact}, here {here[name]}" for name, fact in there.depends_on.items() if here[name] != fact
+    }
+    if fatal := [text for name, text in changed.items() if name in ("model", "input_sha256", "requests")]:
+        raise BatchError(f"{path}: {'; '.join(fatal)}")
+    results = _lines(output)
+    n = len(results) if sample is None else min(sample, len(results))
+    places, differing = sorted(random.Random(seed).sample(range(len(results)), n)), []
+    numbers = {line.place: line.number for line in requests.lines(iter(places))}
+    with output.open("rb") as file:
+        for answers in answer(llm, requests.lines(iter(places)), there.depends_on["seed"]):
+            for found in answers:
+                file.seek(results[found.place])
+                if file.readline() != found.line:
+                    differing.append(numbers[found.place])
+    return Verification(len(results), n, sorted(differing), list(changed.values()))
+
+
+def _lines(output: Path) -> list[int]:
+    """Where the lines of a file begin, but for a torn one at its end."""
+    starts, offset = [], 0
+    try:
+        with output.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    starts.append(offset)
+                offset += len(line)
+    except OSError as error:
+        raise BatchError(f"{output}: cannot be read: {error.strerror}") from error
+    return starts

@@ -1,0 +1,418 @@
+"""Files of requests: every kind gives what the calls give, and no crash, interrupt or bad line loses anything."""
+
+import base64
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oxjax import LLM, Grammar, SamplingParams
+from oxjax.errors import BatchError, InvalidRequestError, OxjaxError
+from oxjax.evaluate import batch, run, verify
+from oxjax.evaluate.dialect import Ask, params_of, read_line
+from oxjax.evaluate.journal import Journal
+from oxjax.evaluate.journal import _record as journal_record
+from oxjax.evaluate.plans import Planner
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with LLM(max_batch=4, max_context=256) as llm:
+        yield llm
+
+
+def mixed(n, seed=0):
+    """Requests of all kinds, some of which are wrong."""
+    rng = random.Random(seed)
+    lines = []
+    for i in range(n):
+        text = "Once upon a time " * rng.randint(1, 6)
+        match i % 6:
+            case 0:
+                body = {
+                    "model": "x",
+                    "prompt": text,
+                    "max_tokens": rng.randint(1, 9),
+                    "temperature": 0.8,
+                    "logprobs": 1,
+                }
+                lines.append({"custom_id": f"a{i}", "method": "POST", "url": "/v1/completions", "body": body})
+            case 1:
+                lines.append({"id": i, "context": text, "continuations": [", there was", " a dog", ","]})
+            case 2:
+                lines.append({"custom_id": f"c{i}", "input": [text, "The dog"], "encoding_format": "base64"})
+            case 3:
+                lines.append({"custom_id": f"d{i}", "prompt": "The dog", "n": 2, "max_tokens": 3, "seed": i})
+            case 4:
+                messages = [{"role": "user", "content": text}]
+                lines.append({"id": f"e{i}", "messages": messages, "max_tokens": 4, "chat_template": TEMPLATE})
+            case 5:
+                lines.append({"id": f"f{i}", "prompt": text, "top_p": 7})
+    return [json.dumps(line).encode() for line in lines]
+
+
+def write(folder, lines):
+    source = folder / "in.jsonl"
+    source.write_bytes(b"\n".join(lines) + b"\n")
+    return source, folder / "out.jsonl"
+
+
+def bodies(output):
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    return {r["custom_id"]: r["response"] and r["response"]["body"] for r in records}
+
+
+@pytest.fixture(scope="module")
+def whole(llm, tmp_path_factory):
+    """A run of 60 requests that nothing disturbed."""
+    source, output = write(tmp_path_factory.mktemp("whole"), mixed(60))
+    summary = run(llm, source, output)
+    assert (summary.total, summary.done, summary.failed, summary.found) == (60, 60, 10, 0) and summary.complete
+    assert sorted(p.name for p in output.parent.iterdir()) == ["in.jsonl", "out.jsonl", "out.manifest.json"]
+    return source, output.read_bytes()
+
+
+def test_answers_are_what_the_calls_give(llm, whole, tmp_path):
+    (tmp_path / "out.jsonl").write_bytes(whole[1])
+    found, asked = bodies(tmp_path / "out.jsonl"), [read_line(line) for line in mixed(60) if b"top_p" not in line]
+    planner = Planner(llm, 0)
+    for ask in asked:
+        body, got = ask.body, found[ask.custom_id]
+        if ask.kind == "score":
+            scores = llm.score([(body["context"], c) for c in body["continuations"]])
+            assert [s["token_logprobs"] for s in got["scores"]] == [s.token_logprobs for s in scores]
+            assert [s["is_greedy"] for s in got["scores"]] == [s.is_greedy for s in scores]
+        elif ask.kind == "embed":
+            data = [np.frombuffer(base64.b64decode(d["embedding"]), "<f4") for d in got["data"]]
+            np.testing.assert_array_equal(data, llm.embed(body["input"]))
+        elif ask.kind == "generate":
+            params = params_of(body, planner._seed_of(ask), "prompt")
+            (result,) = llm.generate(body["prompt"], params)
+            assert [c["text"] for c in got["choices"]] == [r.text for r in (result, *result.others)]
+            assert [c["token_ids"] for c in got["choices"]] == [r.token_ids for r in (result, *result.others)]
+            if "logprobs" in body:
+                assert got["choices"][0]["logprobs"]["token_logprobs"] == result.logprobs
+            assert got["usage"]["prompt_tokens"] == len(result.prompt_token_ids)
+        else:
+            (choice,) = got["choices"]
+            params = SamplingParams(max_tokens=4, seed=choice["seed"])
+            answer = llm.chat(body["messages"], params, template=TEMPLATE)
+            assert (choice["message"]["content"], choice["token_ids"]) == (answer.content, answer.results[0].token_ids)
+
+
+def test_answers_come_in_the_order_of_the_lines(whole):
+    ids = [str(read_line(line).custom_id) for line in mixed(60)]
+    assert [json.loads(line)["custom_id"] for line in whole[1].splitlines()] == ids
+
+
+def test_neither_batch_size_nor_window_changes_a_byte(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "WINDOW", 7)
+    source, output = write(tmp_path, mixed(60))
+    with LLM(max_batch=1, max_context=256) as other:
+        run(other, source, output)
+    assert output.read_bytes() == whole[1]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_crash_at_any_write_loses_nothing_and_redoes_nothing(llm, whole, tmp_path, monkeypatch):
+    """The process ends at a write, to the journal or to the output, of which any number of bytes has come through."""
+    rng, calls = random.Random(1), []
+    original = Journal.add
+
+    def die(journal, results, known):
+        """Write as `add` does, but not to the end."""
+        records = b"".join(journal_record(*r) for r in results)
+        n = rng.randint(0, 2 * len(records))  # half of the time the journal is whole
+        journal._journal.write(records[:n])
+        journal._journal.flush()
+        whole = [r for i, r in enumerate(results) if n >= sum(len(journal_record(*r)) for r in results[: i + 1])]
+        known |= {place for place, _ in whole}
+        if n >= len(records):
+            waiting, lines, place = journal.waiting | dict(results), b"", journal.n_written
+            while place in waiting:
+                lines, place = lines + waiting[place], place + 1
+            journal._output.write(lines[: rng.randint(0, len(lines))])
+            journal._output.flush()
+        raise Killed
+
+    def count(llm, lines, seed):
+        for answers in batch_answer(llm, lines, seed):
+            calls.extend(a.place for a in answers)
+            yield answers
+
+    batch_answer = batch.answer
+    monkeypatch.setattr(batch, "answer", count)
+    for kill_after in (0, 1, 2, 5, 9, 14):
+        folder = tmp_path / str(kill_after)
+        folder.mkdir()
+        source, output = write(folder, mixed(60))
+        known = set()
+        for round_ in range(4):
+            left = [kill_after + round_]
+
+            def add(journal, results, left=left, known=known):
+                results = list(results)
+                if left[0] == 0 and results:
+                    die(journal, results, known)
+                left[0] -= bool(results)
+                known |= {place for place, _ in results}
+                original(journal, results)
+
+            monkeypatch.setattr(Journal, "add", add)
+            monkeypatch.setattr(Journal, "__exit__", lambda self, *_: self._close())
+            calls.clear()
+            try:
+                before = set(known)
+                summary = run(llm, source, output)
+            except Killed:
+                assert not before & set(calls), "a finished request was run again"
+                continue
+            assert summary.complete
+        monkeypatch.undo()
+        monkeypatch.setattr(batch, "answer", count)
+        calls.clear()
+        summary = run(llm, source, output)
+        assert summary.found == len(known) and not known & set(calls)
+        assert output.read_bytes() == whole[1]
+        assert not (folder / "out.pending").exists()
+
+
+@pytest.mark.parametrize("n_steps", [0, 1, 3, 10])
+def test_an_interrupt_stops_between_steps(llm, whole, tmp_path, n_steps):
+    source, output = write(tmp_path, mixed(60))
+    seen = []
+
+    def interrupt(progress):
+        seen.append(progress)
+        if len(seen) == n_steps + 1:
+            signal.raise_signal(signal.SIGINT)
+
+    summary = run(llm, source, output, progress=interrupt)
+    assert not summary.complete and summary.done == seen[-1].done and len(seen) == n_steps + 1
+    assert llm.metrics().running == llm.metrics().waiting == 0
+    again = run(llm, source, output)
+    assert again.complete and again.found == summary.done
+    assert output.read_bytes() == whole[1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_shards_are_parts_of_the_whole(llm, whole, tmp_path):
+    parts = []
+    for i in (1, 2, 3):
+        source, output = write(tmp_path, mixed(60))
+        output = tmp_path / f"out{i}.jsonl"
+        run(llm, source, output, shard=(i, 3))
+        parts += output.read_bytes().splitlines()
+    # A failure names the line of the file, as it does in the whole.
+    assert sorted(parts) == sorted(whole[1].splitlines())
+    for bad in ((0, 3), (4, 3)):
+        with pytest.raises(BatchError, match="shard"):
+            run(llm, source, tmp_path / "x.jsonl", shard=bad)
+
+
+def test_bad_lines_are_reported_with_their_numbers(llm, tmp_path):
+    good = {"id": "a", "prompt": "One", "max_tokens": 2, "seed": 1}
+    bad = [
+        b"not json",
+        b'["a"]',
+        b"{}",
+        b'{"prompt": "no id"}',
+        b'{"id": "a", "prompt": "repeated"}',
+        b'{"id": "b"}',
+        b'{"id": "c", "prompt": "x", "messages": []}',
+        b'{"id": "d", "url": "/v1/other", "body": {}}',
+        b'{"id": "e", "prompt": "x", "colour": 1}',
+        b'{"id": "f", "prompt": [99999]}',
+        b'{"id": "g", "prompt": ' + json.dumps("x " * 600).encode() + b"}",
+        b'{"id": "h", "messages": [{"role": "user", "content": "x"}]}',  # the model has no template
+        b'{"id": "i", "continuations": [[5]], "context": [4], "max_tokens": 3}',
+        b'{"id": "j", "prompt": "x", "grammar": {"regex": "("}}',
+        b'{"id": "\\ud800", "prompt": "x"}',
+        b"[" * 100_000,
+        b"\xff\xfe",
+    ]
+    source, output = write(tmp_path, [json.dumps(good).encode(), b"", *bad, json.dumps(good | {"id": "z"}).encode()])
+    summary = run(llm, source, output)
+    assert (summary.done, summary.failed) == (len(bad) + 2, len(bad))
+    first, *errors, last = [json.loads(line) for line in output.read_text().splitlines()]
+    assert first["error"] is last["error"] is None
+    assert first["response"]["body"] == last["response"]["body"]
+    assert [e["error"]["line"] for e in errors] == list(range(3, 3 + len(bad)))
+    assert all(e["response"] is None and e["error"]["message"] for e in errors)
+    assert run(llm, source, output).failed == len(bad)
+
+    source, output = write(tmp_path / "..", [json.dumps(good).encode(), bad[0]])
+    with pytest.raises(BatchError, match="line 2: not JSON"):
+        run(llm, source, output, on_error="stop")
+    assert not [line for line in output.read_text().splitlines() if json.loads(line)["error"]]
+
+
+def test_an_output_is_never_mixed_up_with_another(llm, tmp_path):
+    source, output = write(tmp_path, mixed(12))
+    run(llm, source, output)
+    before = output.read_bytes()
+    for change in ({"seed": 1}, {"shard": (1, 2)}):
+        with pytest.raises(BatchError, match="another .*" + next(iter(change))):
+            run(llm, source, output, **change)
+    with LLM(max_context=256, exact=False) as fast, pytest.raises(BatchError, match="another model"):
+        run(fast, source, output)
+    with Journal(output, tmp_path / "out.pending"), pytest.raises(BatchError, match="another process"):
+        run(llm, source, output)
+    write(tmp_path, mixed(18))
+    with pytest.raises(BatchError, match="input_sha256"):
+        run(llm, source, output)
+    (tmp_path / "out.manifest.json").unlink()
+    with pytest.raises(BatchError, match="without a manifest"):
+        run(llm, source, output)
+    assert output.read_bytes() == before
+    with pytest.raises(BatchError, match="cannot be read"):
+        run(llm, tmp_path / "missing.jsonl", output)
+
+
+def test_verify_finds_a_changed_bit(llm, whole, tmp_path):
+    source, output = write(tmp_path, mixed(60))
+    run(llm, source, output)
+    manifest = tmp_path / "out.manifest.json"
+    found = verify(manifest, llm=llm, sample=None)
+    assert (found.n_results, found.n_checked, found.differing, found.changed) == (60, 60, [], [])
+    lines = output.read_bytes().splitlines(keepends=True)
+    lines[6] = lines[6].replace(b'"token_logprobs": [-', b'"token_logprobs": [-1', 1)
+    output.write_bytes(b"".join(lines))
+    assert verify(manifest, llm=llm, sample=None).differing == [7]
+    assert verify(manifest, sample=5).n_checked == 5
+    with LLM(max_context=256, exact=False) as fast, pytest.raises(BatchError, match="model"):
+        verify(manifest, llm=fast)
+    source.write_bytes(b"{}\n")
+    with pytest.raises(BatchError, match="input_sha256"):
+        verify(manifest, llm=llm)
+    with pytest.raises(BatchError, match="manifest"):
+        verify(source, llm=llm)
+
+
+def test_an_encoder_embeds_files(data, tmp_path):
+    texts = [f"text number {i} " * (1 + i % 5) for i in range(70)]
+    lines = [json.dumps({"id": i, "input": t, "pooling": "mean"}).encode() for i, t in enumerate(texts)]
+    source, output = write(tmp_path, [*lines, b'{"id": "x", "prompt": "x"}'])
+    with LLM(data / "models" / "all-MiniLM-L6-v2") as llm:
+        assert run(llm, source, output).failed == 1
+        got = [b["data"][0]["embedding"] for b in bodies(output).values() if b]
+        np.testing.assert_array_equal(np.array(got, np.float32), llm.embed(texts))
+        assert verify(tmp_path / "out.manifest.json", llm=llm).differing == []
+
+
+def test_openais_fields_mean_what_they_say():
+    def params(**body):
+        return params_of(body, 5)
+
+    assert params() == SamplingParams(seed=5)
+    assert params(seed=3, max_completion_tokens=7, stop=["x"]) == SamplingParams(seed=3, max_tokens=7, stop=("x",))
+    assert params(logit_bias={"5": -2}) == SamplingParams(seed=5, logit_bias={5: -2.0})
+    assert params(logprobs=3).logprobs == 3 and params(logprobs=True, top_logprobs=2).logprobs == 2
+    assert params(logprobs=True).logprobs == params(logprobs=False).logprobs == 0
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    assert params(response_format=form).grammar == Grammar.json_schema(schema)
+    assert params(response_format={"type": "text"}).grammar is None
+    assert params(grammar={"choice": ["a", "b"]}).grammar == Grammar.choice(["a", "b"])
+    assert params(top_k=4, min_p=0.1, model="m", user="u", stream=False) == SamplingParams(seed=5, top_k=4, min_p=0.1)
+    for bad in (
+        {"stream": True},
+        {"top_logprobs": 2},
+        {"echo": True},
+        {"response_format": {"type": "xml"}},
+        {"grammar": {"regex": "a", "choice": ["a"]}},
+        {"logit_bias": {"x": 1}},
+        {"stop": 5},
+        {"temperature": "hot"},
+    ):
+        with pytest.raises(InvalidRequestError):
+            params(**bad)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 400) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [
+    "prompt",
+    "messages",
+    "input",
+    "context",
+    "continuation",
+    "continuations",
+    "tools",
+    "tool_choice",
+    "chat_template_kwargs",
+    "pooling",
+    "normalize",
+    "encoding_format",
+    "max_tokens",
+    "temperature",
+    "stop",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "response_format",
+    "grammar",
+    "n",
+    "best_of",
+    "order",
+    "dry_breakers",
+    "banned_tokens",
+    "seed",
+    "stream",
+    "prompt_logprobs",
+]
+
+
+@given(
+    kind=st.sampled_from(["generate", "chat", "embed", "score"]), body=st.dictionaries(st.sampled_from(FIELDS), values)
+)
+def test_no_request_is_worse_than_refused(llm, kind, body):
+    body = {"chat_template": TEMPLATE, **body} if kind == "chat" else body
+    try:
+        Planner(llm, 0).plan(Ask("x", kind, body))
+    except OxjaxError:
+        pass
+
+
+def kill_minus_nine(tmp_path, lines, n_kills, seed):
+    """Run the command, kill it at random moments, run it again; the output of the last run."""
+    rng, command = random.Random(seed), [sys.executable, "-m", "oxjax", "batch"]
+    source, output = write(tmp_path, lines)
+    subprocess.run([*command, source, tmp_path / "calm.jsonl"], check=True, capture_output=True)
+    calm, n, killed = (tmp_path / "calm.jsonl").read_bytes(), 0, 0
+    size = len(calm)
+    while killed < n_kills:
+        process = subprocess.Popen([*command, source, output], stderr=subprocess.DEVNULL)
+        goal = rng.randint(0, size)  # bytes that are there when it dies
+        while process.poll() is None and (output.stat().st_size if output.exists() else 0) < goal:
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.02)
+        process.kill()
+        process.wait()
+        killed += 1
+        if output.stat().st_size == size if output.exists() else False:
+            n += 1
+            assert output.read_bytes() == calm
+            output.unlink()
+    subprocess.run([*command, source, output], check=True, capture_output=True)
+    assert output.read_bytes() == calm
+    return killed
+
+
+def test_kill_minus_nine(tmp_path):
+    kill_minus_nine(tmp_path, mixed(120), 2, seed=0)
