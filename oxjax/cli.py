@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -362,6 +363,21 @@ def tokenize(
     else:
         for token, piece in zip(ids, pieces, strict=True):
             print(f"{token:>7}  {piece!r}")
+
+
+@app.command("lm-eval", context_settings={"ignore_unknown_options": True}, add_help_option=False)
+def lm_eval(
+    arguments: Annotated[list[str] | None, typer.Argument(help="The harness's own; --help shows them.")] = None,
+) -> None:
+    """Run lm-evaluation-harness, which then knows `--model oxjax`."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise OxjaxError("lm-evaluation-harness is not installed: pip install 'oxjax[lm-eval]'")
+    from lm_eval.__main__ import cli_evaluate
+
+    import oxjax.evaluate.harness  # noqa: F401  (registers the model)
+
+    sys.argv = ["oxjax lm-eval", *(arguments or ())]
+    cli_evaluate()
 
 
 def _load(model: str | None, *, fast: bool, **options: Any) -> Any:

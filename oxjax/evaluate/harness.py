@@ -1,0 +1,340 @@
+"""oxjax as a model of EleutherAI's lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness)."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import jax
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import warning_once
+from tqdm import tqdm
+
+import oxjax
+from oxjax.engine.metrics import Metrics
+from oxjax.engine.snapshot import model_fingerprint
+from oxjax.errors import ChatTemplateError, InvalidRequestError
+from oxjax.evaluate.pairs import begin, empty_context, encode_pair, windows
+from oxjax.llm import LLM
+from oxjax.sampling.params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+AUTO_BATCH = 32
+_OPTIONS = set(inspect.signature(LLM).parameters) - {"model", "progress"}
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_SAMPLING = {f.name for f in fields(SamplingParams)} - {
+    *("max_tokens", "stop", "stop_token_ids", "seed", "temperature", "grammar"),
+    *("n", "best_of", "logprobs", "logprobs_of", "prompt_logprobs"),
+}
+_PENALTIES = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
+_END = "\ufdd0"  # never a character of a text (Unicode 23.7); here the end of an answer that goes on
+
+
+@register_model("oxjax")
+class OxjaxLM(LM):
+    """A GGUF file as the harness's model `oxjax`; the arguments are those of `--model_args`.
+
+    All requests of a kind run in one call of the engine. In `exact` mode results depend neither on `batch_size` nor on
+    the order or number of requests.
+
+    Texts come from the harness as whole prompts, so the texts of control tokens are read as these tokens, as its own
+    models do, also where a document spells them. A BOS that the file asks for is added unless the prompt, rendered by
+    a chat template for example, begins with it; an EOS never is. In `loglikelihood_rolling` the prefix token stands
+    before a document once. (The harness's `hf` lets tokenizers that add BOS do so too, and scores that second one.)
+
+    Args:
+        model, pretrained: see `LLM`; give one of them, or none for the embedded model.
+        max_length: most tokens of a prompt and its output together, `max_context` of `LLM`. What is longer loses its
+            beginning.
+        max_gen_toks: most tokens to generate, where a task does not say.
+        batch_size: sequences that run at once; "auto" and "auto:N" take `max_batch_size`, or else 32.
+        max_batch_size: see there.
+        device: where jax runs, or "cuda:0", which the harness's command always says; `JAX_PLATFORMS` decides.
+        enable_thinking: what chat templates get by that name; None leaves it to them.
+        options: further arguments of `LLM`; `max_batch` overrules `batch_size`.
+
+    Raises:
+        InvalidRequestError: an argument is unknown, or contradicts another.
+        GGUFError, ModelError, UnsupportedArchitectureError, TokenizerError: see `LLM`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        pretrained: str | Path | None = None,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        enable_thinking: bool | None = None,
+        **options: Any,
+    ):
+        super().__init__()
+        if unknown := set(options) - _OPTIONS:
+            known = (set(inspect.signature(OxjaxLM).parameters) | _OPTIONS) - {"options"}
+            raise InvalidRequestError(
+                f"model arguments {', '.join(sorted(unknown))}: expected some of {', '.join(sorted(known))}"
+            )
+        _check_device(device)
+        options.setdefault("max_batch", _max_batch(batch_size, max_batch_size))
+        if max_length is not None:
+            options["max_context"] = _either("max_length", max_length, "max_context", options.get("max_context"))
+        model = _either("model", model, "pretrained", pretrained)
+        self.llm = LLM(model, **options)
+        self.max_gen_toks = max_gen_toks
+        self._name = "embedded" if model is None else Path(model).name
+        self._variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations, and whether they are what the model would choose.
+
+        Args:
+            requests: of a context and a continuation each; see `oxjax.evaluate.pairs.encode_pair`.
+            disable_tqdm: show no progress.
+
+        Raises:
+            InvalidRequestError: a continuation has no tokens.
+            RequestError: see `LLM.score`.
+        """
+        pairs, n_cut = [], 0
+        for request in requests:
+            context, continuation = encode_pair(self.llm.tokenizer, *request.args)
+            room = max(self.llm.max_context + 1 - len(continuation), 1)  # the last token is not read
+            n_cut += len(context) > room
+            pairs.append((context[-room:], continuation))
+        self._report_cut(n_cut, len(pairs))
+        with self._bar("loglikelihood", len(pairs), disable_tqdm) as progress:
+            answers = [(score.logprob, score.is_greedy) for score in self.llm.score(pairs, progress=progress)]
+        return self._keep("loglikelihood", requests, answers)
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole documents, in windows of `max_length` tokens, the last one full too.
+
+        Args:
+            requests: of one text each.
+            disable_tqdm: show no progress.
+
+        Raises:
+            RequestError: see `LLM.score`.
+        """
+        pairs, counts = [], []
+        prefix = empty_context(self.llm.tokenizer)
+        for request in requests:
+            ids = self.llm.tokenizer.encode(*request.args, add_special=False)
+            ids = ids if ids[: len(prefix)] == prefix else prefix + ids
+            rolling = list(windows(len(ids), self.llm.max_context, self.llm.max_context))
+            pairs += [(ids[w.start : w.first], ids[w.first : w.end]) for w in rolling]
+            counts.append(len(rolling))
+        with self._bar("loglikelihood_rolling", len(pairs), disable_tqdm) as progress:
+            scores = iter(self.llm.score(pairs, progress=progress))
+        answers = [math.fsum(next(scores).logprob for _ in range(n)) for n in counts]
+        return self._keep("loglikelihood_rolling", requests, answers)
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations of prompts.
+
+        Generation arguments are `until` (or `stop`), `max_gen_toks` (or `max_new_tokens`, `max_tokens`,
+        `max_completion_tokens`), `do_sample`, `temperature`, `seed` and the fields of `SamplingParams` that say how to
+        choose tokens. Without `do_sample` and `temperature` the most likely tokens are taken; `do_sample` alone draws
+        at temperature 1. Penalties look at the whole text unless `penalty_window` says otherwise.
+
+        A request that draws has a seed of its own, made of `seed` (0 if it is not given; the harness's own `--seed`
+        does not get here), its prompt and arguments, and how many like it came before. So runs repeat, repeats of a
+        request differ, and other requests do not matter.
+
+        Args:
+            requests: of a prompt and generation arguments each.
+            disable_tqdm: show no progress.
+
+        Raises:
+            InvalidRequestError: arguments are unknown or contradict each other, or leave no room for a prompt.
+            RequestError: see `LLM.generate`.
+        """
+        prompts, params, n_cut = [], [], 0
+        known: dict[str, SamplingParams] = {}
+        seen: Counter[tuple[str, str]] = Counter()
+        for request in requests:
+            context, arguments = request.args
+            how = json.dumps(arguments, sort_keys=True)
+            if how not in known:
+                known[how] = self._sampling_params(arguments)
+            room = self.llm.max_context - known[how].max_tokens
+            ids = begin(self.llm.tokenizer, context) or empty_context(self.llm.tokenizer)
+            n_cut += len(ids) > room
+            prompts.append(ids[-room:])
+            params.append(replace(known[how], seed=_seed(known[how].seed, context, how, seen[context, how])))
+            seen[context, how] += 1
+        self._report_cut(n_cut, len(prompts))
+        with self._bar("generate_until", len(prompts), disable_tqdm) as progress:
+            results = self.llm.generate(prompts, params, progress=progress)
+        return self._keep("generate_until", requests, [result.text for result in results])
+
+    def _sampling_params(self, arguments: Mapping[str, Any]) -> SamplingParams:
+        """What generation arguments mean; the seed is the root of those that requests get."""
+        given = {name: value for name, value in arguments.items() if value is not None}
+        lengths = {name: given.pop(name) for name in _LENGTHS if name in given}
+        if len(set(lengths.values())) > 1:
+            raise InvalidRequestError(f"generation arguments {lengths}: expected one length")
+        (max_tokens,) = set(lengths.values()) or {self.max_gen_toks}
+        if max_tokens >= self.llm.max_context:
+            raise InvalidRequestError(
+                f"{max_tokens} tokens to generate leave no room for a prompt in {self.llm.max_context}: lower "
+                "max_gen_toks, or raise max_length"
+            )
+        stop = [text for name in ("until", "stop") for text in _texts(given.pop(name, ())) if text]
+        temperature = given.pop("temperature", None)
+        if not given.pop("do_sample", bool(temperature)):
+            if temperature:
+                logger.warning("temperature %s has no effect with do_sample=False", temperature)
+            temperature = 0.0
+        seed = given.pop("seed", 0)
+        if given.get("num_beams") == 1:  # as many tasks say, and as it is
+            del given["num_beams"]
+        if unknown := set(given) - _SAMPLING:
+            raise InvalidRequestError(
+                f"generation arguments {', '.join(sorted(unknown))}: expected some of do_sample, max_gen_toks, seed, "
+                f"temperature, until, {', '.join(sorted(_SAMPLING))}"
+            )
+        if any(given.get(name, neutral) != neutral for name, neutral in _PENALTIES.items()):
+            given.setdefault("penalty_window", None)
+        tokenizer = self.llm.tokenizer
+        # Control tokens have no text in an output.
+        ends = [i for text in stop if (i := tokenizer.id_of(text)) is not None and tokenizer.is_special(i)]
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=1.0 if temperature is None else temperature,
+            stop=stop,
+            stop_token_ids=ends,
+            seed=seed,
+            **given,
+        )
+
+    @contextmanager
+    def _bar(self, kind: str, n: int, disable: bool) -> Iterator[Callable[[Metrics], None]]:
+        """A bar on standard error of how many requests are done."""
+        before = self.llm.metrics().finished
+        with tqdm(total=n, desc=f"Running {kind} requests", disable=disable) as bar:
+            yield lambda metrics: bar.update(metrics.finished - before - bar.n)
+
+    def _keep(self, kind: str, requests: Sequence[Instance], answers: list[Any]) -> list[Any]:
+        """Offer answers to the harness's cache, and return them."""
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial(kind, request.args, answer)
+        return answers
+
+    def _report_cut(self, n_cut: int, n: int) -> None:
+        if n_cut:
+            logger.warning(
+                "%d of %d requests do not fit in %d tokens and lost their beginnings (see max_length)",
+                n_cut, n, self.llm.max_context,
+            )  # fmt: skip
+
+    def apply_chat_template(self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The prompt text of a conversation, by the file's own template.
+
+        A template that refuses system messages gets the conversation without them, with a warning, as for the
+        harness's own models.
+
+        Args:
+            chat_history: dicts with `role` and `content`.
+            add_generation_prompt: open the assistant's answer; False lets the last message go on.
+
+        Raises:
+            ChatTemplateError: there is no template, or it refused.
+        """
+        try:
+            return self._render(chat_history, add_generation_prompt)
+        except ChatTemplateError as error:
+            others = [message for message in chat_history if message["role"] != "system"]
+            if len(others) == len(chat_history):
+                raise
+            text = self._render(others, add_generation_prompt)
+            warning_once(
+                logger, f"the chat template refused a conversation, and got it without its system messages: {error}"
+            )
+            return text
+
+    def _render(self, history: Sequence[Mapping[str, Any]], opens_answer: bool) -> str:
+        template = self.llm.chat_template
+        if opens_answer:
+            return template.render(history, **self._variables)
+        *before, last = history
+        marked = {**last, "content": last["content"] + _END}
+        text = template.render([*before, marked], add_generation_prompt=False, **self._variables)
+        if _END not in text:
+            raise ChatTemplateError(f"chat template {template.name!r} does not show the answer that is to go on")
+        return text.rpartition(_END)[0]
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The file's default template, for the harness's records; None if it is not wanted.
+
+        Raises:
+            ChatTemplateError: there is none, or one of another name was asked for.
+        """
+        if not chat_template:
+            return None
+        template = self.llm.chat_template
+        if chat_template not in (True, template.name):
+            raise ChatTemplateError(f"chat template {chat_template!r}: only {template.name!r} is used here")
+        return template.source
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names what turns conversations into prompts, which the harness may keep."""
+        what = json.dumps([self.llm.chat_template.source, self._variables])
+        return f"{self._name}-{blake2b(what.encode(), digest_size=8).hexdigest()}"
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What ran, for the harness's records."""
+        return {
+            "model_file": self._name,
+            "model_fingerprint": model_fingerprint(self.llm.config, self.llm.model.params),
+            "max_length": self.llm.max_context,
+            "oxjax_version": oxjax.__version__,
+            "jax_version": jax.__version__,
+        }
+
+
+def _max_batch(batch_size: int | str | None, most: int | None) -> int:
+    if batch_size is None or str(batch_size).startswith("auto"):
+        return AUTO_BATCH if most is None else most
+    try:
+        return int(batch_size)
+    except ValueError:
+        raise InvalidRequestError(f"batch_size {batch_size!r}: expected a number, 'auto' or 'auto:N'") from None
+
+
+def _check_device(device: str | None) -> None:
+    backend = jax.default_backend()
+    if device not in (None, "cuda:0", backend) and (device, backend) != ("cuda", "gpu"):
+        raise InvalidRequestError(f"device {device!r}: jax runs on {backend!r}; JAX_PLATFORMS chooses")
+
+
+def _either(name: str, value: Any, other_name: str, other: Any) -> Any:
+    if value is not None and other is not None:
+        raise InvalidRequestError(f"{name} and {other_name} are the same: give one")
+    return other if value is None else value
+
+
+def _texts(value: str | Sequence[str]) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _seed(*parts: int | str) -> int:
+    """Well mixed 64 bits."""
+    digest = blake2b(json.dumps(parts).encode(), digest_size=8, person=b"oxjax lm-eval")
+    return int.from_bytes(digest.digest(), "little")
