@@ -42,8 +42,8 @@ def verify(
 
     Args:
         manifest: of the output, which lies beside it, with the input where it was.
-        llm: the model, if it is loaded already; else it is loaded as the manifest says,
-        model: from here, if it has moved.
+        llm: the model, if it is loaded already; else it is loaded as the manifest says.
+        model: where it is now, if it has moved.
         sample: how many results; None is all.
         seed: of the choice.
 
