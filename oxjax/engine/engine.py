@@ -140,7 +140,7 @@ class Engine(Front):
         )
 
     def close(self) -> None:
-        """Let go of parameters and state, whoever holds the engine: a request, a stream or the traceback of an error."""
+        """Let go of parameters and state, whoever still holds the engine: a request, a stream, an error's traceback."""
         self.runner.params = self.runner.state = None
 
     def step(self) -> None:
