@@ -86,7 +86,7 @@ def test_a_crash_at_any_write_loses_nothing_and_redoes_nothing(llm, ran, tmp_pat
     source, calm = write(tmp_path, mixed(60))
     run(llm, source, calm)
     monkeypatch.setattr(batch, "Journal", Mortal)
-    for first in range(6):
+    for first in (0, 1, 4):
         output = tmp_path / f"{first}.jsonl"
         Mortal.known, n_killed = set(), 0
         while True:
