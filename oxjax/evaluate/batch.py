@@ -22,7 +22,7 @@ from oxjax.engine.request import Request
 from oxjax.errors import BatchError, InvalidRequestError, OxjaxError, RequestError
 from oxjax.evaluate.dialect import read_id, read_line
 from oxjax.evaluate.journal import Journal
-from oxjax.evaluate.manifest import Manifest
+from oxjax.evaluate.manifest import Manifest, facts
 from oxjax.evaluate.plans import Plan, Planner
 from oxjax.evaluate.source import Line, Source
 from oxjax.llm import LLM
@@ -38,7 +38,7 @@ class Progress:
     Attributes:
         done: requests with a result, those of earlier runs included; `failed` are those among them with an error.
         total: requests.
-        metrics: of the engine; None for encoders.
+        metrics: of the engine; None for encoders, and where several engines run.
     """
 
     done: int
@@ -114,9 +114,41 @@ def run(
     """
     if on_error not in ("continue", "stop"):
         raise BatchError(f"on_error {on_error!r}: expected 'continue' or 'stop'")
-    began, output = time.monotonic(), Path(output)
-    requests = Source(Path(source), shard)
-    manifest = Manifest.of(llm, requests, output, seed=seed, shard=shard)
+    output, requests = Path(output), Source(Path(source), shard)
+    manifest = Manifest.of(facts(llm), llm.path, requests, output, seed=seed, shard=shard)
+
+    def metrics() -> Metrics | None:
+        return llm.metrics() if llm.config.causal else None
+
+    def found(lines: Iterator[Line]) -> Iterator[list[Answer]]:
+        return answer(llm, lines, seed)
+
+    return record(requests, output, manifest, found, on_error=on_error, progress=progress, metrics=metrics)
+
+
+def record(
+    requests: Source,
+    output: Path,
+    manifest: Manifest,
+    answers_to: Callable[[Iterator[Line]], Iterator[list[Answer]]],
+    *,
+    on_error: str,
+    progress: Callable[[Progress], None] | None,
+    metrics: Callable[[], Metrics | None] = lambda: None,
+) -> Summary:
+    """Write the answers that an output has not yet.
+
+    Args:
+        requests: all of the run.
+        output, on_error, progress: see `run`.
+        manifest: of the output.
+        answers_to: answers of requests, in any order. It is closed when the run stops.
+        metrics: for `progress`.
+
+    Raises:
+        BatchError: see `run`.
+    """
+    began, source = time.monotonic(), requests.path
     manifest.check(output)
     manifest.write(output)
     with Journal(output, output.with_suffix(".pending")) as journal, _interrupts() as interrupted:
@@ -125,7 +157,7 @@ def run(
         failed = _count_failed(output, journal)
         found = done = journal.n_written + len(journal.waiting)
         places = (place for place in range(len(requests)) if not journal.is_known(place))
-        for answers in answer(llm, requests.lines(places), seed):
+        for answers in answers_to(requests.lines(places)):
             wrong = [a.error for a in answers if a.error is not None]
             if wrong and on_error == "stop":
                 journal.add((a.place, a.line) for a in answers if a.error is None)
@@ -133,7 +165,7 @@ def run(
             journal.add((a.place, a.line) for a in answers)
             done, failed = done + len(answers), failed + len(wrong)
             if progress is not None:
-                progress(Progress(done, failed, len(requests), llm.metrics() if llm.config.causal else None))
+                progress(Progress(done, failed, len(requests), metrics()))
             if interrupted():
                 break
         summary = Summary(len(requests), done, failed, found, time.monotonic() - began)
