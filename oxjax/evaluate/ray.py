@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oxjax.errors import BatchError, OxjaxError
-from oxjax.evaluate.batch import Answer, Progress, Summary, answer, record
+from oxjax.evaluate.batch import Answer, Progress, Steps, Summary, answer, record
 from oxjax.evaluate.manifest import Manifest, facts
 from oxjax.evaluate.source import Line, Source
 from oxjax.llm import LLM
@@ -61,11 +61,13 @@ def run(
         BatchError: as for `oxjax.evaluate.run`; or the model cannot be loaded, the machines of the cluster would not
             give the same answers, or Ray gave up.
     """
+    if actors < 1 or block < 1:
+        raise BatchError(f"actors {actors}, block {block}: expected at least 1")
     output, requests, per_actor = Path(output), Source(Path(source)), dict(per_actor or {})
     made_with, path = _ask_a_worker(model, options, per_actor)
     manifest = Manifest.of(made_with, path, requests, output, seed=seed)
 
-    def found(lines: Iterator[Line]) -> Iterator[list[Answer]]:
+    def found(lines: Iterator[Line]) -> Steps:
         tables = iter(lambda: [line._asdict() for line in islice(lines, block)], [])
         refs = [ray.put(pa.Table.from_pylist(table, _LINES)) for table in tables]
         if not refs:

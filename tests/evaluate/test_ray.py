@@ -15,39 +15,37 @@ from oxjax import LLM
 from oxjax.errors import BatchError
 from oxjax.evaluate import run, verify
 
-pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")  # Ray's use of itself
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),  # Ray's use of itself
+    pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning"),  # to start what is executed at once
+]
 # A number of the wrong type would be refused in other words here, where the types of all arguments are checked.
 LINES = [line.replace(b'"top_p": 7', b'"top_p": 7.0') for line in mixed(61)]
 OPTIONS = {"max_batch": 4, "max_context": 256}
 
 
 @pytest.fixture(scope="module")
-def monkeypatch_module():
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
-
-
-@pytest.fixture(scope="module")
-def pool(monkeypatch_module):
+def pool():
     """The module under test, with a cluster of two processors."""
     require("ray", "ray")
-    monkeypatch_module.setenv("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     from oxjax.evaluate import ray as pool
 
-    monkeypatch_module.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)  # of actors
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 << 20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield pool
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)  # of the actors
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 << 20,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield pool
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +104,7 @@ def test_what_was_written_is_not_computed_again(pool, llm, whole, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pool.run(source, output, actors=2, block=10, progress=stop, **OPTIONS)
+        pool.run(source, output, actors=1, block=10, progress=stop, **OPTIONS)
     summary = run(llm, source, output)
     assert summary.complete and 20 <= summary.found == seen[-1].done < 61
     assert output.read_bytes() == whole.read_bytes()
@@ -116,9 +114,11 @@ def test_datasets_have_the_same_answers(pool, whole):
     import ray
 
     lines = LINES[:12]
-    texts = ray.data.from_items([{"n": i, "request": line.decode()} for i, line in enumerate(lines)])
+    texts = ray.data.from_items([{"n": i, "request": line.decode()} for i, line in enumerate(lines)] + [{"n": 12}])
     rows = pool.map_requests(texts, actors=1, block=5, **OPTIONS).take_all()
-    for row, line in zip(sorted(rows, key=lambda row: row["n"]), whole.read_text().splitlines(), strict=False):
+    *rows, empty = sorted(rows, key=lambda row: row["n"])
+    assert "not JSON" in json.loads(empty["answer"])["error"]["message"]
+    for row, line in zip(rows, whole.read_text().splitlines()[:12], strict=True):
         answer, expected = json.loads(row["answer"]), json.loads(line)
         if expected["error"]:
             expected["error"]["line"] = None
@@ -139,6 +139,8 @@ def test_engines_that_would_answer_otherwise_are_refused(pool, tmp_path):
     source, output = write(tmp_path, mixed(6))
     with pytest.raises(BatchError, match="missing"):
         pool.run(source, output, "missing.gguf", actors=1)
+    with pytest.raises(BatchError, match="at least 1"):
+        pool.run(source, output, actors=2, block=0)
     assert not output.exists()
 
 
