@@ -176,6 +176,8 @@ def _ask_a_worker(
         return ray.get(ray.remote(max_calls=1, **per_actor)(_describe).remote(model, options))
     except RayTaskError as error:
         raise error.cause from None
+    except RayError as error:
+        raise BatchError(f"Ray gave up loading {model}: {error}") from error
 
 
 def _describe(model: str | Path | None, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:

@@ -13,14 +13,14 @@ from request_files import mixed, write
 
 from oxjax import LLM
 from oxjax.errors import BatchError
-from oxjax.evaluate import run, verify
+from oxjax.evaluate import run
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),  # Ray's use of itself
     pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning"),  # to start what is executed at once
 ]
 # A number of the wrong type would be refused in other words here, where the types of all arguments are checked.
-LINES = [line.replace(b'"top_p": 7', b'"top_p": 7.0') for line in mixed(61)]
+LINES = [line.replace(b'"top_p": 7', b'"top_p": 7.0') for line in mixed(31)]
 OPTIONS = {"max_batch": 4, "max_context": 256}
 
 
@@ -72,7 +72,7 @@ def fragile(answers, flag):
     class Fragile(answers):
         def __call__(self, table):
             found = super().__call__(table)
-            if table["place"][0].as_py() == 20 and not flag.exists():
+            if table["place"][0].as_py() == 10 and not flag.exists():
                 flag.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return found
@@ -80,18 +80,17 @@ def fragile(answers, flag):
     return Fragile
 
 
-def test_actors_write_what_one_process_writes(pool, llm, whole, tmp_path, monkeypatch):
+def test_actors_write_what_one_process_writes(pool, whole, tmp_path, monkeypatch):
     flag, whole_map = tmp_path / "died", pool._map
     monkeypatch.setattr(pool, "_map", lambda data, answers, *rest: whole_map(data, fragile(answers, flag), *rest))
     source, output = write(tmp_path, LINES)
     seen = []
-    summary = pool.run(source, output, actors=2, block=10, progress=seen.append, **OPTIONS)
+    summary = pool.run(source, output, actors=2, block=5, progress=seen.append, **OPTIONS)
     assert flag.exists()
-    assert (summary.total, summary.done, summary.failed, summary.found) == (61, 61, 10, 0)
-    assert len(seen) == 7 and seen[-1].done == 61
+    assert (summary.total, summary.done, summary.failed, summary.found) == (31, 31, 5, 0)
+    assert len(seen) == 7 and seen[-1].done == 31
     assert output.read_bytes() == whole.read_bytes()
     assert manifest(output).read_bytes() == manifest(whole).read_bytes()
-    assert verify(manifest(output), llm=llm, sample=20).differing == []
 
 
 def test_what_was_written_is_not_computed_again(pool, llm, whole, tmp_path):
@@ -104,9 +103,9 @@ def test_what_was_written_is_not_computed_again(pool, llm, whole, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pool.run(source, output, actors=1, block=10, progress=stop, **OPTIONS)
+        pool.run(source, output, actors=1, block=5, progress=stop, **OPTIONS)
     summary = run(llm, source, output)
-    assert summary.complete and 20 <= summary.found == seen[-1].done < 61
+    assert summary.complete and 10 <= summary.found == seen[-1].done < 31
     assert output.read_bytes() == whole.read_bytes()
 
 
