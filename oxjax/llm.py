@@ -316,9 +316,8 @@ class LLM(Chats, Embeddings, Scores):
         """Let go of parameters and pages. Further calls raise EngineClosedError; closing twice is fine."""
         self.model = None
         engine, encoder = (self.__dict__.pop(name, None) for name in ("engine", "encoder"))
-        # Those that hold arrays may be held themselves, by a request, a stream or the traceback of an error.
         if engine is not None:
-            engine.runner.params = engine.runner.state = None
+            engine.close()
         if encoder is not None:
             encoder.params = None
 

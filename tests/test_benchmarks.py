@@ -1,6 +1,7 @@
 """Benchmarks run from end to end, so that they are there when they are needed."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +91,18 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     assert done.returncode == 1 and "broken.gguf" in done.stderr.splitlines()[-1]
     done = run("compare", "--model", broken, "--peers", "other")
     assert done.returncode == 2 and "other is not one of llama.cpp, transformers" in done.stderr
+
+
+def test_scoring_is_compared(model):
+    sizes = ("--items", 3, "--choices", 2, "--context", "5-9", "--continuation", "1-4", "--rounds", 2)
+    done = run("score", "--model", model, *sizes)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"ratio +\d+\.\d+  \(\d+\.\d+ to \d+\.\d+, 2 rounds\)", done.stdout)
+    # Both round activations, in blocks of their own.
+    assert float(re.search(r"log-probability (\S+);", done.stdout)[1]) < 0.5
+
+
+def test_memory_of_scores_is_measured(model):
+    done = run("score", "--model", model, "--memory", 64)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"score +of 64 tokens: \d+ MiB\nratio \d\.\d+", done.stdout)

@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from oxjax import LLM
+from oxjax.evaluate import run
 from oxjax.models.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
@@ -29,3 +31,11 @@ def test_notebooks_run(name):
 def test_the_parity_table_names_every_architecture():
     table = (ROOT / "README.md").read_text().split("<!-- parity table -->")[1]
     assert sorted(re.findall(r"([\w-]+) \| (?:\d\.\de-\d+|-) ", table)) == sorted(ARCHITECTURES)
+
+
+def test_the_readmes_requests_run(tmp_path):
+    lines = re.search(r"<< 'EOF'\n(.*?)\nEOF\n", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "requests.jsonl").write_text(lines)
+    with LLM() as llm:
+        summary = run(llm, tmp_path / "requests.jsonl", tmp_path / "results.jsonl")
+    assert (summary.done, summary.failed) == (4, 0)

@@ -75,9 +75,12 @@ def test_what_was_under_way(freed):
         next(stream)
         request = llm.engine.generate(llm.tokenizer.encode("The dog"), GREEDY, seed=1)
         llm.engine.step()
-        freed += [llm, llm.engine, stream, request, llm.engine.snapshot()]
+        engine = llm.engine
+        freed += [llm, engine, stream, request, engine.snapshot()]
     with pytest.raises(EngineClosedError):
         list(stream)
+    with pytest.raises(EngineClosedError):
+        engine.step()
 
 
 def test_an_abandoned_stream_ends_quietly():

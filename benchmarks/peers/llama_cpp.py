@@ -10,7 +10,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from benchmarks.peers.scoring import log_probabilities
+from benchmarks.peers.scoring import Item, log_probabilities, of_targets
 
 _UBATCH = 512  # rows that llama.cpp computes at once, its default
 _CACHES = {"f32": 0, "f16": 1}  # ggml types
@@ -80,13 +80,29 @@ class Engine:
             log_probabilities(context.all_logits(text), text)
             return time.perf_counter() - start, len(text)
 
+    def choose(self, items: list[Item], settings: dict[str, Any]) -> tuple[float, list[list[float]]]:
+        """Seconds for the log-probabilities of continuations after their contexts, and these.
+
+        A context is computed once; its continuations share its state, and run as one batch.
+        """
+        most = max(len(continuations) for _, continuations in items)
+        length = max(len(context) + sum(map(len, continuations)) for context, continuations in items)
+        with self._context(most, length, settings, unified=True) as context:
+            context.warm_up(items[0][0])
+            start = time.perf_counter()
+            found = [context.choose(*item) for item in items]
+            return time.perf_counter() - start, found
+
     @contextmanager
-    def _context(self, n_seqs: int, length: int, settings: dict[str, Any]) -> Iterator[_Context]:
+    def _context(
+        self, n_seqs: int, length: int, settings: dict[str, Any], *, unified: bool = False
+    ) -> Iterator[_Context]:
         params = llama_cpp.llama_context_default_params()
         per_sequence = -(-length // 256) * 256  # rounded as llama.cpp does
         params.n_ctx = n_seqs * per_sequence
         params.n_batch, params.n_ubatch, params.n_seq_max = max(length, _UBATCH), _UBATCH, n_seqs
         params.n_threads = params.n_threads_batch = self.threads
+        params.kv_unified = unified
         params.flash_attn_type = int(settings["flash"])
         params.type_k = params.type_v = _CACHES[settings["cache"]]
         handle = llama_cpp.llama_init_from_model(self.model, params)
@@ -135,6 +151,28 @@ class _Context:
         n = len(tokens)
         self._decode(tokens, np.full(n, position), range(n), np.ones(n))
         return [self._greedy(row) for row in range(n)]
+
+    def choose(self, context: list[int], continuations: list[list[int]]) -> list[float]:
+        """Log-probabilities of continuations of a context."""
+        self.clear()
+        n = len(context)
+        self._decode(context, np.arange(n), [0] * n, np.arange(n) == n - 1)
+        last = np.array(np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.handle, n - 1), (1, self.vocab)))
+        self.copy_first(len(continuations))
+        read = [tokens[:-1] for tokens in continuations]  # what follows a last token is not wanted
+        tokens = [token for part in read for token in part]
+        logits = np.zeros((0, self.vocab), np.float32)
+        if tokens:
+            positions = np.concatenate([n + np.arange(len(part)) for part in read])
+            sequences = [i for i, part in enumerate(read) for _ in part]
+            self._decode(tokens, positions, sequences, np.ones(len(tokens)))
+            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.handle), (len(tokens), self.vocab))
+        found, end = [], 0
+        for part, targets in zip(read, continuations, strict=True):
+            begin, end = end, end + len(part)
+            rows = np.concatenate([last, logits[begin:end]])
+            found.append(float(of_targets(rows, targets).sum()))
+        return found
 
     def _decode(self, tokens: list[int], positions: np.ndarray, sequences: Any, wanted: np.ndarray) -> None:
         batch, n = self.batch, len(tokens)

@@ -10,17 +10,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
-import numpy as np
 
 from benchmarks import trace
 from benchmarks.peers import spare_tokens
-from benchmarks.peers.scoring import log_probabilities
+from benchmarks.peers.scoring import Item
 from oxjax import LLM, SamplingParams
 from oxjax.config import MoESpec
 from oxjax.engine.engine import Engine as Loop
 from oxjax.engine.request import Request
 from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.llm import MAX_ROWS, PAGE_SIZE
+from oxjax.results import score_of
 
 _ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 
@@ -90,12 +90,18 @@ class Engine:
         """Seconds for the log-probabilities of a text's tokens, and how many tokens it has."""
         (text,) = prompts
 
-        def run() -> None:
-            request = self.engine.logits(text)
-            self._finish([request])
-            log_probabilities(np.concatenate(request.rows), text)
+        return self._timed(lambda: self._finish(self.engine.score(text[:1], [text[1:]]))), len(text)
 
-        return self._timed(run), len(text)
+    def choose(self, items: list[Item], _: dict[str, Any]) -> tuple[float, list[list[float]]]:
+        """Seconds for the log-probabilities of continuations after their contexts, and these."""
+        found: list[list[Request]] = []
+
+        def run() -> None:
+            found.extend(self.engine.score(context, continuations) for context, continuations in items)
+            self._finish([request for requests in found for request in requests])
+
+        seconds = self._timed(run)
+        return seconds, [[score_of(request).logprob for request in requests] for requests in found]
 
     def profile(self, work: str, prompts: list[list[int]], n_new: int) -> dict[str, Any]:
         """Where the time of `prefill`, `decode` or `score` goes; see `trace.summary`."""

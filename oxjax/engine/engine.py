@@ -20,7 +20,7 @@ from oxjax.engine.metrics import Metrics
 from oxjax.engine.request import Request, score_records
 from oxjax.engine.runner import Decoding, Ran, Runner, Wanted
 from oxjax.engine.scheduler import Scheduler, Sequence, Work
-from oxjax.errors import NonFiniteLogitsError, NothingLeftError, RequestError
+from oxjax.errors import EngineClosedError, NonFiniteLogitsError, NothingLeftError, RequestError
 from oxjax.models.load import Model
 from oxjax.sampling.pipeline import NOT_FINITE, NOTHING_LEFT
 
@@ -139,11 +139,20 @@ class Engine(Front):
             compilations=self.runner.compilations.total(),
         )
 
+    def close(self) -> None:
+        """Let go of parameters and state, whoever still holds the engine: a request, a stream, an error's traceback."""
+        self.runner.params = self.runner.state = None
+
     def step(self) -> None:
         """Run one batch, or several steps of one that decodes, and hand out what it gave.
 
         Does nothing when no request is in the engine. If the device fails, no request has advanced.
+
+        Raises:
+            EngineClosedError: the engine was closed.
         """
+        if self.runner.params is None:
+            raise EngineClosedError("this engine was closed")
         start = time.perf_counter_ns()
         work = self.scheduler.schedule()
         if not work:

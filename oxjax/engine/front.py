@@ -56,6 +56,7 @@ class Front:
         if params.prompt_logprobs is not None and len(prompt) > 1:  # first, so that the others find the prompt's state
             (leader.scored,) = self.score(prompt[:1], [prompt[1:]], params.prompt_logprobs, priority=priority)
         leader.samples = leader.unborn = tuple(others)
+        leader.sequence.places = len(requests)
         self._add(leader)
         for request in others:
             self._admit(request)
@@ -119,6 +120,7 @@ class Front:
             requests.append(Request(sequence, targets=tuple(targets), n_top=n_top))
         leader = max(requests, key=lambda r: len(r.targets))
         leader.unborn = tuple(r for r in requests if r is not leader)
+        leader.sequence.places = 1 + sum(len(r.targets) > 1 for r in leader.unborn)
         self._add(leader)
         for request in leader.unborn:
             self._admit(request)
@@ -306,5 +308,6 @@ class Front:
         unborn = [r for r in request.unborn if not r.done]
         request.unborn = ()
         if unborn:  # the first of them computes the prompt instead
+            unborn[0].sequence.places = len(unborn)
             self.scheduler.add(unborn[0].sequence)
             unborn[0].unborn = tuple(unborn[1:])

@@ -63,9 +63,10 @@ class Metrics:
     def line(self, before: Metrics) -> str:
         """One line about what goes on, with the speed since an earlier snapshot."""
         seconds = self.step_seconds - before.step_seconds
-        made = self.generated_tokens - before.generated_tokens
+        made, read = (getattr(self, n) - getattr(before, n) for n in ("generated_tokens", "computed_tokens"))
+        speed = f"{made / seconds:.1f} tokens/s" if made and seconds else f"{read / (seconds or 1):.0f} prompt tokens/s"
         parts = [
-            f"{made / seconds:.1f} tokens/s" if seconds else "starting",
+            speed if seconds else "starting",
             f"{self.finished} done, {self.running} running, {self.waiting} waiting",
         ]
         if self.pages:

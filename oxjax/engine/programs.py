@@ -26,7 +26,7 @@ from oxjax.models.decoder import EngineState, Params, hidden_states, logits_of, 
 from oxjax.sampling.pipeline import Sampled, report, sample
 
 log = logging.getLogger("oxjax")
-SCORED_ROWS = 32  # whose logits are there at once
+SCORED_ROWS = 64  # whose logits are there at once
 
 
 class BatchShape(NamedTuple):
@@ -81,16 +81,16 @@ def take_rows(array: Float[Array, "N d"], rows: Int[Array, " n"]) -> Float[Array
     return array[rows]
 
 
-def scores_at_once(n_rows: int) -> int:
-    """How many targets `scores` takes for so many rows: those of all of them and some more, in whole blocks."""
-    return (n_rows // SCORED_ROWS + 1) * SCORED_ROWS
+def whole_blocks(n_rows: int) -> int:
+    """So many rows, or more, in blocks of `SCORED_ROWS`."""
+    return -(-n_rows // SCORED_ROWS) * SCORED_ROWS
 
 
 @partial(jax.jit, static_argnames=("config", "n_top"))
 def scores(
     params: Params,
-    hidden: Float[Array, "N d_model"],
-    wanted: Int[Array, "2 n"],
+    hidden: Float[Array, "n d_model"],
+    targets: Int[Array, " n"],
     n_wanted: Int[Array, ""],
     *,
     config: ModelConfig,
@@ -100,17 +100,18 @@ def scores(
 
     Args:
         params: of the model.
-        hidden: states of all rows.
-        wanted: rows, and the token wanted of each.
-        n_wanted: how many of these there are; what the others give means nothing.
+        hidden: states of the rows, up to `SCORED_ROWS` or a multiple of it.
+        targets: the token wanted of each.
+        n_wanted: how many rows count; what the others give means nothing.
         config: static.
         n_top: the most likely tokens to report.
     """
-    rows, targets = wanted.reshape(2, -1, SCORED_ROWS)
+    n = min(len(hidden), SCORED_ROWS)
+    rows, tokens_of = hidden.reshape(-1, n, hidden.shape[1]), targets.reshape(-1, n)
 
     def score(i: Int[Array, ""]) -> dict[str, Array]:
-        tokens = targets[i]
-        logits = logits_of(params, hidden[rows[i]], config)
+        tokens = tokens_of[i]
+        logits = logits_of(params, rows[i], config)
         _, largest, log_sum = row_best(logits, exact=config.exact)
         logprobs, ranks, top_tokens, top_logprobs = report(logits, tokens, largest, log_sum, n_top=n_top, ranks=True)
         return {
@@ -126,8 +127,8 @@ def scores(
 
     block = jax.eval_shape(score, jnp.int32(0))
     found = jax.tree.map(lambda a: jnp.zeros((len(rows), *a.shape), a.dtype), block)
-    found = lax.fori_loop(0, (n_wanted + SCORED_ROWS - 1) // SCORED_ROWS, put, found)
-    return jax.tree.map(lambda a: a.reshape(wanted.shape[1], *a.shape[2:]), found)
+    found = lax.fori_loop(0, (n_wanted + n - 1) // n, put, found)
+    return jax.tree.map(lambda a: a.reshape(len(hidden), *a.shape[2:]), found)
 
 
 @partial(jax.jit, static_argnames=("n_top", "room", "exact"))

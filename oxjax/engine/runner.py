@@ -112,6 +112,9 @@ class Runner:
         self.config, self.params, self.max_batch = config, params, max_batch
         self.state = init_state(config, n_pages=n_pages, page_size=page_size, n_slots=n_slots)
         self.buckets = programs.row_buckets(max_rows, exact=config.exact)
+        # Rows whose scores are found together: few, or blocks of as many as there are logits at once.
+        small = [size for size in self.buckets if size <= programs.SCORED_ROWS]
+        self.score_sizes = sorted({*small, programs.whole_blocks(self.buckets[-1] + 1)})
         self.table_width = -(-max_context // page_size)
         self._mask_words = -(-config.vocab_size // 32)
         counts = {self._shape(bucket, False).n_seqs for bucket in self.buckets}
@@ -176,16 +179,24 @@ class Runner:
             each target.
         """
         n_top = self._top_sizes(n_top)[-1]
-        size = programs.scores_at_once(len(hidden))
-        parts = []
-        for start in range(0, max(1, len(rows)), size):
-            wanted = np.zeros((2, size), np.int32)
-            n = len(rows[start : start + size])
-            wanted[:, :n] = rows[start : start + size], targets[start : start + size]
-            with self._counted(programs.scores, f"scores of {len(hidden)} rows, {n_top} most likely"):
-                found = programs.scores(self.params, hidden, wanted, np.int32(n), config=self.config, n_top=n_top)
-            parts.append({name: column[:n] for name, column in jax.device_get(found).items()})
+        most = self.score_sizes[-1]
+        parts = [
+            self._score(hidden, rows[start : start + most], targets[start : start + most], n_top)
+            for start in range(0, len(rows), most)
+        ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _score(
+        self, hidden: Float[Array, "N d_model"], rows: Seq[int], targets: Seq[int], n_top: int
+    ) -> dict[str, np.ndarray]:
+        n = len(rows)
+        size = next(s for s in self.score_sizes if s >= n)
+        wanted = np.zeros((2, size), np.int32)
+        wanted[:, :n] = rows, targets
+        states = self._rows_of(hidden, wanted[0])
+        with self._counted(programs.scores, f"scores of {size} rows, {n_top} most likely"):
+            found = programs.scores(self.params, states, wanted[1], np.int32(n), config=self.config, n_top=n_top)
+        return {name: column[:n] for name, column in jax.device_get(found).items()}
 
     def sample(
         self, logits: Float[Array, "N vocab"], wanted: Seq[Wanted], n_top: int, room: Room | None = None
@@ -334,8 +345,8 @@ class Runner:
                 self._logits_of(self._rows_of(states, last))
                 if all_logits:
                     self._logits_of(states)
-                for n in [] if n_scored is None else self._top_sizes(n_scored):
-                    self.score(states, [], [], n)
+                for n, size in product([] if n_scored is None else self._top_sizes(n_scored), self.score_sizes):
+                    self._score(states, [0] * size, [0] * size, n)
         for n_seqs in {min(bucket, self.max_batch) for bucket in self.buckets}:
             for n, here in kinds:
                 self._decode(self._undecoded(n_seqs, here), n, here)

@@ -35,6 +35,7 @@ class Sequence:
             that follows.
         first: the first row that this is (still) wanted of.
         pause: a length at which a step ends, so that others can go on from there; 0 is nowhere.
+        places: in the batch, its own and those of others that will go on from it.
         priority: each level puts it before sequences that came up to `HEAD_START` steps earlier.
         state: of its first tokens on the device; None while it waits.
         saved: the same on the host, for when it is admitted.
@@ -47,11 +48,12 @@ class Sequence:
     wants: str | None = None
     first: int = 0
     pause: int = 0
+    places: int = 1
     priority: int = 0
     state: SequenceState | None = None
     saved: Saved | None = None
     trail: PrefixTrail | None = None
-    rank: tuple[int, int] = (0, 0)
+    rank: tuple[int, ...] = (0, 0)
 
     @property
     def n_computed(self) -> int:
@@ -118,7 +120,7 @@ class Scheduler:
         self.max_batch, self.max_rows, self.max_context = max_batch, max_rows, max_context
         self.running: list[Sequence] = []
         self.preemptions = self.steps = 0
-        self._queue: list[tuple[tuple[int, int], Sequence]] = []  # a heap; those that left are skipped
+        self._queue: list[tuple[tuple[int, ...], Sequence]] = []  # a heap; those that left are skipped
         self._queued: set[Sequence] = set()
         self._serial = count()
 
@@ -174,9 +176,9 @@ class Scheduler:
         """
         for child in children:
             self.check(child)
-        saved = parent.saved
+        saved, parent.places = parent.saved, 1
         for child in children:
-            child.rank = parent.rank[0], next(self._serial)
+            child.rank = *parent.rank[:2], next(self._serial)
             child.trail = self.pool.trail()
             if parent.state is not None and len(self.running) < self.max_batch:
                 child.state = self.pool.fork(parent.state)
@@ -292,8 +294,8 @@ class Scheduler:
         return self._queue[0][1] if self._queue else None
 
     def _can_admit(self, sequence: Sequence) -> bool:
-        """Whether there is a place in the batch, and room for all the tokens that it has."""
-        if len(self.running) == self.max_batch:
+        """Whether there are places in the batch, and room for all the tokens that it has."""
+        if self.running and sum(s.places for s in self.running) + sequence.places > self.max_batch:
             return False
         return self.pool.fits(sequence.tokens, limit=sequence.n_reusable, trail=sequence.trail)
 
@@ -374,5 +376,5 @@ class Scheduler:
         return iter((*self.running, *self.waiting))
 
 
-def _rank(sequence: Sequence) -> tuple[int, int]:
+def _rank(sequence: Sequence) -> tuple[int, ...]:
     return sequence.rank

@@ -36,11 +36,9 @@ class Journal:
     def __init__(self, output: Path, journal: Path):
         self._journal_path = journal
         self._journal: BinaryIO = journal.open("a+b")
-        try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _lock(self._journal, journal):
             self._journal.close()
-            raise BatchError(f"{journal}: another process writes {output}") from None
+            raise BatchError(f"{journal}: another process writes {output}")
         self._output: BinaryIO = output.open("a+b")
         try:
             self.n_written = _complete_lines(self._output)
@@ -102,6 +100,15 @@ class Journal:
         if not self.waiting:
             self._journal_path.unlink()
         self._close()
+
+
+def _lock(file: BinaryIO, path: Path) -> bool:
+    """Whether the file is ours now, and still the one of this name: who had it before may have put another there."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _sync(file: BinaryIO) -> None:

@@ -30,12 +30,20 @@ class Verification:
     changed: list[str]
 
 
-def verify(manifest: str | Path, *, llm: LLM | None = None, sample: int | None = 100, seed: int = 0) -> Verification:
+def verify(
+    manifest: str | Path,
+    *,
+    llm: LLM | None = None,
+    model: str | Path | None = None,
+    sample: int | None = 100,
+    seed: int = 0,
+) -> Verification:
     """Compute a sample of results again, and compare their bytes with those in the file.
 
     Args:
         manifest: of the output, which lies beside it, with the input where it was.
         llm: the model, if it is loaded already; else it is loaded as the manifest says.
+        model: where it is now, if it has moved.
         sample: how many results; None is all.
         seed: of the choice.
 
@@ -45,7 +53,7 @@ def verify(manifest: str | Path, *, llm: LLM | None = None, sample: int | None =
     path = Path(manifest)
     there = Manifest.read(path)
     if llm is None:
-        with LLM(there.files["model"], **there.depends_on["options"]) as loaded:
+        with LLM(there.files["model"] if model is None else model, **there.depends_on["options"]) as loaded:
             return verify(manifest, llm=loaded, sample=sample, seed=seed)
     output, shard = path.parent / there.files["output"], tuple(there.depends_on["shard"])
     requests = Source(path.parent / there.files["input"], shard)

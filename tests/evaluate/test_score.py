@@ -104,6 +104,18 @@ def test_groups_of_every_size(embedded, n_context, lengths):
     assert embedded.score(pairs[::-1])[::-1] == found
 
 
+def test_groups_wait_for_places_instead_of_taking_them_from_each_other(llm):
+    rng = np.random.default_rng(5)
+    contexts = [rng.integers(3, 500, rng.integers(10, 60)).tolist() for _ in range(12)]
+    pairs = [(c, rng.integers(3, 500, rng.integers(2, 9)).tolist()) for c in contexts for _ in range(3)]
+    before = llm.metrics()
+    llm.score(pairs)
+    after = llm.metrics()
+    assert after.preemptions == before.preemptions
+    n_rows = sum(map(len, contexts)) + sum(len(continuation) - 1 for _, continuation in pairs)
+    assert after.computed_tokens - before.computed_tokens <= n_rows
+
+
 def test_pairs_are_split_as_the_harness_splits_them(data):
     """Against its own code, on vocabularies with and without BOS, SentencePiece and byte-level."""
     require("lm_eval", "lm-eval")
@@ -213,7 +225,7 @@ def test_memory_does_not_grow_with_the_rows(embedded):
 
     def scratch(n_rows):
         hidden = jax.ShapeDtypeStruct((n_rows, config.d_model), jnp.float32)
-        wanted = jax.ShapeDtypeStruct((2, programs.scores_at_once(n_rows)), jnp.int32)
+        wanted = jax.ShapeDtypeStruct((n_rows,), jnp.int32)
         program = jax.jit(lambda *rows: programs.scores(params, *rows, config=config, n_top=0))
         return program.lower(hidden, wanted, jnp.int32(1)).compile().memory_analysis().temp_size_in_bytes
 

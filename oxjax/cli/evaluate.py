@@ -1,0 +1,196 @@
+"""Commands that evaluate: `score`, `embed`, `batch`, `verify` and `lm-eval`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oxjax.cli.options import (
+    ActivationsOption,
+    DtypeOption,
+    FastOption,
+    JsonOption,
+    ModelOption,
+    PromptArgument,
+    QuantizeOption,
+    WeightsOption,
+    batch_bar,
+    load,
+    read_text,
+)
+from oxjax.errors import OxjaxError
+
+_LINES = 64  # of standard input that are embedded together
+
+
+def score(
+    text: PromptArgument = None,
+    continuations: Annotated[
+        list[str] | None, typer.Argument(help="Texts to score after the first one.", show_default=False)
+    ] = None,
+    model: ModelOption = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens that each window but the first scores.")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens that the model reads at once.")] = None,
+    max_context: Annotated[int | None, typer.Option(help="Most tokens that the model reads.")] = None,
+    dtype: DtypeOption = None,
+    weights: WeightsOption = "auto",
+    activations: ActivationsOption = "int8",
+    quantize: QuantizeOption = None,
+    fast: FastOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how likely continuations are after a text, or, with none, what the text's own perplexity is."""
+    if continuations and (stride is not None or window is not None):
+        raise typer.BadParameter("--stride and --window are for the perplexity of one text")
+    context = read_text(text)
+    with load(
+        model,
+        dtype=dtype,
+        weights=weights,
+        activations=activations,
+        quantize=quantize,
+        fast=fast,
+        max_context=max_context,
+    ) as llm:
+        if continuations:
+            scores = llm.score([(context, continuation) for continuation in continuations])
+            if as_json:
+                print(json.dumps({"context": context, "scores": [asdict(s) for s in scores]}, ensure_ascii=False))
+                return
+            for continuation, found in zip(continuations, scores, strict=True):
+                print(f"{found.logprob:12.4f}  {'greedy' if found.is_greedy else '      '}  {continuation!r}")
+            return
+        found = llm.perplexity(context, stride, window=window)
+        if as_json:
+            print(json.dumps(asdict(found), ensure_ascii=False))
+            return
+        for name in ("perplexity", "bits_per_byte", "logprob"):
+            print(f"{name:<14}{getattr(found, name):.6g}")
+        print(f"{'tokens':<14}{len(found.token_ids)}")
+
+
+def embed(
+    text: PromptArgument = None,
+    model: ModelOption = None,
+    pooling: Annotated[str | None, typer.Option(help="mean, max, cls, last or none. Default: the file's.")] = None,
+    normalize: Annotated[bool, typer.Option(help="Divide every vector by its length.")] = True,
+    truncate: Annotated[
+        int | None, typer.Option(help="Keep this many tokens of longer texts. Default: refuse.")
+    ] = None,
+    dtype: DtypeOption = None,
+    weights: WeightsOption = "auto",
+    activations: ActivationsOption = "int8",
+    quantize: QuantizeOption = None,
+    fast: FastOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text.")] = False,
+) -> None:
+    """Print the embedding of a text, or of each line of standard input ('-')."""
+    texts = (line.rstrip("\n") for line in sys.stdin) if text == "-" else iter([read_text(text)])
+    llm = load(
+        model,
+        dtype=dtype,
+        weights=weights,
+        activations=activations,
+        quantize=quantize,
+        fast=fast,
+    )
+    with llm:
+        while block := list(islice(texts, _LINES)):
+            for line, vectors in zip(block, llm.embed(block, pooling, normalize, truncate=truncate), strict=True):
+                if as_json:
+                    print(json.dumps({"text": line, "embedding": vectors.tolist()}, ensure_ascii=False))
+                else:
+                    for vector in vectors.reshape(-1, vectors.shape[-1]):
+                        print(" ".join(f"{x:.8g}" for x in vector))
+
+
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Requests: JSON lines.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Results: JSON lines.", show_default=False)],
+    model: ModelOption = None,
+    seed: Annotated[int, typer.Option(help="Of requests that have none of their own, with their ids.")] = 0,
+    shard: Annotated[str, typer.Option(help="i/n: run the i-th of n parts of the requests, by their ids.")] = "1/1",
+    on_error: Annotated[
+        str, typer.Option(help="continue writes what is wrong and goes on; stop does not.")
+    ] = "continue",
+    max_batch: Annotated[int, typer.Option(help="Requests that run at once.")] = 32,
+    max_context: Annotated[int | None, typer.Option(help="Most tokens of a request.")] = None,
+    dtype: DtypeOption = None,
+    weights: WeightsOption = "auto",
+    activations: ActivationsOption = "int8",
+    quantize: QuantizeOption = None,
+    fast: FastOption = False,
+) -> None:
+    """Run a file of requests; killed or interrupted, the same command goes on where it was.
+
+    Lines are as OpenAI's batch API has them, or shorter; see the README.
+    """
+    from oxjax.evaluate import run
+
+    with (
+        load(
+            model,
+            dtype=dtype,
+            weights=weights,
+            activations=activations,
+            quantize=quantize,
+            fast=fast,
+            max_batch=max_batch,
+            max_context=max_context,
+        ) as llm,
+        batch_bar() as progress,
+    ):
+        summary = run(llm, source, output, seed=seed, shard=_shard(shard), on_error=on_error, progress=progress)
+    print(
+        f"{summary.done} of {summary.total} requests done, {summary.failed} of them with errors; "
+        f"{summary.found} were there, the others took {summary.seconds:.1f} s",
+        file=sys.stderr,
+    )
+    if not summary.complete:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        raise typer.Exit(130)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal()):
+        raise typer.BadParameter(f"--shard {text}: expected i/n, 1/4 for example")
+    return int(i), int(n)
+
+
+def verify(
+    manifest: Annotated[Path, typer.Argument(help="OUT.manifest.json, beside the results.", show_default=False)],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the model is now, if it has moved.")] = None,
+    sample: Annotated[int, typer.Option(help="How many results to compute again; 0 is all.")] = 100,
+) -> None:
+    """Compute a sample of a batch's results again, and compare their bits."""
+    from oxjax.evaluate import verify as check
+
+    found = check(manifest, model=model, sample=sample or None)
+    for line in found.changed:
+        print(f"otherwise than when the results were made: {line}", file=sys.stderr)
+    same = found.n_checked - len(found.differing)
+    print(f"{same} of {found.n_checked} results are the same to the bit; the file has {found.n_results}")
+    if found.differing:
+        raise OxjaxError(f"results differ for the lines {', '.join(map(str, found.differing))} of the input")
+
+
+def lm_eval(
+    arguments: Annotated[list[str] | None, typer.Argument(help="The harness's own; --help shows them.")] = None,
+) -> None:
+    """Run lm-evaluation-harness, which then knows `--model oxjax`."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise OxjaxError("lm-evaluation-harness is not installed: pip install 'oxjax[lm-eval]'")
+    from lm_eval.__main__ import cli_evaluate
+
+    import oxjax.evaluate.harness  # noqa: F401  (registers the model)
+
+    sys.argv = ["oxjax lm-eval", *(arguments or ())]
+    cli_evaluate()

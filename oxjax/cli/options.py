@@ -1,0 +1,119 @@
+"""What commands share: options, and how a model is loaded and its work shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="GGUF file, folder or hf://org/repo/file.gguf. Default: the embedded model."),
+]
+DtypeOption = Annotated[str | None, typer.Option(help="float32 or bfloat16.")]
+WeightsOption = Annotated[str, typer.Option(help="auto, quantized (as small as the file), float32 or bfloat16.")]
+ActivationsOption = Annotated[str, typer.Option(help="int8 or float32: what multiplies quantised weights.")]
+QuantizeOption = Annotated[str | None, typer.Option(help="q8_0 or q4_0: quantise plain weights while loading.")]
+FastOption = Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ParamOption = Annotated[
+    list[str] | None,
+    typer.Option("--param", help="NAME=JSON, any other field of SamplingParams: --param top_n_sigma=1.5; repeatable."),
+]
+PromptArgument = Annotated[str | None, typer.Argument(help="Text; '-' reads standard input.", show_default=False)]
+
+
+def load(model: str | None, *, fast: bool, **options: Any) -> Any:
+    """An `LLM`, with a bar while it loads."""
+    from oxjax.llm import LLM
+
+    with progress_bar("loading") as progress:
+        return LLM(model, exact=not fast, progress=progress, **options)
+
+
+def sampling_params(more: list[str] | None, **fields: Any) -> Any:
+    """Sampling parameters; those that `--param` names are as it says."""
+    from oxjax.sampling.params import SamplingParams
+
+    named = dict(map(variable, more or ()))
+    if unknown := set(named) - set(SamplingParams.__dataclass_fields__):
+        raise typer.BadParameter(f"--param: SamplingParams has no {', '.join(sorted(unknown))}")
+    return SamplingParams(**{**fields, **named})
+
+
+def variable(text: str) -> tuple[str, Any]:
+    """A name and a value of `NAME=JSON`."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        raise typer.BadParameter(f"{text}: expected NAME=JSON, for example enable_thinking=false") from None
+
+
+def read_text(argument: str | None) -> str:
+    """The text that an argument is, or stands for."""
+    if argument is None:
+        raise typer.BadParameter("give a text, or '-' to read standard input")
+    return sys.stdin.read() if argument == "-" else argument
+
+
+@contextmanager
+def status_line() -> Iterator[Callable[[Any], None] | None]:
+    """One live line of metrics on standard error; none where that is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as line:
+        known: list[Any] = []
+
+        def show(metrics: Any) -> None:
+            known.append(metrics)
+            del known[:-50]  # speed over the last steps
+            line.update(metrics.line(known[0]))
+
+        yield show
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error while a (done, total) callback is called; none where that is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def batch_bar() -> Iterator[Callable[[Any], None] | None]:
+    """A bar on standard error for the progress of a batch; none where that is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=None)
+        known: list[Any] = []
+
+        def show(progress: Any) -> None:
+            text = f"{progress.failed} errors" if progress.failed else ""
+            if progress.metrics is not None:
+                known.append(progress.metrics)
+                del known[:-50]  # speed over the last steps
+                text = " · ".join(filter(None, (text, progress.metrics.line(known[0]))))
+            bar.update(task, completed=progress.done, total=progress.total, description=text)
+
+        yield show
