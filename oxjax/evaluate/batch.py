@@ -7,8 +7,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
@@ -22,7 +22,7 @@ from oxjax.engine.request import Request
 from oxjax.errors import BatchError, InvalidRequestError, OxjaxError, RequestError
 from oxjax.evaluate.dialect import read_id, read_line
 from oxjax.evaluate.journal import Journal
-from oxjax.evaluate.manifest import Manifest
+from oxjax.evaluate.manifest import Manifest, facts
 from oxjax.evaluate.plans import Plan, Planner
 from oxjax.evaluate.source import Line, Source
 from oxjax.llm import LLM
@@ -38,7 +38,7 @@ class Progress:
     Attributes:
         done: requests with a result, those of earlier runs included; `failed` are those among them with an error.
         total: requests.
-        metrics: of the engine; None for encoders.
+        metrics: of the engine; None for encoders, and where several engines run.
     """
 
     done: int
@@ -83,6 +83,9 @@ class Answer(NamedTuple):
     error: str | None
 
 
+Steps = Generator[list[Answer], None, None]  # what is there after each
+
+
 def run(
     llm: LLM,
     source: str | Path,
@@ -112,11 +115,43 @@ def run(
         BatchError: the output is another run's, or a request failed and `on_error` is "stop". Results that were there
             stay, and so do those of requests that were done before.
     """
+    output, requests = Path(output), Source(Path(source), shard)
+    manifest = Manifest.of(facts(llm), llm.path, requests, output, seed=seed, shard=shard)
+
+    def metrics() -> Metrics | None:
+        return llm.metrics() if llm.config.causal else None
+
+    def found(lines: Iterator[Line]) -> Steps:
+        return answer(llm, lines, seed)
+
+    return record(requests, output, manifest, found, on_error=on_error, progress=progress, metrics=metrics)
+
+
+def record(
+    requests: Source,
+    output: Path,
+    manifest: Manifest,
+    answers_to: Callable[[Iterator[Line]], Steps],
+    *,
+    on_error: str,
+    progress: Callable[[Progress], None] | None,
+    metrics: Callable[[], Metrics | None] = lambda: None,
+) -> Summary:
+    """Write the answers that an output has not yet.
+
+    Args:
+        requests: all of the run.
+        output, on_error, progress: see `run`.
+        manifest: of the output.
+        answers_to: answers of requests, in any order. It is closed when the run stops.
+        metrics: for `progress`.
+
+    Raises:
+        BatchError: see `run`.
+    """
     if on_error not in ("continue", "stop"):
         raise BatchError(f"on_error {on_error!r}: expected 'continue' or 'stop'")
-    began, output = time.monotonic(), Path(output)
-    requests = Source(Path(source), shard)
-    manifest = Manifest.of(llm, requests, output, seed=seed, shard=shard)
+    began, source = time.monotonic(), requests.path
     manifest.check(output)
     manifest.write(output)
     with Journal(output, output.with_suffix(".pending")) as journal, _interrupts() as interrupted:
@@ -125,24 +160,25 @@ def run(
         failed = _count_failed(output, journal)
         found = done = journal.n_written + len(journal.waiting)
         places = (place for place in range(len(requests)) if not journal.is_known(place))
-        for answers in answer(llm, requests.lines(places), seed):
-            wrong = [a.error for a in answers if a.error is not None]
-            if wrong and on_error == "stop":
-                journal.add((a.place, a.line) for a in answers if a.error is None)
-                raise BatchError(f"{source}, {wrong[0]}")
-            journal.add((a.place, a.line) for a in answers)
-            done, failed = done + len(answers), failed + len(wrong)
-            if progress is not None:
-                progress(Progress(done, failed, len(requests), llm.metrics() if llm.config.causal else None))
-            if interrupted():
-                break
+        with closing(answers_to(requests.lines(places))) as steps:
+            for answers in steps:
+                wrong = [a.error for a in answers if a.error is not None]
+                if wrong and on_error == "stop":
+                    journal.add((a.place, a.line) for a in answers if a.error is None)
+                    raise BatchError(f"{source}, {wrong[0]}")
+                journal.add((a.place, a.line) for a in answers)
+                done, failed = done + len(answers), failed + len(wrong)
+                if progress is not None:
+                    progress(Progress(done, failed, len(requests), metrics()))
+                if interrupted():
+                    break
         summary = Summary(len(requests), done, failed, found, time.monotonic() - began)
     if summary.complete:
         replace(manifest, failed=failed).write(output)
     return summary
 
 
-def answer(llm: LLM, lines: Iterable[Line], seed: int) -> Iterator[list[Answer]]:
+def answer(llm: LLM, lines: Iterable[Line], seed: int) -> Steps:
     """Run requests, those of a window by their length; what is there after each step.
 
     Closing the iterator cancels what is under way.

@@ -35,21 +35,27 @@ class Manifest:
     failed: int | None = None
 
     @classmethod
-    def of(cls, llm: LLM, requests: Source, output: Path, *, seed: int, shard: tuple[int, int]) -> Manifest:
-        """The manifest of a run."""
+    def of(
+        cls,
+        made_with: dict[str, Any],
+        model: Path,
+        requests: Source,
+        output: Path,
+        *,
+        seed: int,
+        shard: tuple[int, int] = (1, 1),
+    ) -> Manifest:
+        """The manifest of a run, of an engine of which `facts` are given."""
         return cls(
             {
-                "model": model_fingerprint(llm.config, llm.model.params),
-                "options": llm.options if llm.config.exact else llm.options | {"max_batch": llm.max_batch},
-                "software": {name: version(name) for name in ("oxjax", "jax", "jaxlib")},
-                "device": {"platform": jax.default_backend(), "kind": jax.local_devices()[0].device_kind},
+                **made_with,
                 "input_sha256": requests.digest,
                 "requests": len(requests),
                 "seed": seed,
                 "shard": list(shard),
             },
             {
-                "model": str(llm.path.resolve()),
+                "model": str(model.resolve()),
                 "input": os.path.relpath(requests.path.resolve(), output.resolve().parent),
                 "output": output.name,
             },
@@ -100,6 +106,16 @@ class Manifest:
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)
+
+
+def facts(llm: LLM) -> dict[str, Any]:
+    """What answers of an engine depend on, whatever it is asked."""
+    return {
+        "model": model_fingerprint(llm.config, llm.model.params),
+        "options": llm.options if llm.config.exact else llm.options | {"max_batch": llm.max_batch},
+        "software": {name: version(name) for name in ("oxjax", "jax", "jaxlib")},
+        "device": {"platform": jax.default_backend(), "kind": jax.local_devices()[0].device_kind},
+    }
 
 
 def manifest_path(output: Path) -> Path:

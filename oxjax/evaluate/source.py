@@ -19,13 +19,13 @@ class Line(NamedTuple):
 
     Attributes:
         place: among the requests of the shard, from 0.
-        number: in the file, from 1.
+        number: in the file, from 1; None where there is no file.
         text: what it says.
         repeats: whether an earlier line has its id.
     """
 
     place: int
-    number: int
+    number: int | None
     text: bytes
     repeats: bool
 

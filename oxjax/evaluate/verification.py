@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oxjax.errors import BatchError
 from oxjax.evaluate.batch import answer
-from oxjax.evaluate.manifest import Manifest
+from oxjax.evaluate.manifest import Manifest, facts
 from oxjax.evaluate.source import Source
 from oxjax.llm import LLM
 
@@ -57,7 +57,7 @@ def verify(
             return verify(manifest, llm=loaded, sample=sample, seed=seed)
     output, shard = path.parent / there.files["output"], tuple(there.depends_on["shard"])
     requests = Source(path.parent / there.files["input"], shard)
-    here = Manifest.of(llm, requests, output, seed=there.depends_on["seed"], shard=shard).depends_on
+    here = Manifest.of(facts(llm), llm.path, requests, output, seed=there.depends_on["seed"], shard=shard).depends_on
     changed = {
         name: f"{name}: {fact}, here {here[name]}" for name, fact in there.depends_on.items() if here[name] != fact
     }
