@@ -9,6 +9,7 @@ _HOMES = {
     "Progress": "oxjax.evaluate.batch",
     "Summary": "oxjax.evaluate.batch",
     "run": "oxjax.evaluate.batch",
+    "table": "oxjax.evaluate.tables",
     "Verification": "oxjax.evaluate.verification",
     "verify": "oxjax.evaluate.verification",
 }

@@ -1,0 +1,81 @@
+"""Results as columns."""
+
+import json
+
+import numpy as np
+import pytest
+from extras import require
+from request_files import mixed, write
+
+from oxjax import LLM
+from oxjax.errors import BatchError, InvalidRequestError
+from oxjax.evaluate import run, table
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    source, output = write(tmp_path_factory.mktemp("table"), mixed(12))
+    with LLM(max_batch=4, max_context=256) as llm:
+        run(llm, source, output)
+    return output
+
+
+def test_a_row_is_an_answer(output):
+    columns = table(output)
+    records = {str(r["custom_id"]): r for r in map(json.loads, output.read_text().splitlines())}
+    assert len({len(column) for column in columns.values()}) == 1
+    for i, custom_id in enumerate(columns["custom_id"]):
+        record, index = records[custom_id], columns["index"][i]
+        if columns["error"][i] is not None:
+            assert columns["error"][i] == record["error"]["message"]
+            continue
+        body = record["response"]["body"]
+        if "scores" in body:
+            assert columns["logprob"][i] == body["scores"][index]["logprob"]
+        elif "data" in body:
+            assert columns["embedding"][i] == body["data"][index]["embedding"]
+        else:
+            choice = body["choices"][index]
+            text = choice["text"] if "text" in choice else choice["message"]["content"]
+            assert (columns["text"][i], columns["seed"][i]) == (text, choice["seed"])
+    # 12 requests: 2 of 1, 2 of 3, 2 of 2, 2 of 2, 2 of 1 and 2 failed ones of 1.
+    assert len(columns["index"]) == 20 and columns["index"].dtype == np.int64
+
+
+@pytest.mark.parametrize(("form", "module"), [("pandas", "pandas"), ("arrow", "pyarrow")])
+def test_other_forms_hold_the_same(output, form, module):
+    require(module, "ray")
+    found, columns = table(output, form), table(output)
+    if form == "pandas":
+        assert list(found.columns) == list(columns)
+        assert found.custom_id.tolist() == columns["custom_id"].tolist()
+        assert found.groupby("custom_id").size().sum() == 20
+    else:
+        assert found.column_names == list(columns)
+        assert found["logprob"].to_pylist() == columns["logprob"].tolist()
+
+
+def test_results_of_calls_have_columns():
+    with LLM(max_context=64) as llm:
+        scores = llm.score([("Once", " upon"), ("Once", " more")])
+    columns = table(scores)
+    assert columns["logprob"].dtype == np.float64 and columns["is_greedy"].dtype == bool
+    assert columns["logprob"].tolist() == [s.logprob for s in scores]
+    assert columns["token_ids"].tolist() == [s.token_ids for s in scores]
+    assert table([]) == {}
+
+
+def test_what_is_no_table_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(BatchError, match="line 1"):
+        table(tmp_path / "x.jsonl")
+    for wrong in (tmp_path / "none.jsonl", __file__):
+        with pytest.raises(BatchError, match="found no results"):
+            table(wrong)
+    with pytest.raises(InvalidRequestError, match="form"):
+        table([], "polars")
+    with pytest.raises(InvalidRequestError, match="expected results"):
+        table([1])
+    monkeypatch.setattr("oxjax.evaluate.tables.import_module", lambda name: __import__("no_such_" + name))
+    with pytest.raises(BatchError, match="pip install pandas"):
+        table([], "pandas")
