@@ -116,6 +116,7 @@ def batch(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Results: JSON lines.", show_default=False)],
     model: ModelOption = None,
     seed: Annotated[int, typer.Option(help="Of requests that have none of their own, with their ids.")] = 0,
+    date: Annotated[str | None, typer.Option(help="YYYY-MM-DD: today, for chat templates that tell it.")] = None,
     shard: Annotated[str, typer.Option(help="i/n: run the i-th of n parts of the requests, by their ids.")] = "1/1",
     on_error: Annotated[
         str, typer.Option(help="continue writes what is wrong and goes on; stop does not.")
@@ -147,7 +148,16 @@ def batch(
         ) as llm,
         batch_bar() as progress,
     ):
-        summary = run(llm, source, output, seed=seed, shard=_shard(shard), on_error=on_error, progress=progress)
+        summary = run(
+            llm,
+            source,
+            output,
+            seed=seed,
+            date=date,
+            shard=_shard(shard),
+            on_error=on_error,
+            progress=progress,
+        )
     print(
         f"{summary.done} of {summary.total} requests done, {summary.failed} of them with errors; "
         f"{summary.found} were there, the others took {summary.seconds:.1f} s",

@@ -22,7 +22,7 @@ from oxjax.engine.request import Request
 from oxjax.errors import BatchError, InvalidRequestError, OxjaxError, RequestError
 from oxjax.evaluate.dialect import read_id, read_line
 from oxjax.evaluate.journal import Journal
-from oxjax.evaluate.manifest import Manifest, facts
+from oxjax.evaluate.manifest import Manifest, day_of, facts
 from oxjax.evaluate.plans import Plan, Planner
 from oxjax.evaluate.source import Line, Source
 from oxjax.llm import LLM
@@ -92,6 +92,7 @@ def run(
     output: str | Path,
     *,
     seed: int = 0,
+    date: str | None = None,
     shard: tuple[int, int] = (1, 1),
     on_error: str = "continue",
     progress: Callable[[Progress], None] | None = None,
@@ -107,6 +108,7 @@ def run(
         source: JSON lines; see `oxjax.evaluate.dialect`.
         output: JSON lines. Beside it come a manifest (see `Manifest`) and, while it runs, a journal.
         seed: requests without a seed get one from this and from their ids.
+        date: YYYY-MM-DD, what chat templates take for today; None is that of the manifest, or else today.
         shard: (i, n) runs the i-th of n parts of the requests, by their ids.
         on_error: "continue" writes a line that says what is wrong with a request, and goes on; "stop" stops there.
         progress: called after every step.
@@ -116,13 +118,14 @@ def run(
             stay, and so do those of requests that were done before.
     """
     output, requests = Path(output), Source(Path(source), shard)
-    manifest = Manifest.of(facts(llm), llm.path, requests, output, seed=seed, shard=shard)
+    date = day_of(output) if date is None else date
+    manifest = Manifest.of(facts(llm), llm.path, requests, output, seed=seed, date=date, shard=shard)
 
     def metrics() -> Metrics | None:
         return llm.metrics() if llm.config.causal else None
 
     def found(lines: Iterator[Line]) -> Steps:
-        return answer(llm, lines, seed)
+        return answer(llm, lines, seed, date)
 
     return record(requests, output, manifest, found, on_error=on_error, progress=progress, metrics=metrics)
 
@@ -178,12 +181,12 @@ def record(
     return summary
 
 
-def answer(llm: LLM, lines: Iterable[Line], seed: int) -> Steps:
+def answer(llm: LLM, lines: Iterable[Line], seed: int, date: str) -> Steps:
     """Run requests, those of a window by their length; what is there after each step.
 
     Closing the iterator cancels what is under way.
     """
-    work, lines = _Work(llm, Planner(llm, seed)), iter(lines)
+    work, lines = _Work(llm, Planner(llm, seed, date)), iter(lines)
     ready: deque[tuple[Line, Plan]] = deque()
     try:
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class Manifest:
 
     Attributes:
         depends_on: everything that the bytes of the output depend on: the model's fingerprint, options, software,
-            device, the input's digest and number of requests, seed, shard.
+            device, the input's digest and number of requests, seed, date, shard.
         files: where model, input and output are, relative to the manifest but for the model.
         failed: how many requests have failed; None until all are done.
     """
@@ -43,6 +44,7 @@ class Manifest:
         output: Path,
         *,
         seed: int,
+        date: str,
         shard: tuple[int, int] = (1, 1),
     ) -> Manifest:
         """The manifest of a run, of an engine of which `facts` are given."""
@@ -52,6 +54,7 @@ class Manifest:
                 "input_sha256": requests.digest,
                 "requests": len(requests),
                 "seed": seed,
+                "date": date,
                 "shard": list(shard),
             },
             {
@@ -116,6 +119,17 @@ def facts(llm: LLM) -> dict[str, Any]:
         "software": {name: version(name) for name in ("oxjax", "jax", "jaxlib")},
         "device": {"platform": jax.default_backend(), "kind": jax.local_devices()[0].device_kind},
     }
+
+
+def day_of(output: Path) -> str:
+    """The date that an output was begun with, or else today's."""
+    path = manifest_path(output)
+    return str(Manifest.read(path).depends_on.get("date")) if path.exists() else today()
+
+
+def today() -> str:
+    """YYYY-MM-DD."""
+    return datetime.now().strftime("%Y-%m-%d")
 
 
 def manifest_path(output: Path) -> Path:

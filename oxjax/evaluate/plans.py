@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
@@ -25,6 +26,9 @@ from oxjax.results import result_of, score_of
 from oxjax.tokenizer.chat import ChatTemplate
 
 Body = dict[str, Any]
+
+_SESSIONS = 8  # of different templates, before they are made again
+_OURS = {"self", *inspect.signature(Session.turn).parameters, "tools"}  # no names for variables of templates
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,12 @@ class Planner:
         llm: what runs them.
         seed: of the run. A request without a seed gets one from it and from its own id, so that it is what it is in any
             company.
+        date: YYYY-MM-DD, what chat templates take for today.
     """
 
-    def __init__(self, llm: LLM, seed: int):
-        self.llm, self.seed = llm, seed
+    def __init__(self, llm: LLM, seed: int, date: str):
+        self.llm, self.seed, self._date = llm, seed, _day(date)
+        self._sessions: dict[str | None, Session] = {}  # by the template that a request brings
 
     def plan(self, ask: Ask) -> Plan:
         """What a request will do.
@@ -83,12 +89,15 @@ class Planner:
         n_tokens = len(prompt) + (params.max_tokens or self.llm.max_context)
         return Plan(n_tokens, lambda: [self.llm.engine.generate(prompt, params, params.seed)], finish)
 
-    @lru_cache(maxsize=8)  # noqa: B019  (a planner lives as long as a run)
-    def _session(self, template: str | None) -> Session:
-        tokenizer = self.llm.tokenizer
-        if template is None:
-            return Session(self.llm.chat_template, tokenizer)
-        return Session(ChatTemplate(template, **template_tokens(tokenizer)), tokenizer)
+    def _session(self, source: str | None) -> Session:
+        if source not in self._sessions:
+            tokenizer = self.llm.tokenizer
+            own = source is None
+            template = self.llm.chat_template if own else ChatTemplate(source, **template_tokens(tokenizer))
+            if len(self._sessions) == _SESSIONS:
+                self._sessions.clear()
+            self._sessions[source] = Session(template, tokenizer)
+        return self._sessions[source]
 
     def _chat(self, ask: Ask) -> Plan:
         body, wants = ask.body, reports(ask.body)
@@ -100,6 +109,14 @@ class Planner:
         if choice == "none":
             tools, choice = [], "auto"
         variables = field(body, "chat_template_kwargs", dict, {})
+        if taken := sorted(_OURS & set(variables)):
+            raise InvalidRequestError(f"chat_template_kwargs: {', '.join(taken)} are no variables of templates")
+        variables = {
+            **variables,
+            "date": _day(field(variables, "date", str, None)) or self._date,
+            "documents": field(variables, "documents", list, None),
+            "add_generation_prompt": field(variables, "add_generation_prompt", bool, True),
+        }
         turn = session.turn(messages, params, tools, choice, **variables)
 
         def message(request: Request) -> Message:
@@ -162,6 +179,13 @@ class Planner:
         for ids in texts:
             llm.encoder.check(ids)
         return Plan(n_tokens, list, finish, texts)
+
+
+def _day(date: str | None) -> datetime | None:
+    try:
+        return None if date is None else datetime.strptime(date, "%Y-%m-%d")
+    except ValueError:
+        raise InvalidRequestError(f"date {date!r}: expected YYYY-MM-DD") from None
 
 
 def _text(body: Body, name: str) -> str | list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from oxjax.errors import BatchError, OxjaxError
 from oxjax.evaluate.batch import Answer, Progress, Steps, Summary, answer, record
-from oxjax.evaluate.manifest import Manifest, facts
+from oxjax.evaluate.manifest import Manifest, day_of, facts, today
 from oxjax.evaluate.source import Line, Source
 from oxjax.llm import LLM
 
@@ -38,6 +38,7 @@ def run(
     per_actor: Mapping[str, Any] | None = None,
     block: int = BLOCK,
     seed: int = 0,
+    date: str | None = None,
     on_error: str = "continue",
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
@@ -54,7 +55,7 @@ def run(
         per_actor: what Ray sets aside for each, by the names of `ray.data.Dataset.map_batches`: `num_cpus`, which are
             also the threads that it computes on (1), `num_gpus`, `resources`, `runtime_env` and so on.
         block: requests that an actor takes at once.
-        seed, on_error, progress: see `oxjax.evaluate.run`; stops and progress are between two blocks.
+        seed, date, on_error, progress: see `oxjax.evaluate.run`; stops and progress are between two blocks.
         options: of `LLM`.
 
     Raises:
@@ -65,7 +66,8 @@ def run(
         raise BatchError(f"actors {actors}, block {block}: expected at least 1")
     output, requests, per_actor = Path(output), Source(Path(source)), dict(per_actor or {})
     made_with, path = _ask_a_worker(model, options, per_actor)
-    manifest = Manifest.of(made_with, path, requests, output, seed=seed)
+    date = day_of(output) if date is None else date
+    manifest = Manifest.of(made_with, path, requests, output, seed=seed, date=date)
 
     def found(lines: Iterator[Line]) -> Steps:
         tables = iter(lambda: [line._asdict() for line in islice(lines, block)], [])
@@ -73,7 +75,12 @@ def run(
         if not refs:
             return
         answers = _map(
-            ray.data.from_arrow_refs(refs), FileAnswers, (model, options, seed, made_with), actors, block, per_actor
+            ray.data.from_arrow_refs(refs),
+            FileAnswers,
+            (model, options, seed, date, made_with),
+            actors,
+            block,
+            per_actor,
         )
         try:
             for table in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -93,6 +100,7 @@ def map_requests(
     per_actor: Mapping[str, Any] | None = None,
     block: int = BLOCK,
     seed: int = 0,
+    date: str | None = None,
     **options: Any,
 ) -> Dataset:
     """Answers to the requests in a dataset, in a new column `answer`, where they are the lines of an output of `run`.
@@ -103,30 +111,34 @@ def map_requests(
         dataset: its rows stay as they are.
         column: where requests are, texts as the lines of a file have them.
         model, actors, per_actor, block, seed, options: see `run`.
+        date: YYYY-MM-DD, what chat templates take for today; None is today.
     """
-    return _map(dataset, DatasetAnswers, (model, options, seed, column), actors, block, dict(per_actor or {}))
+    date = today() if date is None else date
+    return _map(dataset, DatasetAnswers, (model, options, seed, date, column), actors, block, dict(per_actor or {}))
 
 
 class FileAnswers:
     """Answers requests of a file; Ray makes one in every actor.
 
     Args:
-        model, options, seed: see `run`.
+        model, options, seed, date: see `run`.
         made_with: `facts` of the run, which those of this engine have to be.
 
     Raises:
         BatchError: they are not.
     """
 
-    def __init__(self, model: str | Path | None, options: dict[str, Any], seed: int, made_with: dict[str, Any]):
-        self.llm, self.seed = _load(model, options), seed
+    def __init__(
+        self, model: str | Path | None, options: dict[str, Any], seed: int, date: str, made_with: dict[str, Any]
+    ):
+        self.llm, self.seed, self.date = _load(model, options), seed, date
         here = facts(self.llm)
         if wrong := [f"{name}: {here[name]}, not {fact}" for name, fact in made_with.items() if here[name] != fact]:
             raise BatchError(f"machine {ray.util.get_node_ip_address()} would answer otherwise: {'; '.join(wrong)}")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Answers of lines."""
-        answers = _answers(self.llm, [Line(**row) for row in table.to_pylist()], self.seed)
+        answers = _answers(self.llm, [Line(**row) for row in table.to_pylist()], self.seed, self.date)
         return pa.Table.from_pylist([a._asdict() for a in answers], _ANSWERS)
 
 
@@ -134,24 +146,24 @@ class DatasetAnswers:
     """Answers requests of a dataset; Ray makes one in every actor.
 
     Args:
-        model, options, seed: see `run`.
+        model, options, seed, date: see `map_requests`.
         column: where requests are.
     """
 
-    def __init__(self, model: str | Path | None, options: dict[str, Any], seed: int, column: str):
-        self.llm, self.seed, self.column = _load(model, options), seed, column
+    def __init__(self, model: str | Path | None, options: dict[str, Any], seed: int, date: str, column: str):
+        self.llm, self.seed, self.date, self.column = _load(model, options), seed, date, column
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table with answers."""
         texts = table[self.column].cast(pa.binary()).to_pylist()
         lines = [Line(place, None, text or b"", repeats=False) for place, text in enumerate(texts)]
-        answers = [a.line.decode().rstrip("\n") for a in _answers(self.llm, lines, self.seed)]
+        answers = [a.line.decode().rstrip("\n") for a in _answers(self.llm, lines, self.seed, self.date)]
         return table.append_column("answer", pa.array(answers, pa.string()))
 
 
-def _answers(llm: LLM, lines: list[Line], seed: int) -> list[Answer]:
+def _answers(llm: LLM, lines: list[Line], seed: int, date: str) -> list[Answer]:
     """Answers in the order of their requests."""
-    return sorted(a for answers in answer(llm, lines, seed) for a in answers)
+    return sorted(a for answers in answer(llm, lines, seed, date) for a in answers)
 
 
 def _map(

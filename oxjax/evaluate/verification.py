@@ -57,7 +57,8 @@ def verify(
             return verify(manifest, llm=loaded, sample=sample, seed=seed)
     output, shard = path.parent / there.files["output"], tuple(there.depends_on["shard"])
     requests = Source(path.parent / there.files["input"], shard)
-    here = Manifest.of(facts(llm), llm.path, requests, output, seed=there.depends_on["seed"], shard=shard).depends_on
+    seed_of_run, date = there.depends_on["seed"], there.depends_on["date"]
+    here = Manifest.of(facts(llm), llm.path, requests, output, seed=seed_of_run, date=date, shard=shard).depends_on
     changed = {
         name: f"{name}: {fact}, here {here[name]}" for name, fact in there.depends_on.items() if here[name] != fact
     }
@@ -68,7 +69,7 @@ def verify(
     places, differing = sorted(random.Random(seed).sample(range(len(results)), n)), []
     numbers = {line.place: line.number for line in requests.lines(iter(places))}
     with output.open("rb") as file:
-        for answers in answer(llm, requests.lines(iter(places)), there.depends_on["seed"]):
+        for answers in answer(llm, requests.lines(iter(places)), seed_of_run, date):
             for found in answers:
                 file.seek(results[found.place])
                 if file.readline() != found.line:

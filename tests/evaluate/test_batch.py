@@ -4,6 +4,7 @@ import base64
 import json
 import signal
 from contextlib import suppress
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def whole(llm, tmp_path_factory):
 def test_answers_are_what_the_calls_give(llm, whole, tmp_path):
     (tmp_path / "out.jsonl").write_bytes(whole[1])
     found, asked = bodies(tmp_path / "out.jsonl"), [read_line(line) for line in mixed(60) if b"top_p" not in line]
-    planner = Planner(llm, 0)
+    planner = Planner(llm, 0, "2024-02-29")
     for ask in asked:
         body, got = ask.body, found[ask.custom_id]
         if ask.kind == "score":
@@ -191,6 +192,36 @@ def test_verify_finds_a_changed_bit(llm, whole, tmp_path):
         verify(source, llm=llm)
 
 
+def test_a_run_has_one_date(llm, tmp_path):
+    """Templates that print today's date print that of the run's beginning, also when it goes on another day."""
+    template = "{{ strftime_now('%d %m %Y') }}" + TEMPLATE
+    ask = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 3,
+        "chat_template": template,
+        "seed": 1,
+        "logprobs": True,
+    }
+    dated = ask | {"chat_template_kwargs": {"date": "2025-12-24"}}
+    lines = [json.dumps({"id": i, **body}).encode() for i, body in enumerate((ask, dated, ask))]
+    source, output = write(tmp_path, lines)
+    run(llm, source, output, date="2024-02-29")
+    calm = output.read_bytes()
+    expected = llm.chat("Hi", SamplingParams(max_tokens=3, seed=1), template=template, date=datetime(2024, 2, 29))
+    found = bodies(output)
+    assert found["0"] == found["2"] != found["1"]
+    assert found["0"]["usage"]["prompt_tokens"] == len(expected.results[0].prompt_token_ids)
+    assert found["0"]["choices"][0]["token_ids"] == expected.results[0].token_ids
+    output.write_bytes(calm.splitlines(keepends=True)[0])
+    assert run(llm, source, output).found == 1
+    assert output.read_bytes() == calm
+    assert verify(tmp_path / "out.manifest.json", llm=llm).differing == []
+    with pytest.raises(BatchError, match="another date"):
+        run(llm, source, output, date="2024-03-01")
+    with pytest.raises(InvalidRequestError, match="YYYY-MM-DD"):
+        run(llm, source, tmp_path / "other.jsonl", date="tomorrow")
+
+
 def test_an_encoder_embeds_files(data, tmp_path):
     texts = [f"text number {i} " * (1 + i % 5) for i in range(70)]
     lines = [json.dumps({"id": i, "input": t, "pooling": "mean", "truncate": 9}).encode() for i, t in enumerate(texts)]
@@ -265,7 +296,7 @@ FIELDS = (
 
 @pytest.mark.parametrize("kind", GOOD)
 def test_no_request_is_worse_than_refused(llm, kind):
-    planner = Planner(llm, 0)
+    planner = Planner(llm, 0, "2024-02-29")
     assert planner.plan(Ask("x", kind, GOOD[kind])).n_tokens
     messages = [[{"role": "user", "content": odd}] for odd in ODD] + [[{"role": odd}] for odd in ODD]
     messages += [[{"role": "assistant", "tool_calls": odd}] for odd in ODD]
@@ -274,6 +305,8 @@ def test_no_request_is_worse_than_refused(llm, kind):
     if kind == "generate":
         wrong += [(name, odd) for name in SamplingParams.__dataclass_fields__ for odd in ODD[::7]]
     wrong += [("messages", odd) for odd in messages] + [("tools", odd) for odd in tools]
+    names = ("self", "messages", "params", "tools", "schemas", "tool_choice", "variables", "date", "documents", "")
+    wrong += [("chat_template_kwargs", {n: odd}) for n in (*names, "add_generation_prompt") for odd in ("x", 1)]
     for name, odd in wrong:
         with suppress(OxjaxError):
             planner.plan(Ask("x", kind, GOOD[kind] | {name: odd}))

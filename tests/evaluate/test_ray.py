@@ -129,7 +129,7 @@ def test_engines_that_would_answer_otherwise_are_refused(pool, tmp_path):
 
     def refused():
         try:
-            pool.FileAnswers(None, OPTIONS, 0, {"software": {"jax": "0.1"}})
+            pool.FileAnswers(None, OPTIONS, 0, "2024-02-29", {"software": {"jax": "0.1"}})
         except BatchError as error:
             return str(error), os.environ["PJRT_NPROC"]
 
