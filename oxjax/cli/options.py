@@ -61,6 +61,18 @@ def read_text(argument: str | None) -> str:
     return sys.stdin.read() if argument == "-" else argument
 
 
+def _recent() -> Callable[[Any], str]:
+    """From metrics to a line about them, with the speed of the last steps."""
+    known: list[Any] = []
+
+    def line(metrics: Any) -> str:
+        known.append(metrics)
+        del known[:-50]
+        return metrics.line(known[0])
+
+    return line
+
+
 @contextmanager
 def status_line() -> Iterator[Callable[[Any], None] | None]:
     """One live line of metrics on standard error; none where that is not a terminal."""
@@ -70,14 +82,8 @@ def status_line() -> Iterator[Callable[[Any], None] | None]:
     from rich.console import Console
 
     with Console(stderr=True).status("starting") as line:
-        known: list[Any] = []
-
-        def show(metrics: Any) -> None:
-            known.append(metrics)
-            del known[:-50]  # speed over the last steps
-            line.update(metrics.line(known[0]))
-
-        yield show
+        recent = _recent()
+        yield lambda metrics: line.update(recent(metrics))
 
 
 @contextmanager
@@ -106,14 +112,12 @@ def batch_bar() -> Iterator[Callable[[Any], None] | None]:
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("starting", total=None)
-        known: list[Any] = []
+        recent = _recent()
 
         def show(progress: Any) -> None:
             text = f"{progress.failed} errors" if progress.failed else ""
             if progress.metrics is not None:
-                known.append(progress.metrics)
-                del known[:-50]  # speed over the last steps
-                text = " · ".join(filter(None, (text, progress.metrics.line(known[0]))))
+                text = " · ".join(filter(None, (text, recent(progress.metrics))))
             bar.update(task, completed=progress.done, total=progress.total, description=text)
 
         yield show

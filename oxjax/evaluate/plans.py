@@ -18,7 +18,7 @@ from oxjax.chat.session import Session
 from oxjax.engine.output import Chunk
 from oxjax.engine.pooling import check_pooling, pool
 from oxjax.engine.request import Request
-from oxjax.errors import InvalidRequestError
+from oxjax.errors import InvalidRequestError, RequestError
 from oxjax.evaluate import answers
 from oxjax.evaluate.dialect import Ask, field, objects, only, params_of, reports
 from oxjax.llm import LLM
@@ -174,8 +174,20 @@ class Planner:
             return answers.embeddings(vectors, sum(map(len, texts)), encoding)
 
         n_tokens = sum(map(len, texts))
+
+        def start() -> list[Request]:
+            requests: list[Request] = []
+            try:
+                for ids in texts:
+                    requests.append(llm.engine.hidden(ids))
+            except RequestError:
+                for request in requests:
+                    llm.engine.cancel(request)
+                raise
+            return requests
+
         if llm.config.causal:
-            return Plan(n_tokens, lambda: [llm.engine.hidden(ids) for ids in texts], finish)
+            return Plan(n_tokens, start, finish)
         for ids in texts:
             llm.encoder.check(ids)
         return Plan(n_tokens, list, finish, texts)

@@ -192,6 +192,14 @@ def test_verify_finds_a_changed_bit(llm, whole, tmp_path):
         verify(source, llm=llm)
 
 
+def test_of_texts_that_do_not_all_fit_none_stays_in_the_engine(llm, tmp_path):
+    source, output = write(tmp_path, [json.dumps({"id": 1, "input": ["Once", "One " * 600]}).encode()])
+    before = llm.metrics().computed_tokens
+    assert run(llm, source, output).failed == 1
+    after = llm.metrics()
+    assert after.running == after.waiting == 0 and after.computed_tokens == before
+
+
 def test_a_run_has_one_date(llm, tmp_path):
     """Templates that print today's date print that of the run's beginning, also when it goes on another day."""
     template = "{{ strftime_now('%d %m %Y') }}" + TEMPLATE
