@@ -52,12 +52,13 @@ def summary(folder: str, n_top: int = 8) -> dict[str, Any]:
     operations = [e for e in spans if "hlo_op" in e.get("args", {}) and not e["name"].startswith(_CONTAINERS)]
     if devices:
         operations = [e for e in operations if e["pid"] in devices]
-        programs = operations
+        running = operations
     else:
-        programs = [e for e in spans if e["name"] == _PROGRAM]
+        # What a program hands to another thread may go on when the program's own span has ended.
+        running = operations + [e for e in spans if e["name"] == _PROGRAM]
     names = _kernel_names()
     kernels = _length(_within(whole, (e for e in operations if _place(e) in names)))
-    busy = _length(_within(whole, programs))
+    busy = _length(_within(whole, running))
     seconds, times = Counter(), Counter()
     for event in operations:
         kind = names.get(_place(event)) or re.sub(r"\.\d+$", "", event["name"])

@@ -1,5 +1,6 @@
 """Benchmarks run from end to end, so that they are there when they are needed."""
 
+import gzip
 import json
 import re
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from oracle import require_llama_cpp
+
+from benchmarks import trace
 
 ROOT = Path(__file__).parents[1]
 # Sizes that need few compiled programs.
@@ -65,6 +68,28 @@ def test_speed_is_compared(model, tmp_path):
         assert profile["xla"] > 0 and profile["top"] and f"{name}: " in shown
         if "integer" in found["limits"]:  # there are native kernels
             assert any(kind == "oxjax_quantized_matmul" for kind, *_ in profile["top"])
+
+
+def test_time_is_that_of_kernels_xla_or_the_host(tmp_path, monkeypatch):
+    """On a CPU, operations can run on another thread, and longer than the span of the program that began them."""
+    monkeypatch.setattr(trace, "_kernel_names", lambda: {("step", "custom-call.1"): "oxjax_dot"})
+
+    def span(name, start, end, thread, **args):
+        return {"ph": "X", "pid": 1, "tid": thread, "name": name, "ts": start, "dur": end - start, "args": args}
+
+    events = [
+        {"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "/host:CPU"}},
+        span("measured", 1e6, 11e6, 0),
+        span("ThunkExecutor::Execute", 2e6, 5e6, 1),
+        span("add.7", 2e6, 3e6, 1, hlo_op="add.7", hlo_module="step"),
+        span("custom-call.1", 4e6, 8e6, 2, hlo_op="custom-call.1", hlo_module="step"),
+        span("while.3", 4e6, 9e6, 2, hlo_op="while.3", hlo_module="step"),
+        span("add.9", 10e6, 14e6, 2, hlo_op="add.9", hlo_module="step"),  # ends after what is measured
+    ]
+    (tmp_path / "host.trace.json.gz").write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
+    found = trace.summary(str(tmp_path))
+    assert (found["seconds"], found["kernels"], found["xla"], found["host"]) == (10, 4, 3, 3)
+    assert found["top"] == [("add", 5, 2), ("oxjax_dot", 4, 1)]
 
 
 @pytest.mark.slow
