@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from operator import index
 from pathlib import Path
 
 import jax
@@ -33,7 +35,7 @@ from oxjax.evaluate.api import Scores
 from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load
-from oxjax.prompts import Prompt, as_list
+from oxjax.prompts import Prompt, as_list, refusing_texts
 from oxjax.results import Result, all_or_raise, beams_of, result_of
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
@@ -329,7 +331,8 @@ class LLM(Chats, Embeddings, Scores):
 
     def _encode(self, prompt: Prompt, max_length: int | None = None) -> list[int]:
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, max_length=max_length)
+            with refusing_texts():
+                ids = self.tokenizer.encode(prompt, max_length=max_length)
         else:
             ids = self._ids(prompt)[:max_length]
         if not ids:
@@ -337,7 +340,10 @@ class LLM(Chats, Embeddings, Scores):
         return ids
 
     def _ids(self, prompt: Sequence[int] | Int[np.ndarray, " _"]) -> list[int]:
-        ids, vocab = [int(i) for i in prompt], self.config.vocab_size
+        try:
+            ids, vocab = [index(i) for i in prompt], self.config.vocab_size
+        except TypeError:
+            raise InvalidRequestError(f"found {prompt!r:.60}; expected a text or token ids") from None
         if wrong := [i for i in ids if not 0 <= i < vocab]:
             raise InvalidRequestError(f"token id {wrong[0]} is outside the vocabulary of {vocab}")
         return ids
@@ -347,28 +353,34 @@ class LLM(Chats, Embeddings, Scores):
     ) -> list[Request | BeamSearch | RequestError]:
         """Queue `n` requests, keep the errors of those that are refused, and run the others to their ends."""
         requests: list[Request | BeamSearch | RequestError] = []
-        for i in range(n):
-            try:
-                requests.append(add(i))
-            except RequestError as error:
-                requests.append(error)
-        self._finish(requests, progress)
+        with self._until_done(requests, progress):
+            for i in range(n):
+                try:
+                    requests.append(add(i))
+                except RequestError as error:
+                    requests.append(error)
         return requests
 
-    def _finish(
+    @contextmanager
+    def _until_done(
         self,
-        requests: Sequence[Request | BeamSearch | RequestError],
+        requests: list[Request | BeamSearch | RequestError],
         progress: Callable[[Metrics], None] | None = None,
-    ) -> None:
-        """Run requests to their ends; if that is cut short, none stays."""
-        queued = [part for r in requests if not isinstance(r, RequestError) for part in r.parts]
+    ) -> Iterator[None]:
+        """Run to their ends the requests that are queued inside; if that is cut short anywhere, none stays."""
+
+        def queued() -> list[Request | BeamSearch]:
+            return [part for r in requests if not isinstance(r, RequestError) for part in r.parts]
+
         try:
-            while any(not r.done for r in queued):
+            yield
+            running = queued()
+            while any(not r.done for r in running):
                 self.engine.step()
                 if progress is not None:
                     progress(self.metrics())
         finally:
-            for request in queued:
+            for request in queued():
                 self.engine.cancel(request)
 
 

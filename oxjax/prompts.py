@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from jaxtyping import Int
+
+from oxjax.errors import InvalidRequestError, TokenizerError
 
 Prompt = str | Sequence[int] | Int[np.ndarray, " _"]
 
@@ -16,3 +19,16 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     prompts = list(prompts)  # one prompt of ids, or several of any kind
     return [prompts] if prompts and isinstance(prompts[0], (int, np.integer)) else prompts
+
+
+@contextmanager
+def refusing_texts() -> Iterator[None]:
+    """A text that cannot be tokenised is that request's error.
+
+    Raises:
+        InvalidRequestError: there was one.
+    """
+    try:
+        yield
+    except TokenizerError as error:
+        raise InvalidRequestError(str(error)) from error

@@ -82,7 +82,7 @@ class Result:
         text: their text, as it continues the prompt; without end-of-generation tokens and stop texts.
         logprobs: log-probability of each generated id; see `SamplingParams.logprobs_of`.
         top_logprobs: for each generated id, (id, log-probability) pairs: the chosen one, then the most likely
-            ones; None unless `SamplingParams.logprobs` asked.
+            ones that could have been chosen; None unless `SamplingParams.logprobs` asked.
         finish_reason: "stop", "length" or "context"; see `Chunk`.
         stop_reason: the stop text or the id of the stop token that ended it, else None.
         seed: that reproduces this result.

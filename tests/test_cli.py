@@ -164,6 +164,15 @@ def test_embed_prints_a_vector_per_line_of_input(data):
     assert len(set(many)) == 3
 
 
+def test_embed_names_the_text_that_does_not_fit():
+    texts = ["The dog"] * 70 + ["The dog " * 50, "One"]
+    done = oxjax("embed", "--max-context", 16, "-", input="\n".join(texts), check=False)
+    assert done.returncode == 1 and len(done.stdout.splitlines()) == 70
+    assert "text 71: 152 tokens" in done.stderr and "--truncate" in done.stderr
+    done = oxjax("embed", "--max-context", 16, "--truncate", 16, "-", input="\n".join(texts))
+    assert len(done.stdout.splitlines()) == 72
+
+
 def test_languages_and_beams(tmp_path):
     schema = tmp_path / "schema.json"
     schema.write_text('{"enum": ["yes", "no"]}')

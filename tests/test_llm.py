@@ -244,6 +244,28 @@ def test_bad_prompts_are_named(llm, prompt, message):
         llm.generate([prompt], GREEDY)
 
 
+def test_a_call_that_ends_early_leaves_nothing_queued(llm, monkeypatch):
+    """One bad text is its own error; anything else ends the call, and its other requests with it."""
+    for call in (lambda texts: llm.generate(texts, GREEDY), llm.logits, llm.embed):
+        with pytest.raises(InvalidRequestError, match="lone surrogate") as caught:
+            call(["Once", "\ud800", "One"])
+        assert caught.value.index == 1 and [r is None for r in caught.value.results] == [False, True, False]
+    with pytest.raises(InvalidRequestError, match="lone surrogate"):
+        llm.perplexity("\ud800")
+    encode = llm.tokenizer.encode
+
+    def broken(text, **options):
+        if "Broken" in text:
+            raise KeyboardInterrupt
+        return encode(text, **options)
+
+    monkeypatch.setattr(llm.tokenizer, "encode", broken)
+    for call in (llm.generate, llm.logits, llm.embed, lambda texts: llm.score([("Once", text) for text in texts])):
+        with pytest.raises(KeyboardInterrupt):
+            call(["Once", "Broken"])
+        assert llm.metrics().waiting == llm.metrics().running == 0
+
+
 def test_parameters_must_match_prompts_in_number(llm):
     with pytest.raises(InvalidRequestError, match="2 sampling parameters for 3 prompts"):
         llm.generate(["a", "b", "c"], [GREEDY, GREEDY])

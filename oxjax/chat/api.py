@@ -57,7 +57,7 @@ class Chats:
                 schemas, whose calls are returned. Without tools, calls are not looked for.
             max_rounds: how often results may go back to the model; calls made after that are returned.
             tool_choice: "required" makes the first message a call, in the model's format and with arguments that its
-                schema allows.
+                schema allows; the name of a tool makes it a call of that one.
             template: Jinja text or a template to use instead of the file's.
             dialect: how the model writes calls and reasoning, a name of `DIALECTS` included, instead of what the
                 template shows.

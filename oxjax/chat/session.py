@@ -126,11 +126,13 @@ class Session:
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         _check(messages)
-        if tool_choice not in ("auto", "required"):
-            raise InvalidRequestError(f"tool_choice {tool_choice!r}: expected 'auto' or 'required'")
-        required = tool_choice == "required"
-        if required and (not schemas or params.grammar is not None):
-            raise InvalidRequestError("tool_choice 'required' wants tools, and no grammar of your own")
+        _check_tools(schemas)
+        wanted = [s for s in schemas if tool_choice in ("required", function_of(s)["name"])]
+        if tool_choice != "auto" and (not wanted or params.grammar is not None):
+            raise InvalidRequestError(
+                f"tool_choice {tool_choice!r}: expected 'auto', 'required' with tools or the name of one, and then no "
+                "grammar of your own"
+            )
         if schemas and not self.dialect.has_calls:
             raise ChatTemplateError(
                 f"chat template {self._prompter.template.name!r} shows no format of calls that oxjax knows: name one "
@@ -139,8 +141,8 @@ class Session:
         dialect = self.dialect if schemas else self.dialect.without_calls()
         ids, text = self._prompter.prompt(list(messages), schemas, **variables)
         n_calls = sum(len(m.get("tool_calls") or ()) for m in messages)
-        if required:
-            params = replace(params, grammar=Grammar.lark(call_grammar(dialect, schemas, self.tokenizer)))
+        if tool_choice != "auto":
+            params = replace(params, grammar=Grammar.lark(call_grammar(dialect, wanted, self.tokenizer)))
         return Turn(ids, params, partial(ChatParser, dialect, schemas, prompt=text, n_calls=n_calls))
 
     def stream(
@@ -255,3 +257,11 @@ def _check(messages: Sequence[Mapping[str, Any]]) -> None:
 
 def _as_chat(deltas: list[Delta]) -> list[ChatDelta]:
     return [ChatDelta(d.content, d.reasoning, d.tool_call) for d in deltas]
+
+
+def _check_tools(schemas: Sequence[Mapping[str, Any]]) -> None:
+    for schema in schemas:
+        function = schema.get("function", schema) if isinstance(schema, Mapping) else None
+        named = isinstance(function, Mapping) and isinstance(function.get("name"), str) and function["name"]
+        if not named or not isinstance(function.get("parameters") or {}, Mapping):
+            raise InvalidRequestError(f"tool {schema!r:.80}: expected a function with a name and a schema")

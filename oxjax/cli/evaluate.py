@@ -17,6 +17,7 @@ from oxjax.cli.options import (
     DtypeOption,
     FastOption,
     JsonOption,
+    MaxContextOption,
     ModelOption,
     PromptArgument,
     QuantizeOption,
@@ -25,7 +26,7 @@ from oxjax.cli.options import (
     load,
     read_text,
 )
-from oxjax.errors import OxjaxError
+from oxjax.errors import OxjaxError, RequestError
 
 _LINES = 64  # of standard input that are embedded together
 
@@ -38,7 +39,7 @@ def score(
     model: ModelOption = None,
     stride: Annotated[int | None, typer.Option(help="Tokens that each window but the first scores.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens that the model reads at once.")] = None,
-    max_context: Annotated[int | None, typer.Option(help="Most tokens that the model reads.")] = None,
+    max_context: MaxContextOption = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
     activations: ActivationsOption = "int8",
@@ -84,6 +85,7 @@ def embed(
     truncate: Annotated[
         int | None, typer.Option(help="Keep this many tokens of longer texts. Default: refuse.")
     ] = None,
+    max_context: MaxContextOption = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
     activations: ActivationsOption = "int8",
@@ -100,20 +102,31 @@ def embed(
         activations=activations,
         quantize=quantize,
         fast=fast,
+        max_context=max_context,
     )
     with llm:
+        n_done = 0
         while block := list(islice(texts, _LINES)):
-            for line, vectors in zip(block, llm.embed(block, pooling, normalize, truncate=truncate), strict=True):
+            try:
+                found, error = llm.embed(block, pooling, normalize, truncate=truncate), None
+            except RequestError as refused:
+                if refused.index is None:
+                    raise
+                found, error = refused.results[: refused.index], refused
+            for line, vectors in zip(block, found, strict=False):
                 if as_json:
                     print(json.dumps({"text": line, "embedding": vectors.tolist()}, ensure_ascii=False))
                 else:
                     for vector in vectors.reshape(-1, vectors.shape[-1]):
                         print(" ".join(f"{x:.8g}" for x in vector))
+            n_done += len(found)
+            if error is not None:
+                raise OxjaxError(f"text {n_done + 1}: {error}; --truncate shortens texts") from error
 
 
 def batch(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Requests: JSON lines.", show_default=False)],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Results: JSON lines.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Requests: JSON lines.", exists=True)],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Results: JSON lines.")],
     model: ModelOption = None,
     seed: Annotated[int, typer.Option(help="Of requests that have none of their own, with their ids.")] = 0,
     date: Annotated[str | None, typer.Option(help="YYYY-MM-DD: today, for chat templates that tell it.")] = None,
@@ -135,6 +148,9 @@ def batch(
     """
     from oxjax.evaluate import run
 
+    part = _shard(shard)
+    if not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{output}: there is no folder {output.parent}")
     with (
         load(
             model,
@@ -154,7 +170,7 @@ def batch(
             output,
             seed=seed,
             date=date,
-            shard=_shard(shard),
+            shard=part,
             on_error=on_error,
             progress=progress,
         )
@@ -178,7 +194,7 @@ def _shard(text: str) -> tuple[int, int]:
 def verify(
     manifest: Annotated[Path, typer.Argument(help="OUT.manifest.json, beside the results.", show_default=False)],
     model: Annotated[str | None, typer.Option("--model", "-m", help="Where the model is now, if it has moved.")] = None,
-    sample: Annotated[int, typer.Option(help="How many results to compute again; 0 is all.")] = 100,
+    sample: Annotated[int, typer.Option(min=0, help="How many results to compute again; 0 is all.")] = 100,
 ) -> None:
     """Compute a sample of a batch's results again, and compare their bits."""
     from oxjax.evaluate import verify as check

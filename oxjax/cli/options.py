@@ -19,6 +19,7 @@ WeightsOption = Annotated[str, typer.Option(help="auto, quantized (as small as t
 ActivationsOption = Annotated[str, typer.Option(help="int8 or float32: what multiplies quantised weights.")]
 QuantizeOption = Annotated[str | None, typer.Option(help="q8_0 or q4_0: quantise plain weights while loading.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")]
+MaxContextOption = Annotated[int | None, typer.Option(help="Most tokens that the model reads.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ParamOption = Annotated[
     list[str] | None,

@@ -330,7 +330,7 @@ class Engine(Front):
         pairs: tuple[tuple[int, float], ...] = ()
         if n_top:
             top = zip(top_tokens[:n_top], top_logprobs[:n_top], strict=True)
-            pairs = (token, logprob), *(pair for pair in top if pair[0] != token)
+            pairs = (token, logprob), *((i, x) for i, x in top if i != token and x > -math.inf)
         try:
             chunk = request.output.push(
                 token, logprob, pairs, rank if n_top else None, mu if request.params.mirostat else None

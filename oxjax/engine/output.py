@@ -22,7 +22,7 @@ class Chunk:
         token_id: its id.
         logprob: its log-probability, of the distribution that `params.logprobs_of` names.
         top_logprobs: (id, log-probability) of the chosen token, then of the `params.logprobs` most likely ones
-            where they are not the chosen one; empty unless asked for.
+            where they are not the chosen one and could have been chosen; empty unless asked for.
         text: the text that became certain with it; may be empty, or more than the token's own.
         finish_reason: None, or why this is the last one: "stop" (an end-of-generation token, a stop token or a stop
             text), "length" (`max_tokens`) or "context" (no room is left).

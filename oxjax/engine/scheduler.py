@@ -153,10 +153,11 @@ class Scheduler:
         """
         length, limit = sequence.max_length, self.max_context
         if length > limit:
-            raise RequestTooLargeError(
-                f"{len(sequence.tokens)} prompt tokens and up to {length - len(sequence.tokens)} new ones make "
-                f"{length}, and the context holds {limit}: shorten the prompt, lower max_tokens or raise max_context"
-            )
+            made, less = f"{length} tokens", "shorten the text"
+            if n_new := length - len(sequence.tokens):
+                made = f"{length - n_new} prompt tokens and up to {n_new} new ones make {length}"
+                less = "shorten the prompt, lower max_tokens"
+            raise RequestTooLargeError(f"{made}, and the context holds {limit}: {less} or raise max_context")
         if (needed := self.pool.pages_for(length)) and needed > self.pool.pages.capacity:
             raise RequestTooLargeError(
                 f"{length} tokens need {needed} pages of {self.pool.page_size}, and the pool has "

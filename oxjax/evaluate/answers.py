@@ -17,8 +17,8 @@ from oxjax.tokenizer import Tokenizer
 _REASONS = {"context": "length"}  # OpenAI has no other word for it
 
 
-def completion(results: Sequence[Result], tokenizer: Tokenizer, *, reports: bool) -> dict[str, Any]:
-    """Body of a completion."""
+def completion(results: Sequence[Result], n_prompt: int, tokenizer: Tokenizer, *, reports: bool) -> dict[str, Any]:
+    """Body of completions of prompts with so many tokens."""
     choices = []
     for i, result in enumerate(results):
         choice = {"index": i, "text": result.text, "finish_reason": _reason(result), **_facts(result)}
@@ -26,7 +26,7 @@ def completion(results: Sequence[Result], tokenizer: Tokenizer, *, reports: bool
         if result.prompt_logprobs is not None:
             choice["prompt_logprobs"] = [s if s is None else asdict(s) for s in result.prompt_logprobs]
         choices.append(choice)
-    return {"object": "text_completion", "choices": choices, "usage": _usage(results)}
+    return {"object": "text_completion", "choices": choices, "usage": _usage(n_prompt, results)}
 
 
 def chat_completion(
@@ -47,7 +47,7 @@ def chat_completion(
         choice = {"index": i, "message": said, "finish_reason": reason, **_facts(result)}
         choice["logprobs"] = {"content": _content(result, tokenizer)} if reports else None
         choices.append(choice)
-    return {"object": "chat.completion", "choices": choices, "usage": _usage(results)}
+    return {"object": "chat.completion", "choices": choices, "usage": _usage(len(results[0].prompt_token_ids), results)}
 
 
 def embeddings(vectors: Iterable[np.ndarray], n_tokens: int, encoding: str) -> dict[str, Any]:
@@ -77,9 +77,9 @@ def _facts(result: Result) -> dict[str, Any]:
     return {"token_ids": result.token_ids, "seed": result.seed}
 
 
-def _usage(results: Sequence[Result]) -> dict[str, int]:
-    prompt, made = len(results[0].prompt_token_ids), sum(len(r.token_ids) for r in results)
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+def _usage(n_prompt: int, results: Sequence[Result]) -> dict[str, int]:
+    made = sum(len(r.token_ids) for r in results)
+    return {"prompt_tokens": n_prompt, "completion_tokens": made, "total_tokens": n_prompt + made}
 
 
 def _piece(token: int, tokenizer: Tokenizer) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +13,7 @@ from oxjax.engine.metrics import Metrics
 from oxjax.engine.request import Request
 from oxjax.errors import InvalidRequestError, RequestError
 from oxjax.evaluate.pairs import begin, encode_pair, windows
+from oxjax.prompts import refusing_texts
 from oxjax.results import Perplexity, Score, all_or_raise, score_of
 from oxjax.tokenizer import Tokenizer
 
@@ -25,7 +27,7 @@ class Scores:
     tokenizer: Tokenizer
     max_context: int
     _encode: Callable[[Any], list[int]]
-    _finish: Callable[[list[Any], Any], None]
+    _until_done: Callable[[list[Any], Any], AbstractContextManager[None]]
 
     def score(
         self, pairs: Iterable[tuple[Text, Text]], *, progress: Callable[[Metrics], None] | None = None
@@ -48,20 +50,20 @@ class Scores:
                 `index` says which pair it was.
         """
         groups: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
-        requests: dict[int, Request | RequestError] = {}
-        n = 0
+        found: dict[int, Request | RequestError] = {}
         for i, pair in enumerate(pairs):
-            n += 1
             try:
-                context, continuation = self._encode_pair(*pair)
+                context, continuation = self._encode_pair(pair)
                 groups.setdefault(tuple(context), []).append((i, continuation))
             except RequestError as error:
-                requests[i] = error
-        for context, members in groups.items():
-            requests |= self._score_group(list(context), members)
-        ordered = [requests[i] for i in range(n)]
-        self._finish(ordered, progress)
-        return all_or_raise(ordered, score_of)
+                found[i] = error
+        queued: list[Any] = []
+        with self._until_done(queued, progress):
+            for context, members in groups.items():
+                requests = self._score_group(list(context), members)
+                queued += requests.values()
+                found |= requests
+        return all_or_raise([found[i] for i in range(len(found))], score_of)
 
     def _score_group(
         self, context: list[int], members: list[tuple[int, list[int]]]
@@ -75,11 +77,15 @@ class Scores:
                 return {places[0]: error}
             return {i: found for member in members for i, found in self._score_group(context, [member]).items()}
 
-    def _encode_pair(self, context: Text, continuation: Text) -> tuple[list[int], list[int]]:
+    def _encode_pair(self, pair: Any) -> tuple[list[int], list[int]]:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InvalidRequestError(f"found {pair!r:.60}; expected a pair (context, continuation)")
+        context, continuation = pair
         if isinstance(context, str) != isinstance(continuation, str):
             raise InvalidRequestError("context and continuation: expected two texts or two lists of token ids")
         if isinstance(context, str):
-            return encode_pair(self.tokenizer, context, continuation)
+            with refusing_texts():
+                return encode_pair(self.tokenizer, context, continuation)
         return self._encode(context), self._encode(continuation)
 
     def perplexity(
@@ -106,7 +112,11 @@ class Scores:
             InvalidRequestError: there are no two tokens, or no such window or stride.
             RequestError: as for `score`.
         """
-        ids = begin(self.tokenizer, text) if isinstance(text, str) else self._encode(text)
+        if isinstance(text, str):
+            with refusing_texts():
+                ids = begin(self.tokenizer, text)
+        else:
+            ids = self._encode(text)
         window = self.max_context if window is None else window
         stride = max(1, window // 2) if stride is None else stride
         if not 1 <= window <= self.max_context or not 1 <= stride <= window:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -19,13 +21,15 @@ from typing import Any, NamedTuple
 from oxjax.engine.encoder import MAX_TEXTS
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.request import Request
-from oxjax.errors import BatchError, InvalidRequestError, OxjaxError, RequestError
+from oxjax.errors import BatchError, EngineClosedError, InvalidRequestError, OxjaxError
 from oxjax.evaluate.dialect import read_id, read_line
 from oxjax.evaluate.journal import Journal
 from oxjax.evaluate.manifest import Manifest, day_of, facts
 from oxjax.evaluate.plans import Plan, Planner
 from oxjax.evaluate.source import Line, Source
 from oxjax.llm import LLM
+
+logger = logging.getLogger(__name__)
 
 WINDOW = 1024  # requests that are sorted by length together
 _OK = b'"error": null}\n'  # how a line of a request that did not fail ends
@@ -110,12 +114,15 @@ def run(
         seed: requests without a seed get one from this and from their ids.
         date: YYYY-MM-DD, what chat templates take for today; None is that of the manifest, or else today.
         shard: (i, n) runs the i-th of n parts of the requests, by their ids.
-        on_error: "continue" writes a line that says what is wrong with a request, and goes on; "stop" stops there.
+        on_error: "continue" writes a line that says what is wrong with a request, and goes on; "stop" stops as soon as
+            a request is known to be wrong, which is before it and its neighbours run. To go on with another input,
+            name another output.
         progress: called after every step.
 
     Raises:
-        BatchError: the output is another run's, or a request failed and `on_error` is "stop". Results that were there
-            stay, and so do those of requests that were done before.
+        BatchError: the output is another run's or cannot be written, or a request failed and `on_error` is "stop".
+            Results that were there stay, and so do those of requests that were done before.
+        InvalidRequestError: there is no such date.
     """
     output, requests = Path(output), Source(Path(source), shard)
     date = day_of(output) if date is None else date
@@ -156,8 +163,8 @@ def record(
         raise BatchError(f"on_error {on_error!r}: expected 'continue' or 'stop'")
     began, source = time.monotonic(), requests.path
     manifest.check(output)
-    manifest.write(output)
-    with Journal(output, output.with_suffix(".pending")) as journal, _interrupts() as interrupted:
+    with Journal(output, manifest.run) as journal, _interrupts() as interrupted:
+        manifest.write(output)
         if journal.n_written > len(requests) or any(place >= len(requests) for place in journal.waiting):
             raise BatchError(f"{output}: it has more results than {source} has requests")
         failed = _count_failed(output, journal)
@@ -186,6 +193,8 @@ def answer(llm: LLM, lines: Iterable[Line], seed: int, date: str) -> Steps:
 
     Closing the iterator cancels what is under way.
     """
+    if llm.config.causal:
+        llm.engine  # noqa: B018  (what keeps it from being made is no request's fault)
     work, lines = _Work(llm, Planner(llm, seed, date)), iter(lines)
     ready: deque[tuple[Line, Plan]] = deque()
     try:
@@ -199,7 +208,8 @@ def answer(llm: LLM, lines: Iterable[Line], seed: int, date: str) -> Steps:
                 if not ready:
                     break
                 answers += work.start(*ready.popleft())
-            answers += work.step()
+            if not answers:  # who stops at errors has computed nothing beside them
+                answers = work.step()
             if not answers and work.is_idle and not ready:
                 return
             yield answers
@@ -224,14 +234,18 @@ class _Work:
         """Requests of lines, the longest first, and the answers to those that are none."""
         plans, wrong = [], []
         for line in lines:
-            try:
-                ask = read_line(line.text)
-                if line.repeats:
-                    raise InvalidRequestError(f"custom_id {ask.custom_id!r}: an earlier line has it")
-                plans.append((line, self.planner.plan(ask)))
-            except OxjaxError as error:
-                wrong.append(_failure(line, error))
+            plan = _attempt(line, partial(self._plan, line))
+            if isinstance(plan, Answer):
+                wrong.append(plan)
+            else:
+                plans.append((line, plan))
         return sorted(plans, key=lambda item: -item[1].n_tokens), wrong
+
+    def _plan(self, line: Line) -> Plan:
+        ask = read_line(line.text)
+        if line.repeats:
+            raise InvalidRequestError(f"custom_id {ask.custom_id!r}: an earlier line has it")
+        return self.planner.plan(ask)
 
     @property
     def has_room(self) -> bool:
@@ -249,10 +263,10 @@ class _Work:
         if plan.texts:
             self.texts.append((line, plan))
             return []
-        try:
-            self.running.append((line, plan, plan.start()))
-        except RequestError as error:
-            return [_failure(line, error)]
+        found = _attempt(line, plan.start)
+        if isinstance(found, Answer):
+            return [found]
+        self.running.append((line, plan, found))
         return []
 
     def step(self) -> list[Answer]:
@@ -275,18 +289,35 @@ class _Work:
 
     @staticmethod
     def _finish(line: Line, plan: Plan, found: list[Any]) -> Answer:
-        try:
+        def finish() -> Answer:
             for part in (p for r in found if isinstance(r, Request) for p in r.parts):
                 if part.error is not None:
                     raise part.error
             return _success(line, plan.finish(found))
-        except RequestError as error:
-            return _failure(line, error)
+
+        return _attempt(line, finish)
 
     def cancel(self) -> None:
         for _, _, requests in self.running:
             for part in (p for r in requests for p in r.parts):
                 self.llm.engine.cancel(part)
+
+
+def _attempt(line: Line, work: Callable[[], Any]) -> Any:
+    """What work on one request gives, or the answer that says why it failed.
+
+    No request may end the run of the others, which would meet it again each time they go on. So a mistake of ours is
+    the answer to the request that shows it, and is logged.
+    """
+    try:
+        return work()
+    except (EngineClosedError, MemoryError):
+        raise
+    except OxjaxError as error:
+        return _failure(line, error)
+    except Exception as error:
+        logger.exception("line %s: an error of oxjax", line.number)
+        return _failure(line, error)
 
 
 def _success(line: Line, body: dict[str, Any]) -> Answer:
@@ -296,7 +327,7 @@ def _success(line: Line, body: dict[str, Any]) -> Answer:
     return _answer(line, {"id": f"batch_req_{name}", "custom_id": custom_id, "response": response, "error": None})
 
 
-def _failure(line: Line, error: OxjaxError) -> Answer:
+def _failure(line: Line, error: Exception) -> Answer:
     try:
         custom_id = read_id(line.text)
     except InvalidRequestError:

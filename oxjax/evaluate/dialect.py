@@ -27,7 +27,10 @@ _TELLING = {
     "continuations": "score",
 }
 _ENVELOPE = ("custom_id", "id", "method", "url", "body")
-_ABOUT = ("model", "user", "metadata", "store")  # of the request, not of its answer
+# Of the request, not of its answer; of streams, which files have none of; and of completions, with the one value that
+# asks for nothing.
+_ABOUT = ("model", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier")
+_NEUTRAL = {"echo": False, "suffix": "", "parallel_tool_calls": True, "stream": False}
 _SAMPLING = {f.name for f in fields(SamplingParams)} - {"grammar", "logprobs"}
 
 
@@ -148,10 +151,11 @@ def params_of(body: Mapping[str, Any], seed: int, *others: str) -> SamplingParam
     Raises:
         InvalidRequestError: unknown fields, or wrong values.
     """
-    names = {"max_completion_tokens", "logprobs", "top_logprobs", "response_format", "grammar", "stream"}
-    only(body, *_SAMPLING, *names, *others)
-    if body.get("stream"):
-        raise InvalidRequestError("stream: a file has no streams")
+    names = {"max_completion_tokens", "logprobs", "top_logprobs", "response_format", "grammar"}
+    only(body, *_SAMPLING, *names, *_NEUTRAL, *others)
+    for name, value in _NEUTRAL.items():
+        if body.get(name, value) != value:
+            raise InvalidRequestError(f"{name} {body[name]!r:.40}: not here; expected {value!r}")
     given = {name: body[name] for name in _SAMPLING & set(body)}
     if "max_completion_tokens" in body:
         given["max_tokens"] = body["max_completion_tokens"]

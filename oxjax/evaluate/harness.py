@@ -148,9 +148,10 @@ class OxjaxLM(LM):
         """Continuations of prompts.
 
         Generation arguments are `until` (or `stop`), `max_gen_toks` (or `max_new_tokens`, `max_tokens`,
-        `max_completion_tokens`), `do_sample`, `temperature`, `seed` and the fields of `SamplingParams` that say how to
-        choose tokens. Without `do_sample` and `temperature` the most likely tokens are taken; `do_sample` alone draws
-        at temperature 1. Penalties look at the whole text unless `penalty_window` says otherwise.
+        `max_completion_tokens`; of several the first of these counts), `do_sample`, `temperature`, `seed` and the
+        fields of `SamplingParams` that say how to choose tokens. Without `do_sample` and `temperature` the most likely
+        tokens are taken; `do_sample` alone draws at temperature 1. Penalties look at the whole text unless
+        `penalty_window` says otherwise.
 
         A request that draws has a seed of its own, made of `seed` (0 if it is not given; the harness's own `--seed`
         does not get here), its prompt and arguments, and how many like it came before. So runs repeat, repeats of a
@@ -188,8 +189,11 @@ class OxjaxLM(LM):
         given = {name: value for name, value in arguments.items() if value is not None}
         lengths = {name: given.pop(name) for name in _LENGTHS if name in given}
         if len(set(lengths.values())) > 1:
-            raise InvalidRequestError(f"generation arguments {lengths}: expected one length")
-        (max_tokens,) = set(lengths.values()) or {self.max_gen_toks}
+            logger.warning("generation arguments %s: the first one counts", lengths)
+        try:
+            max_tokens = int(next(iter(lengths.values()), self.max_gen_toks))
+        except (TypeError, ValueError):
+            raise InvalidRequestError(f"generation arguments {lengths}: expected whole numbers") from None
         if max_tokens >= self.llm.max_context:
             raise InvalidRequestError(
                 f"{max_tokens} tokens to generate leave no room for a prompt in {self.llm.max_context}: lower "

@@ -2,6 +2,7 @@
 
 Results are done in any order and wanted in one. Each goes to a journal first; those that are next in order are then
 appended to the output. A torn end of the output is in the journal whole, and a torn end of the journal was not done.
+The journal's first line names the run, so that its results never get into another's output.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,57 +24,66 @@ class Journal:
     """An output file and its journal. Use as a context manager; the journal goes when it is closed empty.
 
     Args:
-        output: the file; lines that are there already stay.
-        journal: beside it.
+        output: the file; lines that are there already stay. The journal is beside it.
+        run: what names the run.
 
     Attributes:
         n_written: results in the output.
         waiting: results that others have to come before, by their place.
 
     Raises:
-        BatchError: another process writes these files, or the journal is of another output.
+        BatchError: the files cannot be written, another process writes them, or the journal is of another run.
     """
 
-    def __init__(self, output: Path, journal: Path):
-        self._journal_path = journal
-        self._journal: BinaryIO = journal.open("a+b")
-        if not _lock(self._journal, journal):
-            self._journal.close()
-            raise BatchError(f"{journal}: another process writes {output}")
-        self._output: BinaryIO = output.open("a+b")
-        try:
+    def __init__(self, output: Path, run: str):
+        self._path, self._journal_path = output, journal_path(output)
+        self._head = b"oxjax run %s\n" % run.encode()
+        with self._writing(), ExitStack() as opened:
+            self._journal: BinaryIO = opened.enter_context(self._journal_path.open("a+b"))
+            if not _lock(self._journal, self._journal_path):
+                raise BatchError(f"{self._journal_path}: another process writes {output}")
+            known = list(_records(self._journal, self._head, self._journal_path))
+            self._output: BinaryIO = opened.enter_context(output.open("a+b"))
             self.n_written = _complete_lines(self._output)
-            self.waiting = {place: line for place, line in _records(self._journal) if place >= self.n_written}
-        except BaseException:
-            self._close()
-            raise
-        self._stale = 0
-        self._append_next()
+            self.waiting = {place: line for place, line in known if place >= self.n_written}
+            self._stale = 0
+            self._append_next()
+            opened.pop_all()
 
     def add(self, results: Iterable[tuple[int, bytes]]) -> None:
-        """Take results, places and lines, and keep them whatever happens next."""
+        """Take results, places and lines, and keep them whatever happens next.
+
+        Raises:
+            BatchError: they cannot be written, as on a full disk. The files are as after a crash.
+        """
         results = list(results)
-        for place, line in results:
-            self._journal.write(_record(place, line))
-            self.waiting[place] = line
-        if results:
-            _sync(self._journal)
-            self._append_next()
+        with self._writing():
+            if results and not self._journal.tell():
+                self._journal.write(self._head)
+            for place, line in results:
+                self._journal.write(_record(place, line))
+                self.waiting[place] = line
+            if results:
+                _sync(self._journal)
+                self._append_next()
 
     def is_known(self, place: int) -> bool:
         """Whether there is a result for this place."""
         return place < self.n_written or place in self.waiting
 
     def _append_next(self) -> None:
-        before = self.n_written
-        while (line := self.waiting.pop(self.n_written, None)) is not None:
+        end = self.n_written
+        while (line := self.waiting.get(end)) is not None:
             self._output.write(line)
-            self.n_written += 1
-            self._stale += len(line)
-        if self.n_written > before:
+            end, self._stale = end + 1, self._stale + len(line)
+        if end > self.n_written:
             _sync(self._output)
+        for place in range(self.n_written, end):
+            del self.waiting[place]
+        self.n_written = end
         if not self.waiting:
             self._journal.truncate(0)
+            self._journal.seek(0)
             self._stale = 0
         elif self._stale > _COMPACT:
             self._compact()
@@ -81,6 +92,7 @@ class Journal:
         """Write the journal anew, without what is in the output."""
         fresh = self._journal_path.with_name(self._journal_path.name + ".new")
         with fresh.open("wb") as file:
+            file.write(self._head)
             file.writelines(_record(place, line) for place, line in self.waiting.items())
             _sync(file)
         replacement = fresh.open("a+b")
@@ -90,8 +102,16 @@ class Journal:
         self._journal, self._stale = replacement, 0
 
     def _close(self) -> None:
-        self._output.close()
-        self._journal.close()
+        for file in (self._output, self._journal):
+            with suppress(OSError):  # what could not be written before; a file that was is synced
+                file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise BatchError(f"{self._path}: cannot be written: {error.strerror}") from error
 
     def __enter__(self) -> Journal:
         return self
@@ -100,6 +120,21 @@ class Journal:
         if not self.waiting:
             self._journal_path.unlink()
         self._close()
+
+
+def beside(output: Path, suffix: str) -> Path:
+    """The file of this suffix that belongs to an output; different ones have different ones."""
+    return output.with_name(output.name.removesuffix(".jsonl") + suffix)
+
+
+def journal_path(output: Path) -> Path:
+    """Where the journal of an output is."""
+    return beside(output, ".pending")
+
+
+def has_results(output: Path) -> bool:
+    """Whether a run has left anything in an output or its journal."""
+    return any(path.exists() and path.stat().st_size > 0 for path in (output, journal_path(output)))
 
 
 def _lock(file: BinaryIO, path: Path) -> bool:
@@ -132,11 +167,14 @@ def _record(place: int, line: bytes) -> bytes:
     return b"%08x %s" % (zlib.crc32(data), data)
 
 
-def _records(file: BinaryIO) -> Iterable[tuple[int, bytes]]:
+def _records(file: BinaryIO, head: bytes, path: Path) -> Iterable[tuple[int, bytes]]:
     """Places and lines of a journal, up to where it was torn; what follows is cut off."""
     file.seek(0)
-    end = 0
-    for record in file:
+    found = file.readline()
+    if found.endswith(b"\n") and found != head:
+        raise BatchError(f"{path}: the results that wait there are of another run: name another output, or delete it")
+    end = len(head) if found == head else 0
+    for record in file if end else ():
         checksum, _, data = record.partition(b" ")
         place, _, line = data.partition(b" ")
         if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(data):
@@ -144,3 +182,4 @@ def _records(file: BinaryIO) -> Iterable[tuple[int, bytes]]:
         end += len(record)
         yield int(place), line
     file.truncate(end)
+    file.seek(0, os.SEEK_END)

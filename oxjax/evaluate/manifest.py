@@ -6,15 +6,19 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from oxjax.engine.snapshot import model_fingerprint
-from oxjax.errors import BatchError
+from oxjax.errors import BatchError, InvalidRequestError
+from oxjax.evaluate.journal import beside, has_results, journal_path
 from oxjax.evaluate.source import Source
+from oxjax.gguf import GGUFFile
 from oxjax.llm import LLM
 
 _FORMAT = 1
@@ -25,8 +29,9 @@ class Manifest:
     """The manifest of an output.
 
     Attributes:
-        depends_on: everything that the bytes of the output depend on: the model's fingerprint, options, software,
-            device, the input's digest and number of requests, seed, date, shard.
+        depends_on: everything that the bytes of the output depend on: the model's fingerprint and that of its
+            tokenizer and chat templates, options, software, device, the input's digest and number of requests, seed,
+            date, shard.
         files: where model, input and output are, relative to the manifest but for the model.
         failed: how many requests have failed; None until all are done.
     """
@@ -47,7 +52,12 @@ class Manifest:
         date: str,
         shard: tuple[int, int] = (1, 1),
     ) -> Manifest:
-        """The manifest of a run, of an engine of which `facts` are given."""
+        """The manifest of a run, of an engine of which `facts` are given.
+
+        Raises:
+            InvalidRequestError: there is no such date.
+        """
+        read_day(date)
         return cls(
             {
                 **made_with,
@@ -82,49 +92,90 @@ class Manifest:
         except TypeError as error:
             raise BatchError(f"{path}: {error}") from error
 
+    @property
+    def run(self) -> str:
+        """Names the run: a digest of what its results depend on."""
+        return blake2b(json.dumps(self.depends_on, sort_keys=True).encode(), digest_size=16).hexdigest()
+
     def check(self, output: Path) -> None:
-        """See that results which are there depend on the same.
+        """See that results which are there, if any are, depend on the same.
 
         Raises:
             BatchError: they do not, or nobody knows.
         """
         path = manifest_path(output)
-        if not path.exists():
-            if output.exists():
-                raise BatchError(f"{output}: it is there, without a manifest {path}: name another output, or delete it")
+        if not has_results(output):
             return
+        if not path.exists():
+            raise BatchError(
+                f"{output}: it is there, or its journal {journal_path(output)} is, without a manifest {path}: name "
+                "another output, or delete them"
+            )
         there = Manifest.read(path).depends_on
         if wrong := [f"{name}: {there.get(name)}" for name, fact in self.depends_on.items() if there.get(name) != fact]:
             raise BatchError(
                 f"{path}: the results that are there depend on another {'; '.join(wrong)}: name another output, or "
-                "delete that one with its manifest"
+                f"delete that one, and {journal_path(output)} if it is there"
             )
 
     def write(self, output: Path) -> None:
-        """Write it beside an output, whole or not at all."""
+        """Write it beside an output, whole or not at all.
+
+        Raises:
+            BatchError: it cannot be written.
+        """
         path = manifest_path(output)
         fresh = path.with_name(path.name + ".new")
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+        try:
+            with fresh.open("w", encoding="utf-8") as file:
+                file.write(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+        except OSError as error:
+            raise BatchError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def facts(llm: LLM) -> dict[str, Any]:
     """What answers of an engine depend on, whatever it is asked."""
     return {
         "model": model_fingerprint(llm.config, llm.model.params),
+        "tokenizer": _tokenizer_fingerprint(llm.path),
         "options": llm.options if llm.config.exact else llm.options | {"max_batch": llm.max_batch},
         "software": {name: version(name) for name in ("oxjax", "jax", "jaxlib")},
         "device": {"platform": jax.default_backend(), "kind": jax.local_devices()[0].device_kind},
     }
 
 
+def _tokenizer_fingerprint(path: Path) -> str:
+    """Names by their content the vocabulary and the templates of a model file, with all that says how to use them."""
+    digest = blake2b(digest_size=16, person=b"oxjax tokenizer")
+    with GGUFFile.open(path) as file:
+        for key in sorted(key for key in file.metadata if key.startswith("tokenizer.")):
+            value = file.metadata[key]
+            items = value if isinstance(value, list | np.ndarray) else [value]
+            digest.update(json.dumps([key, *map(str, items)]).encode())
+    return digest.hexdigest()
+
+
 def day_of(output: Path) -> str:
-    """The date that an output was begun with, or else today's."""
+    """The date that the results of an output were begun with, or else today's."""
     path = manifest_path(output)
-    return str(Manifest.read(path).depends_on.get("date")) if path.exists() else today()
+    if not (path.exists() and has_results(output)):
+        return today()
+    return str(Manifest.read(path).depends_on.get("date"))
+
+
+def read_day(date: str) -> datetime:
+    """A date.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    try:
+        return datetime.strptime(date, "%Y-%m-%d")
+    except ValueError:
+        raise InvalidRequestError(f"date {date!r}: expected YYYY-MM-DD") from None
 
 
 def today() -> str:
@@ -134,4 +185,4 @@ def today() -> str:
 
 def manifest_path(output: Path) -> Path:
     """Where the manifest of an output is."""
-    return output.with_suffix(".manifest.json")
+    return beside(output, ".manifest.json")

@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
@@ -18,9 +17,10 @@ from oxjax.chat.session import Session
 from oxjax.engine.output import Chunk
 from oxjax.engine.pooling import check_pooling, pool
 from oxjax.engine.request import Request
-from oxjax.errors import InvalidRequestError, RequestError
+from oxjax.errors import InvalidRequestError
 from oxjax.evaluate import answers
 from oxjax.evaluate.dialect import Ask, field, objects, only, params_of, reports
+from oxjax.evaluate.manifest import read_day
 from oxjax.llm import LLM
 from oxjax.results import result_of, score_of
 from oxjax.tokenizer.chat import ChatTemplate
@@ -59,7 +59,7 @@ class Planner:
     """
 
     def __init__(self, llm: LLM, seed: int, date: str):
-        self.llm, self.seed, self._date = llm, seed, _day(date)
+        self.llm, self.seed, self._date = llm, seed, read_day(date)
         self._sessions: dict[str | None, Session] = {}  # by the template that a request brings
 
     def plan(self, ask: Ask) -> Plan:
@@ -74,20 +74,43 @@ class Planner:
             self.llm.engine  # noqa: B018  (encoders have none, and say so)
         return getattr(self, f"_{ask.kind}")(ask)
 
-    def _seed_of(self, ask: Ask) -> int:
-        data = f"{self.seed} {ask.custom_id}".encode()
+    def _seed_of(self, ask: Ask, i: int = 0) -> int:
+        """Of prompt `i` of a request that has no seed."""
+        data = f"{self.seed} {ask.custom_id}".encode() + (b"\0%d" % i if i else b"")
         return int.from_bytes(blake2b(data, digest_size=8, person=b"oxjax batch").digest(), "little")
 
     def _generate(self, ask: Ask) -> Plan:
-        params, wants = params_of(ask.body, self._seed_of(ask), "prompt"), reports(ask.body)
-        prompt, tokenizer = self.llm._encode(_text(ask.body, "prompt")), self.llm.tokenizer
+        body, llm = ask.body, self.llm
+        if "prompt" not in body:
+            raise InvalidRequestError("prompt: missing")
+        prompts = [llm._encode(_checked(text)) for text in _texts(body["prompt"])]
+        params, wants = params_of(body, self._seed_of(ask), "prompt"), reports(body)
+        own = "seed" in body  # else samples of equal prompts differ, as those of one prompt do
+        seeds = [params.seed if own else self._seed_of(ask, i) for i in range(len(prompts))]
+
+        def start() -> list[Request]:
+            return self._queue(lambda i: llm.engine.generate(prompts[i], params, seeds[i]), len(prompts))
 
         def finish(requests: list[Request]) -> Body:
-            first = result_of(requests[0])
-            return answers.completion([first, *first.others], tokenizer, reports=wants)
+            found = [result_of(request) for request in requests]
+            results = [result for first in found for result in (first, *first.others)]
+            n_prompt = sum(map(len, prompts))
+            return answers.completion(results, n_prompt, llm.tokenizer, reports=wants)
 
-        n_tokens = len(prompt) + (params.max_tokens or self.llm.max_context)
-        return Plan(n_tokens, lambda: [self.llm.engine.generate(prompt, params, params.seed)], finish)
+        n_tokens = sum(len(prompt) + (params.max_tokens or llm.max_context) for prompt in prompts)
+        return Plan(n_tokens, start, finish)
+
+    def _queue(self, add: Callable[[int], Request], n: int) -> list[Request]:
+        """Queue all of a request's parts, or none."""
+        requests: list[Request] = []
+        try:
+            for i in range(n):
+                requests.append(add(i))
+        except BaseException:
+            for part in (p for request in requests for p in request.parts):
+                self.llm.engine.cancel(part)
+            raise
+        return requests
 
     def _session(self, source: str | None) -> Session:
         if source not in self._sessions:
@@ -105,7 +128,7 @@ class Planner:
         params = params_of(body, self._seed_of(ask), *fields)
         session = self._session(field(body, "chat_template", str, None))
         messages, tools = objects(body, "messages"), objects(body, "tools")
-        choice = field(body, "tool_choice", str, "auto")
+        choice = _tool_choice(body)
         if choice == "none":
             tools, choice = [], "auto"
         variables = field(body, "chat_template_kwargs", dict, {})
@@ -113,7 +136,7 @@ class Planner:
             raise InvalidRequestError(f"chat_template_kwargs: {', '.join(taken)} are no variables of templates")
         variables = {
             **variables,
-            "date": _day(field(variables, "date", str, None)) or self._date,
+            "date": read_day(variables["date"]) if field(variables, "date", str, None) else self._date,
             "documents": field(variables, "documents", list, None),
             "add_generation_prompt": field(variables, "add_generation_prompt", bool, True),
         }
@@ -146,7 +169,7 @@ class Planner:
             raise InvalidRequestError("continuations: expected a list")
         context = body.get("context", "" if isinstance(texts[0], str) else None)
         contexts, continuations = zip(
-            *(self.llm._encode_pair(*map(_checked, (context, t))) for t in texts), strict=True
+            *(self.llm._encode_pair(tuple(map(_checked, (context, t)))) for t in texts), strict=True
         )
         n_tokens = len(contexts[0]) + sum(map(len, continuations))
 
@@ -164,9 +187,7 @@ class Planner:
         llm._check_truncate(truncate)
         if encoding not in ("float", "base64"):
             raise InvalidRequestError(f"encoding_format {encoding!r}: expected float or base64")
-        given = body.get("input")
-        several = isinstance(given, list) and given and not isinstance(given[0], int)
-        texts = [llm._encode(_checked(text), truncate) for text in (given if several else [given])]
+        texts = [llm._encode(_checked(text), truncate) for text in _texts(body.get("input"))]
 
         def finish(found: list[Any]) -> Body:
             rows = [np.concatenate(r.rows) if isinstance(r, Request) else r for r in found]
@@ -176,15 +197,7 @@ class Planner:
         n_tokens = sum(map(len, texts))
 
         def start() -> list[Request]:
-            requests: list[Request] = []
-            try:
-                for ids in texts:
-                    requests.append(llm.engine.hidden(ids))
-            except RequestError:
-                for request in requests:
-                    llm.engine.cancel(request)
-                raise
-            return requests
+            return self._queue(lambda i: llm.engine.hidden(texts[i]), len(texts))
 
         if llm.config.causal:
             return Plan(n_tokens, start, finish)
@@ -193,17 +206,19 @@ class Planner:
         return Plan(n_tokens, list, finish, texts)
 
 
-def _day(date: str | None) -> datetime | None:
-    try:
-        return None if date is None else datetime.strptime(date, "%Y-%m-%d")
-    except ValueError:
-        raise InvalidRequestError(f"date {date!r}: expected YYYY-MM-DD") from None
+def _tool_choice(body: Body) -> str:
+    """A word, or the name of a tool, which OpenAI's API wraps."""
+    choice = body.get("tool_choice", "auto")
+    if isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("function"), dict):
+        choice = choice["function"].get("name")
+    if not isinstance(choice, str):
+        raise InvalidRequestError(f"tool_choice {choice!r:.60}: expected 'none', 'auto', 'required' or a function")
+    return choice
 
 
-def _text(body: Body, name: str) -> str | list[int]:
-    if name not in body:
-        raise InvalidRequestError(f"{name}: missing")
-    return _checked(body[name])
+def _texts(given: Any) -> list[Any]:
+    """One or several, each a text or token ids."""
+    return given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
 
 
 def _checked(text: object) -> str | list[int]:

@@ -41,13 +41,15 @@ class Source:
         digest: SHA-256 of the file.
 
     Raises:
-        BatchError: there is no such file, or no such shard.
+        BatchError: there is no such file, it can be read only once, or there is no such shard.
     """
 
     def __init__(self, path: Path, shard: tuple[int, int] = (1, 1)):
         i, n = shard
         if not 1 <= i <= n:
             raise BatchError(f"shard {i}/{n}: expected i from 1 to n")
+        if path.exists() and not path.is_file():
+            raise BatchError(f"{path}: expected a file, which can be read again to go on")
         self.path = path
         starts, numbers, ids = array("q"), array("q"), bytearray()
         digest, offset = sha256(), 0

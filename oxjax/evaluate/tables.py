@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from oxjax.errors import BatchError, InvalidRequestError
+from oxjax.results import Result
 
 _LISTS = ("choices", "scores", "data")  # in bodies, what answers a request
 
@@ -20,14 +21,16 @@ def table(results: str | Path | Sequence[Any], form: str = "numpy") -> Any:
     """Results as a table.
 
     Of a file, a row is a completion, a score or an embedding, with its request's `custom_id` and its own `index`, or a
-    request's `error`. Of results of `LLM`, a row is one of them. What a row has not is None.
+    request's `error`. Of results of `LLM`, a row is one of them; each sample of a prompt has its own, where `prompt` is
+    the prompt's place, and `index` the sample's. What a row has not is None.
 
     Args:
         results: a file of results, or what `generate` or `score` returned.
         form: "numpy" for a dict of arrays, "pandas" for a DataFrame, "arrow" for a `pyarrow.Table`.
 
     Raises:
-        BatchError: the file is none of results, or pandas or pyarrow is not installed.
+        BatchError: the file is none of results, pandas or pyarrow is not installed, or a column has values that an
+            Arrow table cannot have together.
         InvalidRequestError: there is no such form.
     """
     if form not in ("numpy", "pandas", "arrow"):
@@ -44,13 +47,15 @@ def table(results: str | Path | Sequence[Any], form: str = "numpy") -> Any:
 def _arrow(columns: dict[str, list[Any]]) -> Any:
     arrow = _import("pyarrow")
 
-    def array(values: list[Any]) -> Any:
+    def array(name: str, values: list[Any]) -> Any:
         try:
             return arrow.array(values)
         except OverflowError:  # seeds have 64 bits, and no sign
             return arrow.array(values, arrow.uint64())
+        except arrow.ArrowException as error:
+            raise BatchError(f"column {name!r}: {error}") from error
 
-    return arrow.table({name: array(values) for name, values in columns.items()})
+    return arrow.table({name: array(name, values) for name, values in columns.items()})
 
 
 def _import(module: str) -> Any:
@@ -61,10 +66,16 @@ def _import(module: str) -> Any:
 
 
 def _rows(results: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    for result in results:
+    for place, result in enumerate(results):
         if not is_dataclass(result):
             raise InvalidRequestError(f"found {type(result).__name__}; expected results of generate or score")
-        yield asdict(result)
+        if not isinstance(result, Result):
+            yield asdict(result)
+            continue
+        for i, sample in enumerate((result, *result.others)):
+            row = asdict(replace(sample, others=()))
+            del row["others"]
+            yield {"prompt": place, "index": i, **row}
 
 
 def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from oxjax.errors import BatchError
+from oxjax.errors import BatchError, InvalidRequestError
 from oxjax.evaluate.batch import answer
 from oxjax.evaluate.manifest import Manifest, facts
 from oxjax.evaluate.source import Source
@@ -48,10 +48,16 @@ def verify(
         seed: of the choice.
 
     Raises:
-        BatchError: the files are not those of the manifest, or the model is another one.
+        BatchError: the files are not those of the manifest, the model is another one, or the results were not made in
+            exact mode, without which their bits depend on each other.
+        InvalidRequestError: there are no such samples.
     """
+    if sample is not None and sample < 1:
+        raise InvalidRequestError(f"sample {sample}: expected at least 1, or None for all")
     path = Path(manifest)
     there = Manifest.read(path)
+    if not there.depends_on["options"]["exact"]:
+        raise BatchError(f"{path}: made in fast mode, where a result's last bits depend on what runs beside it")
     if llm is None:
         with LLM(there.files["model"] if model is None else model, **there.depends_on["options"]) as loaded:
             return verify(manifest, llm=loaded, sample=sample, seed=seed)
@@ -65,6 +71,8 @@ def verify(
     if fatal := [text for name, text in changed.items() if name in ("model", "input_sha256", "requests")]:
         raise BatchError(f"{path}: {'; '.join(fatal)}")
     results = _lines(output)
+    if len(results) > len(requests):
+        raise BatchError(f"{output}: it has {len(results)} results, and there are {len(requests)} requests")
     n = len(results) if sample is None else min(sample, len(results))
     places, differing = sorted(random.Random(seed).sample(range(len(results)), n)), []
     numbers = {line.place: line.number for line in requests.lines(iter(places))}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -27,6 +29,7 @@ STAGES = (
 )
 ALL_STAGES = (*STAGES, "mirostat_1", "mirostat_2")  # which come last
 REPORTED = ("model", "sampling")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 MOST_BIAS = 1e6  # more than any logit, and far from what float32 ends at
 
 
@@ -220,8 +223,9 @@ class SamplingParams:
         _whole("dry_allowed_length", self.dry_allowed_length, 1)
         _whole("dry_window", self.dry_window, 1, optional=True)
         object.__setattr__(self, "dry_breakers", tuple(self.dry_breakers))
-        if not all(isinstance(s, str) and s for s in self.dry_breakers):
-            raise InvalidRequestError(f"dry_breakers {self.dry_breakers!r}: expected non-empty strings")
+        texts = all(isinstance(s, str) and s for s in self.dry_breakers)
+        if not texts or _SURROGATE.search("".join(self.dry_breakers)):
+            raise InvalidRequestError(f"dry_breakers {self.dry_breakers!r}: expected non-empty strings of characters")
 
     def _check_effects(self) -> None:
         """Refuse what would be ignored."""
@@ -284,7 +288,7 @@ def _whole(name: str, value: object, least: int, most: int = 2**31 - 1, *, optio
 
 
 def _real(name: str, value: object, least: float, most: float, *, above: bool = False) -> None:
-    ok = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    ok = isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not ok or not least <= value <= most or (above and value == least):
         bounds = f"{'more than' if above else 'at least'} {least}" + ("" if math.isinf(most) else f", at most {most}")
         raise InvalidRequestError(f"{name} {value!r}: expected a number {bounds}")

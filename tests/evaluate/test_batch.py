@@ -6,15 +6,18 @@ import signal
 from contextlib import suppress
 from datetime import datetime
 
+import gguf
 import numpy as np
 import pytest
 from request_files import TEMPLATE, mixed, write
+from rewrite import rewrite
 
 from oxjax import LLM, Grammar, SamplingParams
-from oxjax.errors import BatchError, InvalidRequestError, OxjaxError
+from oxjax.errors import BatchError, CacheError, EngineClosedError, InvalidRequestError, OxjaxError
 from oxjax.evaluate import batch, run, verify
 from oxjax.evaluate.dialect import Ask, params_of, read_line
 from oxjax.evaluate.journal import Journal
+from oxjax.evaluate.manifest import Manifest, facts
 from oxjax.evaluate.plans import Planner
 
 
@@ -83,7 +86,7 @@ def test_neither_batch_size_nor_window_changes_a_byte(whole, tmp_path, monkeypat
 @pytest.mark.parametrize("n_steps", [0, 1, 3, 10])
 def test_an_interrupt_stops_between_steps(llm, whole, tmp_path, n_steps):
     source, output = write(tmp_path, mixed(60))
-    seen = []
+    seen, before = [], signal.getsignal(signal.SIGINT)
 
     def interrupt(progress):
         seen.append(progress)
@@ -96,7 +99,7 @@ def test_an_interrupt_stops_between_steps(llm, whole, tmp_path, n_steps):
     again = run(llm, source, output)
     assert again.complete and again.found == summary.done
     assert output.read_bytes() == whole[1]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_shards_are_parts_of_the_whole(llm, whole, tmp_path):
@@ -159,7 +162,8 @@ def test_an_output_is_never_mixed_up_with_another(llm, tmp_path):
             run(llm, source, output, **change)
     with LLM(max_context=256, exact=False) as fast, pytest.raises(BatchError, match="another model"):
         run(fast, source, output)
-    with Journal(output, tmp_path / "out.pending"), pytest.raises(BatchError, match="another process"):
+    there = Manifest.read(tmp_path / "out.manifest.json")
+    with Journal(output, there.run), pytest.raises(BatchError, match="another process"):
         run(llm, source, output)
     write(tmp_path, mixed(18))
     with pytest.raises(BatchError, match="input_sha256"):
@@ -170,6 +174,78 @@ def test_an_output_is_never_mixed_up_with_another(llm, tmp_path):
     assert output.read_bytes() == before
     with pytest.raises(BatchError, match="cannot be read"):
         run(llm, tmp_path / "missing.jsonl", output)
+    with pytest.raises(BatchError, match="expected a file"):
+        run(llm, "/dev/null", output)
+    with pytest.raises(BatchError, match="cannot be written"):
+        run(llm, source, tmp_path / "no" / "folder.jsonl")
+
+
+def stop_after(n_steps):
+    """Progress that interrupts a run."""
+    left = [n_steps]
+
+    def show(_):
+        left[0] -= 1
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    return show
+
+
+def test_a_journal_that_was_left_is_never_taken_for_another_run(llm, tmp_path):
+    source, output = write(tmp_path, mixed(30))
+    pending = tmp_path / "out.pending"
+    for n_steps in range(4, 40):
+        run(llm, source, output, progress=stop_after(n_steps))
+        if pending.exists():
+            break
+        for path in tmp_path.glob("out.*"):
+            path.unlink()
+    kept = pending.read_bytes()
+    output.unlink()
+    for gone in ((), ("out.manifest.json",)):
+        for name in gone:
+            (tmp_path / name).unlink()
+        with pytest.raises(BatchError, match=r"out\.pending"):
+            run(llm, source, output, seed=1)
+        assert pending.read_bytes() == kept
+    (tmp_path / "out.jsonl").unlink(missing_ok=True)
+    pending.unlink()
+    assert run(llm, source, output, seed=1).found == 0
+    assert verify(tmp_path / "out.manifest.json", llm=llm, sample=None).differing == []
+
+
+def test_outputs_of_one_folder_keep_apart(llm, tmp_path):
+    source, _ = write(tmp_path, mixed(9))
+    names = ("r", "r.1", "r.2", "r.json", "r.jsonl.gz")
+    for i, name in enumerate(names):
+        assert run(llm, source, tmp_path / name, seed=i).complete
+    for i, name in enumerate(names):
+        assert run(llm, source, tmp_path / name, seed=i).found == 9
+
+
+def test_a_run_without_results_binds_nobody(llm, tmp_path):
+    lines = mixed(5)
+    source, output = write(tmp_path, [*lines, b"{]"])
+    with pytest.raises(InvalidRequestError, match="YYYY-MM-DD"):
+        run(llm, source, output, date="29-02-2024")
+    with pytest.raises(BatchError, match="not JSON"):
+        run(llm, source, output, on_error="stop", date="2024-02-29")
+    write(tmp_path, lines)
+    assert run(llm, source, output, date="2024-03-01").complete
+    assert Manifest.read(tmp_path / "out.manifest.json").depends_on["date"] == "2024-03-01"
+
+
+def test_a_model_is_also_its_tokenizer_and_template(llm, tmp_path):
+    """The same weights with another template, or with other flags, give other answers."""
+    found = []
+    for change in ({}, {}, {"chat_template": TEMPLATE}, {"ggml__add_bos_token": False}):
+        path = rewrite(llm.path, tmp_path / "same.gguf", gguf.GGMLQuantizationType.F32, **change)
+        with LLM(path, max_context=256) as same:
+            found.append(facts(same))
+    assert found[0] == found[1]
+    assert len({f.pop("tokenizer") for f in found}) == 3
+    assert found[0] == found[2] == found[3]
 
 
 def test_verify_finds_a_changed_bit(llm, whole, tmp_path):
@@ -190,6 +266,20 @@ def test_verify_finds_a_changed_bit(llm, whole, tmp_path):
         verify(manifest, llm=llm)
     with pytest.raises(BatchError, match="manifest"):
         verify(source, llm=llm)
+    with pytest.raises(InvalidRequestError, match="sample 0"):
+        verify(manifest, llm=llm, sample=0)
+
+
+def test_verify_refuses_what_it_cannot_judge(llm, tmp_path):
+    source, output = write(tmp_path, mixed(6))
+    run(llm, source, output)
+    output.write_bytes(output.read_bytes() + b"{}\n")
+    with pytest.raises(BatchError, match="7 results, and there are 6 requests"):
+        verify(tmp_path / "out.manifest.json", llm=llm)
+    path = tmp_path / "out.manifest.json"
+    path.write_text(path.read_text().replace('"exact": true', '"exact": false'))
+    with pytest.raises(BatchError, match="fast mode"):
+        verify(path, llm=llm)
 
 
 def test_of_texts_that_do_not_all_fit_none_stays_in_the_engine(llm, tmp_path):
@@ -256,10 +346,13 @@ def test_openais_fields_mean_what_they_say():
     assert params(response_format={"type": "text"}).grammar is None
     assert params(grammar={"choice": ["a", "b"]}).grammar == Grammar.choice(["a", "b"])
     assert params(top_k=4, min_p=0.1, model="m", user="u", stream=False) == SamplingParams(seed=5, top_k=4, min_p=0.1)
+    assert params(echo=False, suffix="", parallel_tool_calls=True, service_tier="auto") == SamplingParams(seed=5)
     for bad in (
         {"stream": True},
         {"top_logprobs": 2},
         {"echo": True},
+        {"suffix": "x"},
+        {"parallel_tool_calls": False},
         {"response_format": {"type": "xml"}},
         {"grammar": {"regex": "a", "choice": ["a"]}},
         {"logit_bias": {"x": 1}},
@@ -268,6 +361,93 @@ def test_openais_fields_mean_what_they_say():
     ):
         with pytest.raises(InvalidRequestError):
             params(**bad)
+
+
+def test_several_prompts_are_one_request(llm, tmp_path):
+    """As many choices for each, in order; with a seed each prompt is what it is alone."""
+    ask = {"max_tokens": 3, "n": 2, "logprobs": 2}
+    prompts = ["One", [5, 6], "One"]
+    lines = [{"id": "all", "prompt": prompts, **ask, "seed": 7}, {"id": "drawn", "prompt": prompts, **ask}]
+    lines += [{"id": i, "prompt": p, **ask, "seed": 7} for i, p in enumerate(prompts)]
+    lines += [{"id": "bad", "prompt": ["One", [99999]]}, {"id": "long", "prompt": ["One", "One " * 600]}]
+    source, output = write(tmp_path, [json.dumps(line).encode() for line in lines])
+    assert run(llm, source, output).failed == 2
+    found = bodies(output)
+    choices = [choice for i in range(3) for choice in found[str(i)]["choices"]]
+    assert found["all"]["choices"] == [choice | {"index": i} for i, choice in enumerate(choices)]
+    usages = [found[str(i)]["usage"] for i in range(3)]
+    assert found["all"]["usage"] == {name: sum(usage[name] for usage in usages) for name in usages[0]}
+    assert len({choice["seed"] for choice in found["drawn"]["choices"]}) == 6
+    assert llm.metrics().running == llm.metrics().waiting == 0
+
+
+def test_a_function_can_be_asked_for(llm, tmp_path):
+    """`tool_choice` in OpenAI's form, with a template that shows how calls are written."""
+    template = (
+        "{% for t in tools %}{{ t.function.name }} {% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        "{% for c in m.tool_calls or [] %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endfor %}\n"
+        "{% endfor %}"
+    )
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    tools = [{"type": "function", "function": {"name": name, "parameters": schema}} for name in ("add", "take")]
+    base = {"messages": [{"role": "user", "content": "Hi"}], "tools": tools, "chat_template": template}
+    wanted = ({"type": "function", "function": {"name": "take"}}, "required", {"type": "function"}, "other", [1])
+    lines = [json.dumps({"id": i, **base, "tool_choice": w, "max_tokens": 90}).encode() for i, w in enumerate(wanted)]
+    nameless = base | {"tools": [{"type": "function", "function": {"parameters": schema}}], "tool_choice": "required"}
+    source, output = write(tmp_path, [*lines, json.dumps({"id": "x", **nameless}).encode()])
+    assert run(llm, source, output).failed == 4
+    found = bodies(output)
+    (call,) = found["0"]["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "take" and json.loads(call["function"]["arguments"])["n"] in (1, 2)
+    assert found["1"]["choices"][0]["message"]["tool_calls"]
+
+
+def test_what_is_wrong_with_the_engine_is_no_requests_fault(tmp_path):
+    source, output = write(tmp_path, mixed(12))
+    with LLM(max_batch=4, max_context=10**10) as llm, pytest.raises(CacheError, match="lower max_context"):
+        run(llm, source, output)
+    with LLM(max_batch=4, max_context=256) as llm, pytest.raises(EngineClosedError):
+        run(llm, source, output, progress=lambda _: llm.close())
+    found = output.read_bytes() + (tmp_path / "out.pending").read_bytes()
+    assert found.count(b'"error": {') == sum(b"top_p" in line for line in mixed(12))
+
+
+EXTREME = [
+    {"prompt": "One", "max_tokens": 3, "top_k": 1, "logprobs": 4, "logprobs_of": "sampling"},
+    {"prompt": "One", "max_tokens": 3, "logprobs": 4, "logprobs_of": "sampling", "grammar": {"choice": ["a", "b"]}},
+    {"prompt": "One", "max_tokens": 2, "temperature": 10**400},
+    {"prompt": "One", "max_tokens": 2, "logit_bias": {"5": 10**400}},
+    {"prompt": "One", "max_tokens": 2, "dry_multiplier": 1, "dry_breakers": ["\ud800"]},
+    {"prompt": "One", "max_tokens": 2, "stop": ["\ud800"]},
+    {"prompt": "\ud800"},
+    {"context": "\ud800", "continuation": "x"},
+    {"input": ["One", "\ud800"]},
+]
+
+
+def test_no_request_ends_a_run(llm, tmp_path, monkeypatch, caplog):
+    """Values that JSON can write and others choke on, depth, and mistakes of ours; a line beside them is answered."""
+    deep = b'{"id": "deep", "messages": [{"role": "user", "content": ' + b"[" * 800 + b"]" * 800 + b"}]}"
+    good = {"id": "good", "prompt": "One", "max_tokens": 1, "logprobs": 3}
+    lines = [json.dumps({"id": i, **body}).encode() for i, body in enumerate(EXTREME)]
+    source, output = write(tmp_path, [*lines, deep, json.dumps(good).encode()])
+    assert run(llm, source, output).complete
+    found = bodies(output)
+    assert found["good"] and found["0"] and found["1"] and not found["2"] and not found["deep"]
+    assert found["0"]["choices"][0]["logprobs"]["token_logprobs"] == [0.0] * 3
+    (top,) = {len(top) for top in found["0"]["choices"][0]["logprobs"]["top_logprobs"]}
+    assert top == 1  # nothing else could be chosen
+
+    def broken(*_):
+        raise ZeroDivisionError("ours")
+
+    (tmp_path / "out.jsonl").unlink()
+    monkeypatch.setattr("oxjax.evaluate.answers.scores", broken)
+    source, output = write(tmp_path, mixed(12))
+    assert run(llm, source, output).failed == 4
+    errors = [json.loads(line)["error"] for line in output.read_text().splitlines()]
+    assert [e["code"] for e in errors if e].count("ZeroDivisionError") == 2
+    assert caplog.text.count("ZeroDivisionError: ours") == 2
 
 
 GOOD = {

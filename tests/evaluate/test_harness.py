@@ -19,6 +19,7 @@ import datasets
 from harness_tasks import CHAT, CHOICES, TEXTS, evaluate, write_tasks
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
+from lm_eval.models.utils import normalize_gen_kwargs
 from oracle import LlamaCpp
 from rewrite import rewrite
 
@@ -261,11 +262,22 @@ def test_draws(lm):
     assert lm._sampling_params({"repetition_penalty": 1.0}).penalty_window == 64  # as without
 
 
+def test_of_several_lengths_the_harness_takes_the_same(lm, caplog):
+    """As the harness's own models do, which take what a task says and what the command line adds to it."""
+    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    given = dict(zip(names, (3, "5", 7, 9), strict=True))
+    for first in range(len(names)):
+        arguments = {name: given[name] for name in reversed(names[first:])}
+        expected = normalize_gen_kwargs(arguments)["max_gen_toks"]
+        assert lm._sampling_params(arguments).max_tokens == expected == int(given[names[first]])
+    assert caplog.text.count("the first one counts") == 3
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
         ({"num_beams": 4, "foo": 1}, "generation arguments foo, num_beams: expected some of do_sample"),
-        ({"max_gen_toks": 4, "max_tokens": 5}, "expected one length"),
+        ({"max_gen_toks": "many"}, "expected whole numbers"),
         ({"do_sample": True, "top_p": 2.0}, "top_p 2.0"),
         ({"do_sample": True, "seed": -1}, "seed -1"),
     ],

@@ -1,6 +1,7 @@
 """Whatever a run is killed at, the next one goes on there, and the file is that of a run that nothing disturbed."""
 
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -9,8 +10,10 @@ import pytest
 from request_files import mixed, write
 
 from oxjax import LLM
+from oxjax.errors import BatchError
 from oxjax.evaluate import batch, run
 from oxjax.evaluate.journal import Journal, _record
+from oxjax.evaluate.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,8 @@ class Mortal(Journal):
 
     def die(self, results):
         records = [_record(*r) for r in results]
+        if not self._journal.tell():
+            records[0] = self._head + records[0]
         n = self.rng.randint(0, 2 * sum(map(len, records)))  # half of the time the journal is whole
         self._journal.write(b"".join(records)[:n])
         self._journal.flush()
@@ -104,6 +109,29 @@ def test_a_crash_at_any_write_loses_nothing_and_redoes_nothing(llm, ran, tmp_pat
         assert n_killed > 1
         assert output.read_bytes() == calm.read_bytes()
         assert not output.with_suffix(".pending").exists()
+
+
+def test_a_full_disk_loses_nothing(llm, ran, tmp_path):
+    """Writes that fail half-way: the error is typed, nothing that was kept is run again, the file is the same."""
+    source, calm = write(tmp_path, mixed(60))
+    run(llm, source, calm)
+    expected, output = calm.read_bytes(), tmp_path / "full.jsonl"
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for share in (0.2, 0.5, 0.9):
+        before = output.read_bytes().count(b"\n") if output.exists() else 0
+        ran.clear()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * len(expected)), hard))
+        try:
+            with pytest.raises(BatchError, match="cannot be written: File too large"):
+                run(llm, source, output)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert min(ran) >= before
+        assert expected.startswith(output.read_bytes())
+    with Journal(output, Manifest.read(tmp_path / "full.manifest.json").run) as journal:
+        n_kept = journal.n_written + len(journal.waiting)
+    assert n_kept > 30 and run(llm, source, output).found == n_kept
+    assert output.read_bytes() == expected
 
 
 def kill_minus_nine(tmp_path, lines, n_kills, seed):

@@ -35,6 +35,7 @@ def pool():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)  # of the actors
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # else other tests leave actors next to nothing of two processors
         ray.init(
             address="local",
             num_cpus=2,

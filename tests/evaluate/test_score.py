@@ -155,6 +155,7 @@ def test_one_bad_pair_loses_nothing(embedded):
         (([], [5]), InvalidRequestError),
         (("One", ""), InvalidRequestError),
         (("One", [5]), InvalidRequestError),
+        (("One", "\ud800"), InvalidRequestError),
         (([5, 6], [embedded.config.vocab_size]), InvalidRequestError),
         (([5, 6], [7] * n), RequestTooLargeError),
     ):

@@ -7,7 +7,7 @@ import pytest
 from extras import require
 from request_files import mixed, write
 
-from oxjax import LLM
+from oxjax import LLM, SamplingParams
 from oxjax.errors import BatchError, InvalidRequestError
 from oxjax.evaluate import run, table
 
@@ -63,6 +63,29 @@ def test_results_of_calls_have_columns():
     assert columns["logprob"].tolist() == [s.logprob for s in scores]
     assert columns["token_ids"].tolist() == [s.token_ids for s in scores]
     assert table([]) == {}
+
+
+@pytest.mark.parametrize(("form", "module"), [("numpy", "numpy"), ("pandas", "pandas"), ("arrow", "pyarrow")])
+def test_samples_have_rows_of_their_own(form, module):
+    require(module, "ray")
+    with LLM(max_context=64) as llm:
+        results = llm.generate(["Once", "One"], SamplingParams(n=2, max_tokens=3, seed=1, logprobs=2))
+    found = table(results, form)
+    columns = found.to_pydict() if form == "arrow" else {name: list(found[name]) for name in found}
+    assert (columns["prompt"], columns["index"]) == ([0, 0, 1, 1], [0, 1, 0, 1])
+    samples = [sample for result in results for sample in (result, *result.others)]
+    assert columns["text"] == [sample.text for sample in samples]
+    assert [list(ids) for ids in columns["token_ids"]] == [sample.token_ids for sample in samples]
+
+
+def test_a_column_that_arrow_cannot_have_is_named(tmp_path):
+    require("pyarrow", "ray")
+    lines = [{"id": i, "input": "One", "encoding_format": form} for i, form in enumerate(("float", "base64"))]
+    source, output = write(tmp_path, [json.dumps(line).encode() for line in lines])
+    with LLM(max_context=64) as llm:
+        run(llm, source, output)
+    with pytest.raises(BatchError, match="column 'embedding'"):
+        table(output, "arrow")
 
 
 def test_what_is_no_table_is_refused(tmp_path, monkeypatch):
