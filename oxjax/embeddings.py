@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from oxjax.engine.pooling import check_pooling, pool
 from oxjax.engine.rank import PairEncoder, read_rerank_template, score
 from oxjax.errors import EngineClosedError, InvalidRequestError, RequestError
 from oxjax.models.load import Model
-from oxjax.prompts import Prompt, as_list
+from oxjax.prompts import Prompt, as_list, refusing_texts
 from oxjax.results import or_raise
 from oxjax.tokenizer import Tokenizer
 
@@ -105,17 +105,24 @@ class Embeddings:
             InvalidRequestError: the model has no such head.
             RequestError: as for `generate`.
         """
+        self._check_rank()
+        encode = partial(self._encode_document, query)
+        found = self._pooled(as_list(documents), encode, self.config.rank.pooling, normalize=False)
+        scores = iter(self._rank([row for row in found if not isinstance(row, RequestError)]))
+        return np.array(or_raise([row if isinstance(row, RequestError) else next(scores) for row in found]), np.float32)
+
+    def _check_rank(self) -> None:
         if self.config.rank is None:
             raise InvalidRequestError(f"{self.path}: there is no head that ranks (cls.*): compare embeddings instead")
 
-        def pair(document: Prompt) -> list[int]:
+    def _encode_document(self, query: Prompt, document: Prompt) -> list[int]:
+        """Ids of both, as a model with a head reads them."""
+        with refusing_texts():
             return self._pairs.encode(*(p if isinstance(p, str) else self._ids(p) for p in (query, document)))
 
-        found = self._pooled(as_list(documents), pair, self.config.rank.pooling, normalize=False)
-        rows = [row for row in found if not isinstance(row, RequestError)]
-        scores = iter(score(self.model.params.rank, rows, self.config))
-        found = [row if isinstance(row, RequestError) else next(scores)[0] for row in found]
-        return np.array(or_raise(found), np.float32)
+    def _rank(self, rows: list[np.ndarray]) -> list[np.floating]:
+        """Scores of pooled hidden states."""
+        return [labels[0] for labels in score(self.model.params.rank, rows, self.config)]
 
     @cached_property
     def _pairs(self) -> PairEncoder:

@@ -59,6 +59,13 @@ def embeddings(vectors: Iterable[np.ndarray], n_tokens: int, encoding: str) -> d
     return {"object": "list", "data": data, "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}}
 
 
+def ranking(found: Sequence[np.floating], n_tokens: int, top_n: int | None) -> dict[str, Any]:
+    """Body of a reranking: documents by their scores, the best first, in their own order among equals."""
+    order = sorted(range(len(found)), key=lambda i: -found[i])[:top_n]
+    results = [{"index": i, "relevance_score": float(found[i])} for i in order]
+    return {"object": "list", "results": results, "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}}
+
+
 def scores(found: Sequence[Score], n_context: int) -> dict[str, Any]:
     """Body of scores."""
     total = n_context + sum(len(score.token_ids) for score in found)

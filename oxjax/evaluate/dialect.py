@@ -17,6 +17,7 @@ URLS = {
     "/v1/chat/completions": "chat",
     "/v1/embeddings": "embed",
     "/v1/score": "score",
+    "/v1/rerank": "rerank",
 }
 # What a short line is, by the field that only it has.
 _TELLING = {
@@ -25,6 +26,7 @@ _TELLING = {
     "input": "embed",
     "continuation": "score",
     "continuations": "score",
+    "query": "rerank",
 }
 _ENVELOPE = ("custom_id", "id", "method", "url", "body")
 # Of the request, not of its answer; of streams, which files have none of; and of completions, with the one value that

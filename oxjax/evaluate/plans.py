@@ -67,10 +67,10 @@ class Planner:
 
         Raises:
             InvalidRequestError: it asks for what is not there.
-            UnsupportedArchitectureError: it asks an encoder for anything but embeddings.
+            UnsupportedArchitectureError: it asks an encoder for what only causal models do.
             TokenizerError, ChatTemplateError: its texts cannot be read.
         """
-        if ask.kind != "embed":
+        if ask.kind not in ("embed", "rerank"):
             self.llm.engine  # noqa: B018  (encoders have none, and say so)
         return getattr(self, f"_{ask.kind}")(ask)
 
@@ -189,21 +189,44 @@ class Planner:
             raise InvalidRequestError(f"encoding_format {encoding!r}: expected float or base64")
         texts = [llm._encode(_checked(text), truncate) for text in _texts(body.get("input"))]
 
-        def finish(found: list[Any]) -> Body:
-            rows = [np.concatenate(r.rows) if isinstance(r, Request) else r for r in found]
-            vectors = [pool(r, pooling, normalize=normalize) for r in rows]
-            return answers.embeddings(vectors, sum(map(len, texts)), encoding)
+        def finish(vectors: list[np.ndarray], n_tokens: int) -> Body:
+            return answers.embeddings(vectors, n_tokens, encoding)
 
-        n_tokens = sum(map(len, texts))
+        return self._pooled(texts, pooling, finish, normalize=normalize)
+
+    def _rerank(self, ask: Ask) -> Plan:
+        body, llm = ask.body, self.llm
+        only(body, "query", "documents", "top_n")
+        llm._check_rank()
+        documents, top_n = field(body, "documents", list, []), field(body, "top_n", int, None)
+        if not documents or (top_n is not None and top_n < 1):
+            raise InvalidRequestError("expected documents, and top_n at least 1 where it is given")
+        query = _checked(body.get("query"))
+        texts = [llm._encode_document(query, _checked(document)) for document in documents]
+
+        def finish(rows: list[np.ndarray], n_tokens: int) -> Body:
+            return answers.ranking(llm._rank(rows), n_tokens, top_n)
+
+        return self._pooled(texts, llm.config.rank.pooling, finish, normalize=False)
+
+    def _pooled(
+        self, texts: list[list[int]], pooling: str, finish: Callable[[list[np.ndarray], int], Body], *, normalize: bool
+    ) -> Plan:
+        """What is made of the pooled hidden states of texts, and of how many tokens these have."""
+        llm, n_tokens = self.llm, sum(map(len, texts))
+
+        def pooled(found: list[Any]) -> Body:
+            rows = [np.concatenate(r.rows) if isinstance(r, Request) else r for r in found]
+            return finish([pool(r, pooling, normalize=normalize) for r in rows], n_tokens)
 
         def start() -> list[Request]:
             return self._queue(lambda i: llm.engine.hidden(texts[i]), len(texts))
 
         if llm.config.causal:
-            return Plan(n_tokens, start, finish)
+            return Plan(n_tokens, start, pooled)
         for ids in texts:
             llm.encoder.check(ids)
-        return Plan(n_tokens, list, finish, texts)
+        return Plan(n_tokens, list, pooled, texts)
 
 
 def _tool_choice(body: Body) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from oxjax.errors import BatchError, InvalidRequestError
 from oxjax.results import Result
 
-_LISTS = ("choices", "scores", "data")  # in bodies, what answers a request
+_LISTS = ("choices", "scores", "data", "results")  # in bodies, what answers a request
 
 
 def table(results: str | Path | Sequence[Any], form: str = "numpy") -> Any:

@@ -1,5 +1,7 @@
 """Scores of rerankers against llama.cpp's, on random files of every form of head that it knows."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from synth import RECIPES, write
 from oxjax import LLM
 from oxjax.engine.rank import PairEncoder
 from oxjax.errors import EngineClosedError, InvalidRequestError, ModelError, NonFiniteLogitsError, RequestTooLargeError
+from oxjax.evaluate import run, table, verify
 from oxjax.models.layers import mlp
 from oxjax.tokenizer import Tokenizer
 
@@ -173,11 +176,35 @@ def test_documents_come_in_every_form(llm):
 
 def test_one_bad_document_loses_nothing(llm):
     good = llm.rerank("a dog", ["The dog", "Once"])
-    for bad, error in (([llm.config.vocab_size], InvalidRequestError), ([9] * 256, RequestTooLargeError)):
+    wrong = ([llm.config.vocab_size], InvalidRequestError), ([9] * 256, RequestTooLargeError)
+    for bad, error in (*wrong, ("\ud800", InvalidRequestError)):
         with pytest.raises(error) as caught:
             llm.rerank("a dog", ["The dog", bad, "Once"])
         assert caught.value.index == 1
         assert caught.value.results == (good[0], None, good[1])
+
+
+def test_files_of_requests(llm, tmp_path):
+    documents = ["The dog", "Once", "a cat"]
+    asks = [
+        {"query": "a dog", "documents": documents},
+        {"url": "/v1/rerank", "body": {"query": "a dog", "documents": documents, "top_n": 2}},
+        {"query": "a dog", "documents": []},
+        {"query": "a dog", "documents": ["x", [llm.config.vocab_size]]},
+        {"query": "a dog", "documents": "x"},
+        {"documents": documents},
+    ]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"id": i, **ask}) + "\n" for i, ask in enumerate(asks)))
+    assert run(llm, source, output).failed == 4
+    full, best = (json.loads(line)["response"]["body"] for line in output.read_text().splitlines()[:2])
+    expected = llm.rerank("a dog", documents).tolist()
+    assert [r["index"] for r in full["results"]] == sorted(range(3), key=lambda i: -expected[i])
+    assert [r["relevance_score"] for r in full["results"]] == sorted(expected, reverse=True)
+    assert best["results"] == full["results"][:2] and best["usage"] == full["usage"]
+    rows = table(output)
+    assert rows["relevance_score"][:3].tolist() == sorted(expected, reverse=True)
+    assert verify(tmp_path / "out.manifest.json", llm=llm).differing == []
 
 
 def test_a_reranker_embeds_when_told_how(llm):
