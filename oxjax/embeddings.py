@@ -113,7 +113,7 @@ class Embeddings:
 
     def _check_rank(self) -> None:
         if self.config.rank is None:
-            raise InvalidRequestError(f"{self.path}: there is no head that ranks (cls.*): compare embeddings instead")
+            raise InvalidRequestError("the model has no head that ranks (cls.*): compare embeddings instead")
 
     def _encode_document(self, query: Prompt, document: Prompt) -> list[int]:
         """Ids of both, as a model with a head reads them."""

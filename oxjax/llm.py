@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -37,6 +36,7 @@ from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load
 from oxjax.prompts import Prompt, as_list, refusing_texts
 from oxjax.results import Result, all_or_raise, beams_of, result_of
+from oxjax.running import reporting, until_done
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
@@ -149,6 +149,7 @@ class LLM(Chats, Embeddings, Scores):
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: Callable[[Metrics], None] | None = None,
+        on_result: Callable[[int, Result], None] | None = None,
     ) -> list[Result]:
         """Continue prompts; they run together.
 
@@ -156,6 +157,8 @@ class LLM(Chats, Embeddings, Scores):
             prompts: text, token ids, or a list of either. Text is tokenised with the model's special tokens.
             params: for all prompts, or one per prompt.
             progress: called after every step.
+            on_result: called with the place of a prompt and its result as soon as it is there, for those who keep what
+                they have; results are returned all the same.
 
         Returns:
             One result per prompt, in order.
@@ -168,7 +171,10 @@ class LLM(Chats, Embeddings, Scores):
         params = _one_each(params, len(prompts))
         seeds = [secrets.randbits(64) if p.seed is None else p.seed for p in params]
         requests = self._run(
-            lambda i: self.engine.generate(self._encode(prompts[i]), params[i], seeds[i]), len(prompts), progress
+            lambda i: self.engine.generate(self._encode(prompts[i]), params[i], seeds[i]),
+            len(prompts),
+            progress,
+            reporting(on_result, result_of),
         )
         return all_or_raise(requests, result_of)
 
@@ -349,39 +355,21 @@ class LLM(Chats, Embeddings, Scores):
         return ids
 
     def _run(
-        self, add: Callable[[int], Request | BeamSearch], n: int, progress: Callable[[Metrics], None] | None = None
+        self,
+        add: Callable[[int], Request | BeamSearch],
+        n: int,
+        progress: Callable[[Metrics], None] | None = None,
+        done: Callable[[int, Request | BeamSearch], None] | None = None,
     ) -> list[Request | BeamSearch | RequestError]:
         """Queue `n` requests, keep the errors of those that are refused, and run the others to their ends."""
         requests: list[Request | BeamSearch | RequestError] = []
-        with self._until_done(requests, progress):
+        with until_done(self.engine, requests, progress, done and (lambda i: done(i, requests[i]))):
             for i in range(n):
                 try:
                     requests.append(add(i))
                 except RequestError as error:
                     requests.append(error)
         return requests
-
-    @contextmanager
-    def _until_done(
-        self,
-        requests: list[Request | BeamSearch | RequestError],
-        progress: Callable[[Metrics], None] | None = None,
-    ) -> Iterator[None]:
-        """Run to their ends the requests that are queued inside; if that is cut short anywhere, none stays."""
-
-        def queued() -> list[Request | BeamSearch]:
-            return [part for r in requests if not isinstance(r, RequestError) for part in r.parts]
-
-        try:
-            yield
-            running = queued()
-            while any(not r.done for r in running):
-                self.engine.step()
-                if progress is not None:
-                    progress(self.metrics())
-        finally:
-            for request in queued():
-                self.engine.cancel(request)
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, n: int) -> list[SamplingParams]:

@@ -266,6 +266,23 @@ def test_a_call_that_ends_early_leaves_nothing_queued(llm, monkeypatch):
         assert llm.metrics().waiting == llm.metrics().running == 0
 
 
+def test_results_are_told_as_they_come(llm):
+    """Each once, before the call ends, the failed ones not; on a pool that holds few at a time."""
+    prompts, told, counts = ["Once", [512], "The dog", "One"] * 20, {}, []
+    params = [replace(GREEDY, max_tokens=1 + i % 7) for i in range(80)]
+
+    def tell(i, result):
+        assert i not in told
+        told[i] = result
+
+    with pytest.raises(InvalidRequestError) as caught:
+        llm.generate(prompts, params, on_result=tell, progress=lambda _: counts.append(len(told)))
+    assert tuple(told.get(i) for i in range(80)) == caught.value.results
+    assert len(told) == 60 and 0 < counts[len(counts) // 2] < 60
+    scores, told = [("Once", " upon"), ("One", " day"), ("Once", " more")] * 9, {}
+    assert llm.score(scores, on_result=tell) == [told[i] for i in range(27)]
+
+
 def test_parameters_must_match_prompts_in_number(llm):
     with pytest.raises(InvalidRequestError, match="2 sampling parameters for 3 prompts"):
         llm.generate(["a", "b", "c"], [GREEDY, GREEDY])

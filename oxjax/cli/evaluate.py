@@ -25,8 +25,9 @@ from oxjax.cli.options import (
     batch_bar,
     load,
     read_text,
+    standard_input,
 )
-from oxjax.errors import OxjaxError, RequestError
+from oxjax.errors import OxjaxError, RequestError, RequestTooLargeError
 
 _LINES = 64  # of standard input that are embedded together
 
@@ -94,7 +95,7 @@ def embed(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text.")] = False,
 ) -> None:
     """Print the embedding of a text, or of each line of standard input ('-')."""
-    texts = (line.rstrip("\n") for line in sys.stdin) if text == "-" else iter([read_text(text)])
+    texts = (line.rstrip("\n") for line in standard_input()) if text == "-" else iter([read_text(text)])
     llm = load(
         model,
         dtype=dtype,
@@ -121,7 +122,8 @@ def embed(
                         print(" ".join(f"{x:.8g}" for x in vector))
             n_done += len(found)
             if error is not None:
-                raise OxjaxError(f"text {n_done + 1}: {error}; --truncate shortens texts") from error
+                advice = "; --truncate shortens texts" if isinstance(error, RequestTooLargeError) else ""
+                raise OxjaxError(f"text {n_done + 1}: {error}{advice}") from error
 
 
 def batch(

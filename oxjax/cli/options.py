@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -59,7 +59,13 @@ def read_text(argument: str | None) -> str:
     """The text that an argument is, or stands for."""
     if argument is None:
         raise typer.BadParameter("give a text, or '-' to read standard input")
-    return sys.stdin.read() if argument == "-" else argument
+    return standard_input().read() if argument == "-" else argument
+
+
+def standard_input() -> TextIO:
+    """What was piped in, UTF-8; bytes that are not become what a tokenizer refuses by name."""
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    return sys.stdin
 
 
 def _recent() -> Callable[[Any], str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +14,7 @@ from oxjax.errors import InvalidRequestError, RequestError
 from oxjax.evaluate.pairs import begin, encode_pair, windows
 from oxjax.prompts import refusing_texts
 from oxjax.results import Perplexity, Score, all_or_raise, score_of
+from oxjax.running import reporting, until_done
 from oxjax.tokenizer import Tokenizer
 
 Text = str | Sequence[int]
@@ -27,10 +27,13 @@ class Scores:
     tokenizer: Tokenizer
     max_context: int
     _encode: Callable[[Any], list[int]]
-    _until_done: Callable[[list[Any], Any], AbstractContextManager[None]]
 
     def score(
-        self, pairs: Iterable[tuple[Text, Text]], *, progress: Callable[[Metrics], None] | None = None
+        self,
+        pairs: Iterable[tuple[Text, Text]],
+        *,
+        progress: Callable[[Metrics], None] | None = None,
+        on_result: Callable[[int, Score], None] | None = None,
     ) -> list[Score]:
         """How likely continuations are after contexts.
 
@@ -41,6 +44,7 @@ class Scores:
             pairs: (context, continuation), two texts or two lists of token ids. Texts are encoded together, as
                 `oxjax.evaluate.pairs.encode_pair` says; ids are taken as they are.
             progress: called after every step.
+            on_result: called with the place of a pair and its score as soon as it is there.
 
         Returns:
             One score per pair, in order.
@@ -58,10 +62,13 @@ class Scores:
             except RequestError as error:
                 found[i] = error
         queued: list[Any] = []
-        with self._until_done(queued, progress):
+        places: list[int] = []
+        tell = reporting(on_result, score_of)
+        with until_done(self.engine, queued, progress, tell and (lambda k: tell(places[k], queued[k]))):
             for context, members in groups.items():
                 requests = self._score_group(list(context), members)
                 queued += requests.values()
+                places += requests
                 found |= requests
         return all_or_raise([found[i] for i in range(len(found))], score_of)
 

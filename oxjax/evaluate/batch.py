@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import jax
+
 from oxjax.engine.encoder import MAX_TEXTS
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.request import Request
@@ -311,7 +313,7 @@ def _attempt(line: Line, work: Callable[[], Any]) -> Any:
     """
     try:
         return work()
-    except (EngineClosedError, MemoryError):
+    except (EngineClosedError, MemoryError, jax.errors.JaxRuntimeError):  # of the machine, not of the request
         raise
     except OxjaxError as error:
         return _failure(line, error)

@@ -25,8 +25,10 @@ import oxjax
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.snapshot import model_fingerprint
 from oxjax.errors import ChatTemplateError, InvalidRequestError
+from oxjax.evaluate.manifest import read_day, today
 from oxjax.evaluate.pairs import begin, empty_context, encode_pair, windows
 from oxjax.llm import LLM
+from oxjax.results import Result, Score
 from oxjax.sampling.params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ _SAMPLING = {f.name for f in fields(SamplingParams)} - {
     *("n", "best_of", "logprobs", "logprobs_of", "prompt_logprobs"),
 }
 _PENALTIES = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
+_DATED = "strftime_now"  # in templates that tell the date
 _END = "\ufdd0"  # never a character of a text (Unicode 23.7); here the end of an answer that goes on
 
 
@@ -63,6 +66,7 @@ class OxjaxLM(LM):
         max_batch_size: see there.
         device: where jax runs, or "cuda:0", which the harness's command always says; `JAX_PLATFORMS` decides.
         enable_thinking: what chat templates get by that name; None leaves it to them.
+        date: YYYY-MM-DD, what chat templates take for today; None is today.
         options: further arguments of `LLM`; `max_batch` overrules `batch_size`.
 
     Raises:
@@ -81,9 +85,11 @@ class OxjaxLM(LM):
         max_batch_size: int | None = None,
         device: str | None = None,
         enable_thinking: bool | None = None,
+        date: str | None = None,
         **options: Any,
     ):
         super().__init__()
+        self._date = read_day(today() if date is None else date)
         if unknown := set(options) - _OPTIONS:
             known = (set(inspect.signature(OxjaxLM).parameters) | _OPTIONS) - {"options"}
             raise InvalidRequestError(
@@ -107,19 +113,30 @@ class OxjaxLM(LM):
             disable_tqdm: show no progress.
 
         Raises:
-            InvalidRequestError: a continuation has no tokens.
+            InvalidRequestError: a continuation has no tokens, or more than fit.
             RequestError: see `LLM.score`.
         """
         pairs, n_cut = [], 0
-        for request in requests:
+        for i, request in enumerate(requests):
             context, continuation = encode_pair(self.llm.tokenizer, *request.args)
+            if len(continuation) > self.llm.max_context:
+                raise InvalidRequestError(
+                    f"request {i}: its continuation {request.args[1]!r:.60} has {len(continuation)} tokens, and "
+                    f"{self.llm.max_context} fit: raise max_length"
+                )
             room = max(self.llm.max_context + 1 - len(continuation), 1)  # the last token is not read
             n_cut += len(context) > room
             pairs.append((context[-room:], continuation))
         self._report_cut(n_cut, len(pairs))
+        answers: list[Any] = [None] * len(pairs)
+
+        def keep(i: int, score: Score) -> None:
+            answers[i] = score.logprob, score.is_greedy
+            self.cache_hook.add_partial("loglikelihood", requests[i].args, answers[i])
+
         with self._bar("loglikelihood", len(pairs), disable_tqdm) as progress:
-            answers = [(score.logprob, score.is_greedy) for score in self.llm.score(pairs, progress=progress)]
-        return self._keep("loglikelihood", requests, answers)
+            self.llm.score(pairs, progress=progress, on_result=keep)
+        return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole documents, in windows of `max_length` tokens, the last one full too.
@@ -131,18 +148,29 @@ class OxjaxLM(LM):
         Raises:
             RequestError: see `LLM.score`.
         """
-        pairs, counts = [], []
+        pairs: list[tuple[list[int], list[int]]] = []
+        texts: list[int] = []  # whose window each of them is
         prefix = empty_context(self.llm.tokenizer)
-        for request in requests:
+        for i, request in enumerate(requests):
             ids = self.llm.tokenizer.encode(*request.args, add_special=False)
             ids = ids if ids[: len(prefix)] == prefix else prefix + ids
             rolling = list(windows(len(ids), self.llm.max_context, self.llm.max_context))
             pairs += [(ids[w.start : w.first], ids[w.first : w.end]) for w in rolling]
-            counts.append(len(rolling))
+            texts += [i] * len(rolling)
+        left, answers = Counter(texts), [0.0] * len(requests)
+        found: list[list[float]] = [[] for _ in requests]
+
+        def keep(k: int, score: Score) -> None:
+            i = texts[k]
+            found[i].append(score.logprob)
+            left[i] -= 1
+            if not left[i]:
+                answers[i] = math.fsum(found[i])
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[i].args, answers[i])
+
         with self._bar("loglikelihood_rolling", len(pairs), disable_tqdm) as progress:
-            scores = iter(self.llm.score(pairs, progress=progress))
-        answers = [math.fsum(next(scores).logprob for _ in range(n)) for n in counts]
-        return self._keep("loglikelihood_rolling", requests, answers)
+            self.llm.score(pairs, progress=progress, on_result=keep)
+        return answers
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations of prompts.
@@ -180,9 +208,15 @@ class OxjaxLM(LM):
             params.append(replace(known[how], seed=_seed(known[how].seed, context, how, seen[context, how])))
             seen[context, how] += 1
         self._report_cut(n_cut, len(prompts))
+        answers = [""] * len(prompts)
+
+        def keep(i: int, result: Result) -> None:
+            answers[i] = result.text
+            self.cache_hook.add_partial("generate_until", requests[i].args, result.text)
+
         with self._bar("generate_until", len(prompts), disable_tqdm) as progress:
-            results = self.llm.generate(prompts, params, progress=progress)
-        return self._keep("generate_until", requests, [result.text for result in results])
+            self.llm.generate(prompts, params, progress=progress, on_result=keep)
+        return answers
 
     def _sampling_params(self, arguments: Mapping[str, Any]) -> SamplingParams:
         """What generation arguments mean; the seed is the root of those that requests get."""
@@ -234,12 +268,6 @@ class OxjaxLM(LM):
         with tqdm(total=n, desc=f"Running {kind} requests", disable=disable) as bar:
             yield lambda metrics: bar.update(metrics.finished - before - bar.n)
 
-    def _keep(self, kind: str, requests: Sequence[Instance], answers: list[Any]) -> list[Any]:
-        """Offer answers to the harness's cache, and return them."""
-        for request, answer in zip(requests, answers, strict=True):
-            self.cache_hook.add_partial(kind, request.args, answer)
-        return answers
-
     def _report_cut(self, n_cut: int, n: int) -> None:
         if n_cut:
             logger.warning(
@@ -273,15 +301,17 @@ class OxjaxLM(LM):
             return text
 
     def _render(self, history: Sequence[Mapping[str, Any]], opens_answer: bool) -> str:
-        template = self.llm.chat_template
+        template, variables = self.llm.chat_template, {**self._variables, "date": self._date}
         if opens_answer:
-            return template.render(history, **self._variables)
+            return template.render(history, **variables)
         *before, last = history
-        marked = {**last, "content": last["content"] + _END}
-        text = template.render([*before, marked], add_generation_prompt=False, **self._variables)
+        marked = {**last, "content": last["content"] + _END + " "}
+        text = template.render([*before, marked], add_generation_prompt=False, **variables)
         if _END not in text:
             raise ChatTemplateError(f"chat template {template.name!r} does not show the answer that is to go on")
-        return text.rpartition(_END)[0]
+        text, _, rest = text.rpartition(_END)
+        # Templates that trim what is said would trim this, as transformers has it.
+        return text if rest.startswith(" ") else text.rstrip()
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The file's default template, for the harness's records; None if it is not wanted.
@@ -299,7 +329,8 @@ class OxjaxLM(LM):
     @property
     def tokenizer_name(self) -> str:
         """Names what turns conversations into prompts, which the harness may keep."""
-        what = json.dumps([self.llm.chat_template.source, self._variables])
+        source = self.llm.chat_template.source
+        what = json.dumps([source, self._variables, *([self._date.isoformat()] if _DATED in source else [])])
         return f"{self._name}-{blake2b(what.encode(), digest_size=8).hexdigest()}"
 
     def get_model_info(self) -> dict[str, Any]:
@@ -308,6 +339,7 @@ class OxjaxLM(LM):
             "model_file": self._name,
             "model_fingerprint": model_fingerprint(self.llm.config, self.llm.model.params),
             "max_length": self.llm.max_context,
+            "date": self._date.strftime("%Y-%m-%d"),
             "oxjax_version": oxjax.__version__,
             "jax_version": jax.__version__,
         }

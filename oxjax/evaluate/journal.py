@@ -48,6 +48,7 @@ class Journal:
             self.waiting = {place: line for place, line in known if place >= self.n_written}
             self._stale = 0
             self._append_next()
+            sync_folder(output)
             opened.pop_all()
 
     def add(self, results: Iterable[tuple[int, bytes]]) -> None:
@@ -98,6 +99,7 @@ class Journal:
         replacement = fresh.open("a+b")
         fcntl.flock(replacement, fcntl.LOCK_EX)
         os.replace(fresh, self._journal_path)
+        sync_folder(self._journal_path)
         self._journal.close()
         self._journal, self._stale = replacement, 0
 
@@ -130,6 +132,15 @@ def beside(output: Path, suffix: str) -> Path:
 def journal_path(output: Path) -> Path:
     """Where the journal of an output is."""
     return beside(output, ".pending")
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a file's folder last."""
+    folder = os.open(path.absolute().parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def has_results(output: Path) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from oxjax.engine.snapshot import model_fingerprint
 from oxjax.errors import BatchError, InvalidRequestError
-from oxjax.evaluate.journal import beside, has_results, journal_path
+from oxjax.evaluate.journal import beside, has_results, journal_path, sync_folder
 from oxjax.evaluate.source import Source
 from oxjax.gguf import GGUFFile
 from oxjax.llm import LLM
@@ -132,6 +132,7 @@ class Manifest:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(fresh, path)
+            sync_folder(path)
         except OSError as error:
             raise BatchError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -241,6 +241,8 @@ def _tool_choice(body: Body) -> str:
 
 def _texts(given: Any) -> list[Any]:
     """One or several, each a text or token ids."""
+    if given == []:
+        raise InvalidRequestError("found []; expected a text, token ids or a list of such")
     return given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import datetime
 
 import gguf
+import jax
 import numpy as np
 import pytest
 from request_files import TEMPLATE, mixed, write
@@ -131,6 +132,9 @@ def test_bad_lines_are_reported_with_their_numbers(llm, tmp_path):
         b'{"id": "f", "prompt": [99999]}',
         b'{"id": "g", "prompt": ' + json.dumps("x " * 600).encode() + b"}",
         b'{"id": "h", "messages": [{"role": "user", "content": "x"}]}',  # the model has no template
+        b'{"id": "k", "prompt": []}',
+        b'{"id": "l", "input": []}',
+        b'{"id": "m", "query": "x", "documents": ["y"]}',  # the model has no head
         b'{"id": "i", "continuations": [[5]], "context": [4], "max_tokens": 3}',
         b'{"id": "j", "prompt": "x", "grammar": {"regex": "("}}',
         b'{"id": "\\ud800", "prompt": "x"}',
@@ -145,6 +149,7 @@ def test_bad_lines_are_reported_with_their_numbers(llm, tmp_path):
     assert first["response"]["body"] == last["response"]["body"]
     assert [e["error"]["line"] for e in errors] == list(range(3, 3 + len(bad)))
     assert all(e["response"] is None and e["error"]["message"] for e in errors)
+    assert str(llm.path.parent) not in output.read_text()  # which results do not depend on
     assert run(llm, source, output).failed == len(bad)
 
     source, output = write(tmp_path / "..", [json.dumps(good).encode(), bad[0]])
@@ -410,6 +415,19 @@ def test_what_is_wrong_with_the_engine_is_no_requests_fault(tmp_path):
         run(llm, source, output, progress=lambda _: llm.close())
     found = output.read_bytes() + (tmp_path / "out.pending").read_bytes()
     assert found.count(b'"error": {') == sum(b"top_p" in line for line in mixed(12))
+
+
+def test_a_device_that_fails_is_no_requests_fault(llm, tmp_path, monkeypatch):
+    source, output = write(tmp_path, mixed(12))
+
+    def fails(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("oxjax.evaluate.plans.pool", fails)
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            run(llm, source, output)
+    assert run(llm, source, output).failed == 2
 
 
 EXTREME = [

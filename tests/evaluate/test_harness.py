@@ -18,13 +18,14 @@ if not os.environ.get("CI"):  # which must have it
 import datasets
 from harness_tasks import CHAT, CHOICES, TEXTS, evaluate, write_tasks
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from oracle import LlamaCpp
 from rewrite import rewrite
 
 from oxjax import cli
-from oxjax.errors import ChatTemplateError, InvalidRequestError, OxjaxError, RequestTooLargeError
+from oxjax.errors import ChatTemplateError, InvalidRequestError, OxjaxError
 from oxjax.evaluate.harness import OxjaxLM
 
 # Sums of up to 60 log-probabilities, from float32 logits on both sides. Measured: 2e-5.
@@ -197,8 +198,10 @@ def test_long_contexts_lose_their_beginnings(short, oracle, caplog):
     assert [r.getMessage() for r in caplog.records] == [
         "2 of 3 requests do not fit in 24 tokens and lost their beginnings (see max_length)"
     ]
-    with pytest.raises(RequestTooLargeError):
-        short.loglikelihood(instances("loglikelihood", ("Once", story)), disable_tqdm=True)
+    before = short.llm.metrics().requests
+    with pytest.raises(InvalidRequestError, match=r"request 1: its continuation 'Once .* and 24 fit: raise max"):
+        short.loglikelihood(instances("loglikelihood", (story, end), ("Once", story)), disable_tqdm=True)
+    assert short.llm.metrics().requests == before  # found before anything is computed
 
 
 def test_long_documents_are_scored_in_windows(short, oracle):
@@ -319,6 +322,37 @@ def test_kept_answers_are_used(tasks, path, tmp_path, monkeypatch):
     assert evaluate(tasks, names, **options)[:2] == first[:2]
 
 
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
+def test_what_is_answered_is_kept_when_a_run_ends_early(path, tmp_path, monkeypatch, kind):
+    """By the harness's own cache: answers are there as they come, and only the rest is computed the next time."""
+    texts = [f"Once upon a time, {word}" for word in ("a dog", "Lily", "the sun", "a red ball", "Tom", "she", "he")]
+    arguments = {
+        "loglikelihood": [(text, " ran home.") for text in texts],
+        "loglikelihood_rolling": [(text * 3,) for text in texts],
+        "generate_until": [(text, {"max_gen_toks": 2 + i}) for i, text in enumerate(texts)],
+    }[kind]
+    lm = OxjaxLM(path, max_length=24, batch_size=2)
+    requests, answer, step = instances(kind, *arguments), getattr(lm, kind), lm.llm.engine.step
+    expected = answer(requests)
+    cached = CachingLM(lm, str(tmp_path / "answers.db"))
+
+    def interrupted():
+        if len(cached.dbdict) > 0:
+            raise KeyboardInterrupt
+        step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lm.llm.engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(cached, kind)(requests)
+    n_kept = len(cached.dbdict)
+    assert 0 < n_kept < len(texts)
+    asked = []
+    monkeypatch.setattr(lm, kind, lambda rest: asked.extend(rest) or answer(rest))
+    assert getattr(cached, kind)(requests) == expected
+    assert len(asked) == len(texts) - n_kept and len(cached.dbdict) == len(texts)
+
+
 @pytest.fixture(scope="module")
 def talker(path, tmp_path_factory):
     """The same model with a chat template, in a file that wants an EOS after texts."""
@@ -358,6 +392,29 @@ def test_templates(path, talker):
     assert lm.tokenizer_name != other.tokenizer_name
     with pytest.raises(ChatTemplateError, match="no chat template"):
         OxjaxLM(path).apply_chat_template([{"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.parametrize("said", ["I say", "Here:\n```python\n", "x ", ""])
+@pytest.mark.parametrize("trims", [False, True])
+def test_an_answer_that_is_to_go_on_ends_as_transformers_has_it(path, tmp_path, said, trims):
+    """Where the template trims what is said, what comes before the answer's rest is trimmed; else it is kept."""
+    source = "{% for m in messages %}[{{ m.content" + (" | trim" if trims else "") + " }}]{% endfor %}"
+    lm = OxjaxLM(rewrite(path, tmp_path / "a.gguf", gguf.GGMLQuantizationType.F32, chat_template=source))
+    history = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": said}]
+    found = lm.apply_chat_template(history, add_generation_prompt=False)
+    assert found == "[Hi][" + (said.rstrip() if trims else said)
+
+
+def test_templates_tell_one_date(path, tmp_path):
+    source = "{{ strftime_now('%d.%m.%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    dated = rewrite(path, tmp_path / "a.gguf", gguf.GGMLQuantizationType.F32, chat_template=source)
+    lm, other = OxjaxLM(dated, date="2024-02-29"), OxjaxLM(dated, date="2024-03-01")
+    user = [{"role": "user", "content": "Hi"}]
+    assert lm.apply_chat_template(user) == "29.02.2024Hi" and other.apply_chat_template(user) == "01.03.2024Hi"
+    assert lm.tokenizer_name != other.tokenizer_name  # which names what the harness may keep
+    assert lm.get_model_info()["date"] == "2024-02-29"
+    with pytest.raises(InvalidRequestError, match="YYYY-MM-DD"):
+        OxjaxLM(dated, date="today")
 
 
 def test_a_template_that_refuses_system_messages(path, tmp_path, caplog):
