@@ -323,7 +323,7 @@ def test_kept_answers_are_used(tasks, path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
-def test_what_is_answered_is_kept_when_a_run_ends_early(path, tmp_path, monkeypatch, kind):
+def test_what_is_answered_is_kept_when_a_run_ends_early(short, tmp_path, monkeypatch, kind):
     """By the harness's own cache: answers are there as they come, and only the rest is computed the next time."""
     texts = [f"Once upon a time, {word}" for word in ("a dog", "Lily", "the sun", "a red ball", "Tom", "she", "he")]
     arguments = {
@@ -331,9 +331,10 @@ def test_what_is_answered_is_kept_when_a_run_ends_early(path, tmp_path, monkeypa
         "loglikelihood_rolling": [(text * 3,) for text in texts],
         "generate_until": [(text, {"max_gen_toks": 2 + i}) for i, text in enumerate(texts)],
     }[kind]
-    lm = OxjaxLM(path, max_length=24, batch_size=2)
+    lm = short
     requests, answer, step = instances(kind, *arguments), getattr(lm, kind), lm.llm.engine.step
     expected = answer(requests)
+    monkeypatch.setattr(lm, "cache_hook", lm.cache_hook)
     cached = CachingLM(lm, str(tmp_path / "answers.db"))
 
     def interrupted():

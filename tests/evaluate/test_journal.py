@@ -88,10 +88,10 @@ def ran(monkeypatch):
 @pytest.mark.parametrize("compact", [1 << 20, 500])
 def test_a_crash_at_any_write_loses_nothing_and_redoes_nothing(llm, ran, tmp_path, monkeypatch, compact):
     monkeypatch.setattr("oxjax.evaluate.journal._COMPACT", compact)
-    source, calm = write(tmp_path, mixed(60))
+    source, calm = write(tmp_path, mixed(42))
     run(llm, source, calm)
     monkeypatch.setattr(batch, "Journal", Mortal)
-    for first in (0, 1, 4):
+    for first in (0, 3):
         output = tmp_path / f"{first}.jsonl"
         Mortal.known, n_killed = set(), 0
         while True:
@@ -103,7 +103,7 @@ def test_a_crash_at_any_write_loses_nothing_and_redoes_nothing(llm, ran, tmp_pat
                 n_killed += 1
                 assert not before & set(ran), "a finished request was run again"
                 continue
-            assert summary.complete and summary.found == len(before) and summary.failed == 10
+            assert summary.complete and summary.found == len(before) and summary.failed == 7
             assert not before & set(ran)
             break
         assert n_killed > 1
@@ -160,7 +160,7 @@ def kill_minus_nine(tmp_path, lines, n_kills, seed):
 
 
 def test_killed_processes_go_on(tmp_path):
-    kill_minus_nine(tmp_path, mixed(90), 2, seed=0)
+    kill_minus_nine(tmp_path, mixed(90), 1, seed=0)
 
 
 @pytest.mark.slow

@@ -65,11 +65,15 @@ def test_results_of_calls_have_columns():
     assert table([]) == {}
 
 
-@pytest.mark.parametrize(("form", "module"), [("numpy", "numpy"), ("pandas", "pandas"), ("arrow", "pyarrow")])
-def test_samples_have_rows_of_their_own(form, module):
-    require(module, "ray")
+@pytest.fixture(scope="module")
+def results():
     with LLM(max_context=64) as llm:
-        results = llm.generate(["Once", "One"], SamplingParams(n=2, max_tokens=3, seed=1, logprobs=2))
+        return llm.generate(["Once", "One"], SamplingParams(n=2, max_tokens=3, seed=1, logprobs=2))
+
+
+@pytest.mark.parametrize(("form", "module"), [("numpy", "numpy"), ("pandas", "pandas"), ("arrow", "pyarrow")])
+def test_samples_have_rows_of_their_own(results, form, module):
+    require(module, "ray")
     found = table(results, form)
     columns = found.to_pydict() if form == "arrow" else {name: list(found[name]) for name in found}
     assert (columns["prompt"], columns["index"]) == ([0, 0, 1, 1], [0, 1, 0, 1])

@@ -271,9 +271,9 @@ FUZZED = [
 def test_mutations_of_a_rich_file(tmp_path, big_endian):
     original = rich_file(tmp_path / "rich.gguf", big_endian).read_bytes()
     with no_hang(120):
-        opened = fuzz(original, tmp_path, n=250, seed=0)
+        opened = fuzz(original, tmp_path, n=125, seed=0)
     # Both outcomes must be common, or the mutations miss what they aim at.
-    assert 10 < opened < 240
+    assert 5 < opened < 120
 
 
 @pytest.mark.parametrize("name", FUZZED)
