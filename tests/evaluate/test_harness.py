@@ -322,8 +322,14 @@ def test_kept_answers_are_used(tasks, path, tmp_path, monkeypatch):
     assert evaluate(tasks, names, **options)[:2] == first[:2]
 
 
+@pytest.fixture(scope="module")
+def narrow(path):
+    """Two requests at a time, so that some are done before others begin."""
+    return OxjaxLM(path, max_length=24, batch_size=2)
+
+
 @pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
-def test_what_is_answered_is_kept_when_a_run_ends_early(short, tmp_path, monkeypatch, kind):
+def test_what_is_answered_is_kept_when_a_run_ends_early(narrow, tmp_path, monkeypatch, kind):
     """By the harness's own cache: answers are there as they come, and only the rest is computed the next time."""
     texts = [f"Once upon a time, {word}" for word in ("a dog", "Lily", "the sun", "a red ball", "Tom", "she", "he")]
     arguments = {
@@ -331,7 +337,7 @@ def test_what_is_answered_is_kept_when_a_run_ends_early(short, tmp_path, monkeyp
         "loglikelihood_rolling": [(text * 3,) for text in texts],
         "generate_until": [(text, {"max_gen_toks": 2 + i}) for i, text in enumerate(texts)],
     }[kind]
-    lm = short
+    lm = narrow
     requests, answer, step = instances(kind, *arguments), getattr(lm, kind), lm.llm.engine.step
     expected = answer(requests)
     monkeypatch.setattr(lm, "cache_hook", lm.cache_hook)

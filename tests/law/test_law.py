@@ -485,9 +485,8 @@ def test_short_prompts_join_decoding_neighbours(data, exact, max_batch):
 def test_fast_mode_agrees_up_to_rounding(data, report, name):
     harness, other = (Harness(load(name, data, exact=e, weights="float32")) for e in (False, True))
     exact = np.frombuffer(other.alone(IDS)[0], np.float32)
-    worst = max(
-        np.abs(np.frombuffer(harness.run(IDS, **shape)[0], np.float32) - exact).max() for shape in SHAPES.values()
-    )
+    shapes = [SHAPES[name] for name in ("batch of 9", "one token at a time", "chunks of 5", "other page size")]
+    worst = max(np.abs(np.frombuffer(harness.run(IDS, **shape)[0], np.float32) - exact).max() for shape in shapes)
     report(f"law, fast mode of {name}: largest deviation {worst / exact.std():.1e} of the logits' std, allowed 2e-5")
     # Float32 rounding through a few layers, as a share of the logits' spread; measured about 2e-6.
     assert worst / exact.std() < 2e-5
