@@ -105,7 +105,7 @@ for program in (step.lower(model.params, state, batch), decode.lower(model.param
 """
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("exact", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_step_writes_its_pages_in_place(data, exact):
     """XLA's own account: outputs alias the donated state, and scratch space stays below one layer's pages.
 

@@ -279,7 +279,7 @@ def test_mutations_of_a_rich_file(tmp_path, big_endian):
 @pytest.mark.parametrize("name", FUZZED)
 def test_mutations_of_real_files(data, tmp_path, name):
     with no_hang(120):
-        fuzz((data / name).read_bytes(), tmp_path, n=60, seed=1)
+        fuzz((data / name).read_bytes(), tmp_path, n=30, seed=1)
 
 
 @pytest.mark.slow

@@ -90,7 +90,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+SLOW = {"spm-1", "spm-2", "spm-3"}  # other random vocabularies
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in KINDS])
 def test_agrees_with_llama_cpp(name, tmp_path):
     make, arguments = KINDS[name]
     keys = make(**arguments)
