@@ -28,7 +28,7 @@ from oxjax.errors import ChatTemplateError, InvalidRequestError
 from oxjax.evaluate.manifest import read_day, today
 from oxjax.evaluate.pairs import begin, empty_context, encode_pair, windows
 from oxjax.llm import LLM
-from oxjax.results import Result, Score
+from oxjax.results import Score
 from oxjax.sampling.params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -128,14 +128,9 @@ class OxjaxLM(LM):
             n_cut += len(context) > room
             pairs.append((context[-room:], continuation))
         self._report_cut(n_cut, len(pairs))
-        answers: list[Any] = [None] * len(pairs)
-
-        def keep(i: int, score: Score) -> None:
-            answers[i] = score.logprob, score.is_greedy
-            self.cache_hook.add_partial("loglikelihood", requests[i].args, answers[i])
-
+        answers, keep = self._answers("loglikelihood", requests)
         with self._bar("loglikelihood", len(pairs), disable_tqdm) as progress:
-            self.llm.score(pairs, progress=progress, on_result=keep)
+            self.llm.score(pairs, progress=progress, on_result=lambda i, s: keep(i, (s.logprob, s.is_greedy)))
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -157,19 +152,20 @@ class OxjaxLM(LM):
             rolling = list(windows(len(ids), self.llm.max_context, self.llm.max_context))
             pairs += [(ids[w.start : w.first], ids[w.first : w.end]) for w in rolling]
             texts += [i] * len(rolling)
-        left, answers = Counter(texts), [0.0] * len(requests)
+        answers, keep = self._answers("loglikelihood_rolling", requests)
+        n_windows = Counter(texts)
         found: list[list[float]] = [[] for _ in requests]
+        for i in set(range(len(requests))) - set(n_windows):  # a text without tokens
+            keep(i, 0.0)
 
-        def keep(k: int, score: Score) -> None:
+        def add(k: int, score: Score) -> None:
             i = texts[k]
             found[i].append(score.logprob)
-            left[i] -= 1
-            if not left[i]:
-                answers[i] = math.fsum(found[i])
-                self.cache_hook.add_partial("loglikelihood_rolling", requests[i].args, answers[i])
+            if len(found[i]) == n_windows[i]:
+                keep(i, math.fsum(found[i]))
 
         with self._bar("loglikelihood_rolling", len(pairs), disable_tqdm) as progress:
-            self.llm.score(pairs, progress=progress, on_result=keep)
+            self.llm.score(pairs, progress=progress, on_result=add)
         return answers
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -208,15 +204,20 @@ class OxjaxLM(LM):
             params.append(replace(known[how], seed=_seed(known[how].seed, context, how, seen[context, how])))
             seen[context, how] += 1
         self._report_cut(n_cut, len(prompts))
-        answers = [""] * len(prompts)
-
-        def keep(i: int, result: Result) -> None:
-            answers[i] = result.text
-            self.cache_hook.add_partial("generate_until", requests[i].args, result.text)
-
+        answers, keep = self._answers("generate_until", requests)
         with self._bar("generate_until", len(prompts), disable_tqdm) as progress:
-            self.llm.generate(prompts, params, progress=progress, on_result=keep)
+            self.llm.generate(prompts, params, progress=progress, on_result=lambda i, r: keep(i, r.text))
         return answers
+
+    def _answers(self, kind: str, requests: Sequence[Instance]) -> tuple[list[Any], Callable[[int, Any], None]]:
+        """The answers of a call, and what takes each as it comes and offers it to the harness's cache."""
+        answers: list[Any] = [None] * len(requests)
+
+        def keep(i: int, answer: Any) -> None:
+            answers[i] = answer
+            self.cache_hook.add_partial(kind, requests[i].args, answer)
+
+        return answers, keep
 
     def _sampling_params(self, arguments: Mapping[str, Any]) -> SamplingParams:
         """What generation arguments mean; the seed is the root of those that requests get."""

@@ -134,9 +134,10 @@ class Planner:
         variables = field(body, "chat_template_kwargs", dict, {})
         if taken := sorted(_OURS & set(variables)):
             raise InvalidRequestError(f"chat_template_kwargs: {', '.join(taken)} are no variables of templates")
+        date = field(variables, "date", str, None)
         variables = {
             **variables,
-            "date": read_day(variables["date"]) if field(variables, "date", str, None) else self._date,
+            "date": self._date if date is None else read_day(date),
             "documents": field(variables, "documents", list, None),
             "add_generation_prompt": field(variables, "add_generation_prompt", bool, True),
         }
@@ -243,7 +244,7 @@ def _texts(given: Any) -> list[Any]:
     """One or several, each a text or token ids."""
     if given == []:
         raise InvalidRequestError("found []; expected a text, token ids or a list of such")
-    return given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
 
 
 def _checked(text: object) -> str | list[int]:

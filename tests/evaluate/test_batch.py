@@ -135,6 +135,8 @@ def test_bad_lines_are_reported_with_their_numbers(llm, tmp_path):
         b'{"id": "k", "prompt": []}',
         b'{"id": "l", "input": []}',
         b'{"id": "m", "query": "x", "documents": ["y"]}',  # the model has no head
+        b'{"id": "n", "messages": [{"role": "user", "content": "x"}], "chat_template": "x", '
+        b'"chat_template_kwargs": {"date": ""}}',
         b'{"id": "i", "continuations": [[5]], "context": [4], "max_tokens": 3}',
         b'{"id": "j", "prompt": "x", "grammar": {"regex": "("}}',
         b'{"id": "\\ud800", "prompt": "x"}',
