@@ -1,22 +1,31 @@
-"""Every error oxjax raises on purpose. Each names the offender, what was found and what was expected."""
+"""Typed errors. Each message names the offender, the value found and the value expected."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class OxjaxError(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package. Errors can be pickled, with their attributes."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _without_init, (type(self), self.args), self.__dict__
+
+
+def _without_init(kind: type[OxjaxError], args: tuple[object, ...]) -> OxjaxError:
+    """An error as it was raised: `args` hold the finished message, which `__init__` would build again."""
+    return kind.__new__(kind, *args)
 
 
 class GGUFError(OxjaxError):
     """A GGUF file is truncated, corrupt, of an unsupported kind, or lies about its own contents.
 
     Args:
-        message: what was found and what was expected.
+        message: the value found and the value expected.
         path: the file.
-        offset: byte offset in the file where the trouble was met, if there is one.
-        field: the header field, metadata key or tensor concerned, if there is one.
+        offset: byte offset of the fault in the file, if there is one.
+        field: the faulty header field, metadata key or tensor, if there is one.
     """
 
     def __init__(self, message: str, *, path: object, offset: int | None = None, field: str | None = None):
@@ -57,12 +66,12 @@ class RequestError(OxjaxError):
     """One request failed; the engine and the other requests are unharmed.
 
     Attributes:
-        index: which prompt of the call failed first, where the call had several.
-        results: what the other prompts of the call gave, None in the place of each failed one.
+        index: index of the first prompt that failed, for a call with several.
+        results: results of the other prompts of the call, with None for each failed one.
     """
 
     index: int | None = None
-    results: tuple[object, ...] = ()
+    results: tuple[Any, ...] = ()
 
 
 class InvalidRequestError(RequestError, ValueError):
@@ -73,7 +82,7 @@ class GrammarError(InvalidRequestError):
     """A grammar is malformed, unsupported or too large, or tokens are not in its language.
 
     Args:
-        message: what was found and what was expected.
+        message: the value found and the value expected.
         line: line in the grammar's text, from 1, if there is one.
         column: character in that line, from 1.
     """
@@ -84,7 +93,7 @@ class GrammarError(InvalidRequestError):
 
 
 class GrammarStuckError(RequestError):
-    """No token continues a text inside its grammar, or finding out which ones do exceeds a limit."""
+    """No token can continue the text under its grammar, or the search for one exceeds a limit."""
 
 
 class RequestTooLargeError(RequestError):
@@ -96,7 +105,7 @@ class NonFiniteLogitsError(RequestError):
 
 
 class NothingLeftError(RequestError):
-    """What a request forbids left no token to choose."""
+    """The bans of a request and its grammar leave no token to choose."""
 
 
 class CacheError(OxjaxError):
@@ -119,8 +128,8 @@ class CannotTruncate(CacheError):
     """A sequence cannot go back to that position; nothing was changed.
 
     Args:
-        target: position that was asked for.
-        available: positions that it can go back to, in order.
+        target: the requested position.
+        available: positions that the sequence can go back to, in order.
     """
 
     def __init__(self, target: int, available: Sequence[int]):
@@ -134,7 +143,7 @@ class SnapshotError(OxjaxError):
 
 
 class SnapshotMismatchError(SnapshotError):
-    """A snapshot comes from another model, or from the same one computed otherwise.
+    """A snapshot comes from another model, or from the same one with other numerics.
 
     Args:
         expected: fingerprint of this engine's model.
@@ -150,7 +159,7 @@ class SnapshotMismatchError(SnapshotError):
 
 
 class BatchError(OxjaxError):
-    """A run over a file of requests cannot begin, go on or be checked; results that are there stay as they are."""
+    """A run over a file of requests cannot start, resume or be verified; existing results are unchanged."""
 
 
 class EngineClosedError(OxjaxError):

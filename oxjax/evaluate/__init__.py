@@ -1,21 +1,34 @@
-"""Evaluations: files of requests, scores, and other people's harnesses."""
+"""Evaluations: files of requests, scores, and lm-evaluation-harness."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from oxjax.evaluate.batch import Progress, Summary, run
+    from oxjax.evaluate.tables import table
+    from oxjax.evaluate.verification import Verification, verify
 
 _HOMES = {
     "Progress": "oxjax.evaluate.batch",
     "Summary": "oxjax.evaluate.batch",
+    "Verification": "oxjax.evaluate.verification",
     "run": "oxjax.evaluate.batch",
     "table": "oxjax.evaluate.tables",
-    "Verification": "oxjax.evaluate.verification",
     "verify": "oxjax.evaluate.verification",
 }
 
+__all__ = ["Progress", "Summary", "Verification", "run", "table", "verify"]
 
-def __getattr__(name: str) -> Any:  # when it is used: these import `LLM`, and `LLM` imports from here
+
+def __getattr__(name: str) -> Any:  # at first use: these import `LLM`, and `LLM` imports from here
     if name not in _HOMES:
         raise AttributeError(f"module 'oxjax.evaluate' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

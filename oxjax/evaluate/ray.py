@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from oxjax.errors import BatchError, OxjaxError
+from oxjax.errors import BatchError
 from oxjax.evaluate.batch import Answer, Progress, Steps, Summary, answer, record
 from oxjax.evaluate.manifest import Manifest, day_of, facts, today
 from oxjax.evaluate.source import Line, Source
@@ -193,11 +193,8 @@ def _ask_a_worker(
 
 
 def _describe(model: str | Path | None, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    try:
-        with _load(model, options) as llm:
-            return facts(llm), llm.path
-    except OxjaxError as error:  # many of them cannot be pickled
-        raise BatchError(f"{type(error).__name__}: {error}") from None
+    with _load(model, options) as llm:
+        return facts(llm), llm.path
 
 
 def _load(model: str | Path | None, options: dict[str, Any]) -> LLM:

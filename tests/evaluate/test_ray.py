@@ -12,7 +12,7 @@ from extras import require
 from request_files import mixed, write
 
 from oxjax import LLM
-from oxjax.errors import BatchError
+from oxjax.errors import BatchError, GGUFError
 from oxjax.evaluate import run
 
 pytestmark = [
@@ -137,8 +137,9 @@ def test_engines_that_would_answer_otherwise_are_refused(pool, tmp_path):
     message, threads = ray.get(ray.remote(num_cpus=1, max_calls=1)(refused).remote())
     assert "would answer otherwise: software" in message and threads == "1"
     source, output = write(tmp_path, mixed(6))
-    with pytest.raises(BatchError, match="missing"):
+    with pytest.raises(GGUFError, match="missing") as caught:  # of another process
         pool.run(source, output, "missing.gguf", actors=1)
+    assert caught.value.path == "missing.gguf"
     with pytest.raises(BatchError, match="at least 1"):
         pool.run(source, output, actors=2, block=0)
     assert not output.exists()
