@@ -1,10 +1,10 @@
-"""Measure every architecture against llama.cpp, and put the table into the README.
+"""Measure every architecture against llama.cpp, and put the table into docs/proof.md.
 
 python tools/parity_table.py [--write]
 
-Runs the parity tests that stand for an architecture and collects what they measured:
-the worst difference of any logit (of any hidden state, for encoders) over all ways of feeding the tokens, as a share
-of the standard deviation. `-` is for what only other tests hold to the truth.
+Runs the parity tests of every architecture and collects their measurements: the largest difference of any logit (of any
+hidden state, for encoders) over all ways of feeding the tokens, divided by the standard deviation. `-` marks
+architectures that only other tests check.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from oxjax.models.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "proof.md"
 MARK = "<!-- parity table -->"
 TESTS = "test_logits_match or test_architecture or test_random_files or test_reference_files or test_random_encoders"
 LINE = re.compile(r"parity (\S+) \((.*)\): (.*) of the (?:logits|hidden states)' std")
@@ -51,14 +52,13 @@ def table(errors: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="replace the table in the README")
+    parser.add_argument("--write", action="store_true", help="replace the table in docs/proof.md")
     args = parser.parse_args()
     text = table(measured())
     print(text)
     if args.write:
-        readme = ROOT / "README.md"
-        before, _, after = readme.read_text().split(MARK)
-        readme.write_text(f"{before}{MARK}\n{text}\n{MARK}{after}")
+        before, _, after = PAGE.read_text().split(MARK)
+        PAGE.write_text(f"{before}{MARK}\n{text}\n{MARK}{after}")
 
 
 if __name__ == "__main__":

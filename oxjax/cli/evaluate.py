@@ -146,7 +146,7 @@ def batch(
 ) -> None:
     """Run a file of requests; killed or interrupted, the same command goes on where it was.
 
-    Lines are as OpenAI's batch API has them, or shorter; see the README.
+    Lines are as OpenAI's batch API has them, or shorter; see docs/offline-evaluation.md.
     """
     from oxjax.evaluate import run
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 CARD = """\
 # The embedded models
 
-Two tiny story tellers that make `oxjax` work without a download. `{main_file}` ({main_params:,} parameters) tells
-short children's stories; `{draft_file}` ({draft_params:,} parameters) shares its tokenizer and drafts for it in
-speculative decoding. They show that an engine works; they know nothing about the world.
+Two tiny models, so that `oxjax` works without a download. `{main_file}` ({main_params:,} parameters) tells short
+children's stories; `LLM()` loads it. `{draft_file}` ({draft_params:,} parameters) has the same tokenizer and training
+data, and is meant as a draft model for speculative decoding, which oxjax does not have yet. Both show that an engine
+works; they know nothing about the world.
 
 - Architecture: `llama` (RMS norm, grouped-query attention, interleaved RoPE, SwiGLU, tied output), context {context}.
 - Weights: Q8_0 matrices, F32 norms. Licence: Apache-2.0, like the project.
