@@ -12,8 +12,7 @@ _hook = install_import_hook("oxjax", "beartype.beartype")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 from oxjax.kernels import native  # noqa: E402  (the hook comes first)
-
-DATA = Path(os.environ.get("OXJAX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+from tests.helpers.data import DATA  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +23,6 @@ def data() -> Path:
             pytest.fail(f"test data missing at {DATA}: CI must run the data tests")
         pytest.skip(f"no test data at {DATA} (set OXJAX_TEST_DATA)")
     return DATA
-
-
-def data_files(pattern: str) -> list:
-    """Parameters for `pytest.mark.parametrize`: one per data file, or one that the `data` fixture skips."""
-    found = sorted(DATA.glob(pattern))
-    return [pytest.param(p, id=p.stem) for p in found] or [pytest.param(DATA, id="no-data")]
 
 
 @pytest.fixture
@@ -72,3 +65,12 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("measured")
         for line in sorted(_report):
             terminalreporter.line(line)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n`, whole files go to a process, so that module fixtures are made once; in order, short ones last."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from oracle import require_llama_cpp
 
 from benchmarks import trace
+from tests.helpers.oracle import require_llama_cpp
 
 ROOT = Path(__file__).parents[1]
 # Sizes that need few compiled programs.

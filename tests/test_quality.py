@@ -1,12 +1,12 @@
 """What quantised products cost: the perplexity of models that know the text stays within half a percent."""
 
 import pytest
-from oracle import require_llama_cpp
 
 from benchmarks.quality import FORMATS, compare
 from benchmarks.random_model import quantize
 from oxjax.assets import embedded_model
 from oxjax.kernels import native
+from tests.helpers.oracle import require_llama_cpp
 
 BOUND = 0.005
 STORIES = "models/stories260K/stories260K.gguf"

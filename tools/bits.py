@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # of the tests' writer of random models
 DATA = Path(os.environ.get("OXJAX_TEST_DATA", ROOT.parent / "shared" / "data"))
 TRAINED = {"embedded": None, "stories260K": "models/stories260K/stories260K.gguf"}
 FILES = {
@@ -147,8 +148,7 @@ def encoding(llm: Any) -> Iterator[tuple[str, Callable[[], str]]]:
 
 
 def write_synthetic(case: str, folder: Path) -> Path:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from recurrent_synth import CASES, write  # noqa: PLC0415
+    from tests.helpers.recurrent_synth import CASES, write  # noqa: PLC0415
 
     path = folder / f"{case}.gguf"
     write(path, case.partition(":")[0], *CASES[case], DATA / "archs" / "llama.gguf")

@@ -18,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "sampling")]
+sys.path.insert(0, str(ROOT))
 
-from grammar_walks import GRAMMARS, compared  # noqa: E402  (the paths come first)
-from sampler_cases import (  # noqa: E402
+from oxjax.assets import embedded_model  # noqa: E402
+from tests.helpers.grammar_walks import GRAMMARS, compared  # noqa: E402  (the paths come first)
+from tests.helpers.sampler_cases import (  # noqa: E402
     STAGE_CASES,
     Agreement,
     agreement,
@@ -31,8 +32,6 @@ from sampler_cases import (  # noqa: E402
     repetitions,
     stage,
 )
-
-from oxjax.assets import embedded_model  # noqa: E402
 
 LEAST_ALIKE, MOST_DIFFERENT = 0.995, 1e-4  # logits of ten thousand round by a thousandth there
 STEPS = 12  # tokens of a walk through a grammar

@@ -1,12 +1,12 @@
 """One interface for pages and slots: what it hands out, what it refuses, and that refusals change nothing."""
 
 import pytest
-from world import KINDS, ROOT, Contents, hashes
 
 from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache
 from oxjax.cache.states import StatePool
 from oxjax.errors import CacheError, CannotTruncate, PoolExhaustedError, StaleHandleError, WrongKindError
+from tests.helpers.world import KINDS, ROOT, Contents, hashes
 
 PAGE, EVERY = 4, 8
 TOKENS = list(range(100, 140))

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from test_session import double, tokenizer  # noqa: F401
 
 from oxjax.chat import DIALECTS, call_grammar, call_schema, tool_schema
 from oxjax.errors import ChatTemplateError
+from tests.chat.test_session import double, tokenizer  # noqa: F401
 
 TOOLS = [tool_schema(double), {"type": "function", "function": {"name": "now"}}]
 WRITTEN = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}

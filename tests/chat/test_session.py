@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import gguf
 import pytest
-from test_templates import CALLS, NO_CALLS, REFUSED, SHOWN, TOOLS, UNSUPPORTED, VARIABLES, published
 
 from oxjax import LLM, SamplingParams
 from oxjax.assets import embedded_model
@@ -16,6 +15,7 @@ from oxjax.errors import ChatTemplateError, InvalidRequestError, ToolError
 from oxjax.gguf import GGUFFile
 from oxjax.tokenizer import Tokenizer
 from oxjax.tokenizer.chat import ChatTemplate
+from tests.chat.test_templates import CALLS, NO_CALLS, REFUSED, SHOWN, TOOLS, UNSUPPORTED, VARIABLES, published
 
 TEMPLATE = (
     "{% if tools %}<|im_start|>tools\n{{ tools|tojson }}<|im_end|>\n{% endif %}"

@@ -5,11 +5,11 @@ import json
 from datetime import datetime
 
 import pytest
-from conftest import DATA
 
 from oxjax.chat import ChatParser, Message, detect
 from oxjax.errors import ChatTemplateError
 from oxjax.tokenizer.chat import ChatTemplate
+from tests.helpers.data import DATA
 
 DATE = datetime(2026, 11, 20)
 THINKING = {"enable_thinking": True, "thinking": True, "date": DATE}

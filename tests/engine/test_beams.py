@@ -10,7 +10,6 @@ import sys
 
 import numpy as np
 import pytest
-from beam_model import BEGIN, END, TOKENS, log_softmax, naive_search, write_model
 
 from oxjax import LLM, BeamParams, Grammar, SamplingParams
 from oxjax.errors import (
@@ -22,6 +21,7 @@ from oxjax.errors import (
     RequestTooLargeError,
 )
 from oxjax.sampling.params import sample_seed
+from tests.helpers.beam_model import BEGIN, END, TOKENS, log_softmax, naive_search, write_model
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 PROMPTS = [[BEGIN, *np.random.default_rng(i).integers(3, len(TOKENS), 3 + 4 * i).tolist()] for i in range(4)]

@@ -6,7 +6,6 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from law.toy import toy_model, toys
 
 import oxjax
 from oxjax import SamplingParams
@@ -16,6 +15,7 @@ from oxjax.engine.engine import Engine
 from oxjax.errors import NonFiniteLogitsError
 from oxjax.machine import enable_compilation_cache
 from oxjax.models.load import Model
+from tests.helpers.toy import toy_model, toys
 
 PARAMS = SamplingParams(max_tokens=40, temperature=4.0, ignore_eos=True)
 IDS = np.random.default_rng(0).integers(300, 2000, 30).tolist()

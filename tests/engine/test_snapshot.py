@@ -246,18 +246,18 @@ def test_nothing_is_also_a_snapshot(engine):
 CHILD = """
 import json, sys
 from pathlib import Path
-sys.path[:0] = sys.argv[1:3]
+sys.path[:0] = [sys.argv[1]]
 import oxjax
 from oxjax.assets import embedded_model
 from oxjax.engine.snapshot import save
-from test_snapshot import enable_compilation_cache, finish, make, queue
+from tests.engine.test_snapshot import enable_compilation_cache, finish, make, queue
 enable_compilation_cache()
 engine = make(oxjax.load(embedded_model()))
-path = Path(sys.argv[3])
-if len(sys.argv) == 4:
+path = Path(sys.argv[2])
+if len(sys.argv) == 3:
     print(json.dumps(finish(engine, engine.resume(path.read_bytes()))))
-while len(sys.argv) == 5:  # again and again, until the process is killed
-    requests = queue(engine, tuple(json.loads(sys.argv[4])))
+while len(sys.argv) == 4:  # again and again, until the process is killed
+    requests = queue(engine, tuple(json.loads(sys.argv[3])))
     while not all(r.done for r in requests):
         save(path, engine.snapshot())
         print("step", flush=True)
@@ -267,7 +267,7 @@ while len(sys.argv) == 5:  # again and again, until the process is killed
 
 def child(*arguments):
     here = Path(__file__)
-    return [sys.executable, "-c", CHILD, str(here.parents[2]), str(here.parent), *map(str, arguments)]
+    return [sys.executable, "-c", CHILD, str(here.parents[2]), *map(str, arguments)]
 
 
 def test_goes_on_to_the_bit_in_a_new_process(tmp_path, taken, expected):

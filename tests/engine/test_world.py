@@ -6,11 +6,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from world import KINDS, Contents, World, play
 
 from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.states import StatePool
 from oxjax.engine.scheduler import HEAD_START, Scheduler, Sequence, Work
+from tests.helpers.world import KINDS, Contents, World, play
 
 CASES = [(kind, swap, reuse) for kind in KINDS for swap in (True, False) for reuse in (True, False)]
 

@@ -10,8 +10,6 @@ import gguf
 import jax
 import numpy as np
 import pytest
-from request_files import TEMPLATE, mixed, write
-from rewrite import rewrite
 
 from oxjax import LLM, Grammar, SamplingParams
 from oxjax.errors import BatchError, CacheError, EngineClosedError, InvalidRequestError, OxjaxError
@@ -20,6 +18,8 @@ from oxjax.evaluate.dialect import Ask, params_of, read_line
 from oxjax.evaluate.journal import Journal
 from oxjax.evaluate.manifest import Manifest, facts
 from oxjax.evaluate.plans import Planner
+from tests.helpers.request_files import TEMPLATE, mixed, write
+from tests.helpers.rewrite import rewrite
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,17 @@ if not os.environ.get("CI"):  # which must have it
     pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install .[lm-eval])")
 
 import datasets
-from harness_tasks import CHAT, CHOICES, TEXTS, evaluate, write_tasks
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 from lm_eval.models.utils import normalize_gen_kwargs
-from oracle import LlamaCpp
-from rewrite import rewrite
 
 from oxjax import cli
 from oxjax.errors import ChatTemplateError, InvalidRequestError, OxjaxError
 from oxjax.evaluate.harness import OxjaxLM
+from tests.helpers.lm_eval_tasks import CHAT, CHOICES, TEXTS, evaluate, write_tasks
+from tests.helpers.oracle import LlamaCpp
+from tests.helpers.rewrite import rewrite
 
 # Sums of up to 60 log-probabilities, from float32 logits on both sides. Measured: 2e-5.
 ATOL = 2e-4

@@ -13,10 +13,10 @@ if not os.environ.get("CI"):  # which must have it
     pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install .[lm-eval])")
 
 import datasets
-from harness_tasks import CHAT, evaluate, write_tasks
-from rewrite import rewrite
 
 import oxjax.evaluate.harness  # noqa: F401  (registers the model)
+from tests.helpers.lm_eval_tasks import CHAT, evaluate, write_tasks
+from tests.helpers.rewrite import rewrite
 
 # Sums of up to 60 log-probabilities in float32, which torch rounds otherwise. Measured: 4e-5.
 ATOL = 2e-4
@@ -31,7 +31,7 @@ RUNS = [
 PEER = """
 import json, sys
 import torch
-from harness_tasks import evaluate
+from tests.helpers.lm_eval_tasks import evaluate
 torch.set_num_threads(1)
 tasks, model, options = json.loads(sys.argv[1])
 for names, arguments, theirs, more in options:
@@ -58,7 +58,7 @@ def test_hf(data, tmp_path, monkeypatch, report):
     runs = [(*run, CONVERSATION if "prefixed" in run[0] else {}) for run in RUNS]
     model = {"pretrained": str(tmp_path), "gguf_file": path.name, "dtype": "float32"}
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent)
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     command = [python, "-c", PEER, json.dumps([str(tasks), model, runs])]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

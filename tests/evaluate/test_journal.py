@@ -7,13 +7,13 @@ import sys
 import time
 
 import pytest
-from request_files import mixed, write
 
 from oxjax import LLM
 from oxjax.errors import BatchError
 from oxjax.evaluate import batch, run
 from oxjax.evaluate.journal import Journal, _record
 from oxjax.evaluate.manifest import Manifest
+from tests.helpers.request_files import mixed, write
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from extras import require
-from request_files import mixed, write
 
 from oxjax import LLM
 from oxjax.errors import BatchError, GGUFError
 from oxjax.evaluate import run
+from tests.helpers.extras import require
+from tests.helpers.request_files import mixed, write
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),  # Ray's use of itself

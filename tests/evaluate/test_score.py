@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from extras import require
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import LlamaCpp
 
 from oxjax import LLM
 from oxjax.engine import programs
 from oxjax.errors import InvalidRequestError, NonFiniteLogitsError, RequestTooLargeError
 from oxjax.evaluate.pairs import encode_pair, windows
 from oxjax.tokenizer import Tokenizer
+from tests.helpers.extras import require
+from tests.helpers.oracle import LlamaCpp
 
 # Float32 on both sides and logits up to 30: some 20 times the rounding of such a number. Measured: 2.5e-5.
 ATOL = 5e-5

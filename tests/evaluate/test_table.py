@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from extras import require
-from request_files import mixed, write
 
 from oxjax import LLM, SamplingParams
 from oxjax.errors import BatchError, InvalidRequestError
 from oxjax.evaluate import run, table
+from tests.helpers.extras import require
+from tests.helpers.request_files import mixed, write
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import gguf
 import numpy as np
 import pytest
-from conftest import DATA
 
 from oxjax.errors import GGUFError
 from oxjax.gguf import GGMLType, GGUFFile
 from oxjax.gguf.quants import has_big_endian_form
+from tests.helpers.data import DATA
 
 SLACK = 1 << 20
 SECONDS_EACH = 30.0  # a mutation takes milliseconds; this tells a hang from a busy machine

@@ -3,12 +3,12 @@
 import gguf
 import numpy as np
 import pytest
-from conftest import data_files
 from gguf.constants import GGML_QUANT_SIZES
 
 from oxjax.gguf import GGMLType, GGUFFile, block_layout, dequantize
 from oxjax.gguf.ggml_types import ACTIVATION_ONLY
 from oxjax.gguf.quants import has_big_endian_form, to_little_endian
+from tests.helpers.data import data_files
 
 INTEGERS = {
     GGMLType.I8: np.int8,

@@ -9,10 +9,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from conftest import data_files
 
 from oxjax.errors import GGUFError
 from oxjax.gguf import GGMLType, GGUFFile
+from tests.helpers.data import data_files
 
 SLOW_FOR_GGUF_PY = 1 << 20  # gguf-py parses a large vocabulary for tens of seconds
 

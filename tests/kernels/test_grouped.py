@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_quantized import for_all_formats, needs_kernels, quantized
 
 from oxjax.gguf.ggml_types import GGMLType
 from oxjax.kernels.dot import dot, least_rows
 from oxjax.kernels.grouped import grouped_matmul
 from oxjax.kernels.quantized import QuantizedTensor, dequantize, quantized_matmul
+from tests.kernels.test_quantized import for_all_formats, needs_kernels, quantized
 
 E, N_USED = 9, 3
 SIZES = [(1, 1, 1), (4, 40, 24), (50, 129, 67), (2, 17, 530), (70, 300, 16)]  # rows, d_in, d_out

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from harness import EMBEDDED, Harness, finish, load, outcome, prompts
-from harness import with_toys as _with_toys  # noqa: F401
 
 from oxjax.engine.encoder import MAX_TEXTS, Encoder
 from oxjax.kernels.paged_attention import KV_BLOCK
 from oxjax.kernels.text_attention import Q_TILE
+from tests.helpers.law_harness import EMBEDDED, Harness, finish, load, outcome, prompts
 
 MINILM = "models/all-MiniLM-L6-v2/all-MiniLM-L6-v2-Q8_0"
 LENGTHS = [1, 2, 15, 16, 17, Q_TILE - 1, Q_TILE, Q_TILE + 1, KV_BLOCK - 1, KV_BLOCK, KV_BLOCK + 1, 300]

@@ -6,11 +6,10 @@ import json
 import random
 
 import pytest
-from harness import EMBEDDED, PARAMS, Harness, finish, load, outcome, prompts
-from harness import with_toys as _with_toys  # noqa: F401
 
 from oxjax import BeamParams, Grammar, SamplingParams
 from oxjax.sampling.params import STAGES, sample_seed
+from tests.helpers.law_harness import EMBEDDED, PARAMS, Harness, finish, load, outcome, prompts
 
 SCHEMA = {
     "type": "object",

@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import EMBEDDED, PARAMS, RANDOM, STORIES, TOYS, Harness, finish, load, outcome, prompts
-from harness import with_toys as _with_toys  # noqa: F401
 
 from oxjax import SamplingParams
 from oxjax.engine.scheduler import Work
@@ -22,6 +20,7 @@ from oxjax.errors import OxjaxError
 from oxjax.kernels import native
 from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.sampling.params import sample_seed
+from tests.helpers.law_harness import EMBEDDED, PARAMS, RANDOM, STORIES, TOYS, Harness, finish, load, outcome, prompts
 
 QUICK = [EMBEDDED, STORIES, "toy hybrid"]
 KINDS = ["archs/gemma3", "archs/deepseek2_mla", "archs/mamba2", "archs/qwen35"]  # windows, latents, Mamba-2, delta net
@@ -284,13 +283,13 @@ def test_snapshots(harness, expected):
 CHILD = """
 import pickle, sys
 from pathlib import Path
-sys.path[:0] = sys.argv[1:3]
-import conftest
-from harness import Harness, finish, load, outcome
-from toy import toys
+sys.path[:0] = [sys.argv[1]]
+import tests.conftest
+from tests.helpers.law_harness import Harness, finish, load, outcome
+from tests.helpers.toy import toys
 with toys():
-    engine = Harness(load(sys.argv[3], Path(sys.argv[4]))).engine(max_rows=16)
-    requests = engine.resume(Path(sys.argv[5]).read_bytes())
+    engine = Harness(load(sys.argv[2], Path(sys.argv[3]))).engine(max_rows=16)
+    requests = engine.resume(Path(sys.argv[4]).read_bytes())
     finish(engine, requests)
 sys.stdout.buffer.write(pickle.dumps([outcome(r) for r in requests]))
 """
@@ -306,8 +305,7 @@ def test_a_snapshot_in_a_new_process(harnesses, data, tmp_path, expected, name):
     while len(request.output.chunks) < 5:
         engine.step()
     (tmp_path / "blob").write_bytes(engine.snapshot([request]))
-    here = Path(__file__).parent
-    arguments = [str(here.parent), str(here), name, str(data), str(tmp_path / "blob")]
+    arguments = [str(Path(__file__).parents[2]), name, str(data), str(tmp_path / "blob")]
     child = subprocess.run([sys.executable, "-c", CHILD, *arguments], check=True, capture_output=True)
     assert pickle.loads(child.stdout) == [expected(harness)[1]]
     finish(engine, [scored, request])

@@ -3,12 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from harness import EMBEDDED, PARAMS, TOYS, Harness, finish, load, outcome, prompts
-from harness import with_toys as _with_toys  # noqa: F401
 
 from oxjax import LLM, SamplingParams
 from oxjax.engine import programs
 from oxjax.errors import InvalidRequestError, SnapshotError
+from tests.helpers.law_harness import EMBEDDED, PARAMS, TOYS, Harness, finish, load, outcome, prompts
 
 IDS = prompts(1, 90)[0]
 

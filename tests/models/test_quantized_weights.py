@@ -5,8 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import require_llama_cpp
-from rewrite import rewrite
 
 import oxjax
 from benchmarks.random_model import PLAIN_TYPES, SHAPES
@@ -20,6 +18,8 @@ from oxjax.kernels.dot import PART, dot
 from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.models.layers.linear import lookup, tied_logits
 from oxjax.models.load import load_params
+from tests.helpers.oracle import require_llama_cpp
+from tests.helpers.rewrite import rewrite
 
 FILES = [
     f"llama-pure-{n}" for n in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cuts import same_bits_however_cut
 
 import oxjax
 from oxjax.batch import row_layout
@@ -19,6 +18,7 @@ from oxjax.models.layers.mamba2 import decaying_scan
 from oxjax.models.layers.recurrence import ACCELERATOR_CHUNK, CPU_CHUNK, MIN_CHUNK, chunk_size
 from oxjax.models.layers.rwkv6 import wkv6
 from oxjax.models.layers.rwkv7 import wkv7
+from tests.helpers.cuts import same_bits_however_cut
 
 HEADS, GROUPS, KEY, VALUE = 4, 2, 6, 5
 

@@ -4,11 +4,11 @@ import logging
 
 import gguf
 import pytest
-from conftest import data_files
 
 from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
 from oxjax.models.load import load_config
+from tests.helpers.data import data_files
 
 
 def write(path, **extra):

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from encoder_synth import ENCODERS
-from loop import gelu_by_table, worst
-from oracle import LlamaCpp
-from synth import RECIPES, write
 
 from oxjax import LLM
 from oxjax.models.layers import mlp
+from tests.helpers.encoder_synth import ENCODERS
+from tests.helpers.oracle import LlamaCpp
+from tests.helpers.parity_loop import gelu_by_table, worst
+from tests.helpers.synth import RECIPES, write
 
 # Of the hidden states' standard deviation: float32 rounding, which sharp softmaxes over 180 random keys amplify (T5's
 # scores have no scale), or ggml's 16-bit GELU table, which test_parity has more about.

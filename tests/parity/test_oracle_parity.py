@@ -6,11 +6,11 @@ llama.cpp quantises activations wherever weights are quantised, so it gets the d
 import gguf
 import numpy as np
 import pytest
-from oracle import LlamaCpp
-from rewrite import rewrite
 
 from oxjax import LLM
 from oxjax.assets import embedded_draft, embedded_model
+from tests.helpers.oracle import LlamaCpp
+from tests.helpers.rewrite import rewrite
 
 FILES = ["demo", "draft", "quants/llama-mix-Q4_K_M", "quants/llama-pure-IQ3_S", "archs/gemma3", "archs/qwen3"]
 LENGTHS = [1, 2, 17, 130]

@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from loop import Loop, gelu_by_table, load, worst
 
 import oxjax
 from oxjax.models.layers import mlp
+from tests.helpers.parity_loop import Loop, gelu_by_table, load, worst
 
 ARCHS = {
     # name: tolerance, as a share of the logits' standard deviation. Both sides are float32; llama.cpp's own

@@ -6,15 +6,15 @@ import sys
 import jax
 import numpy as np
 import pytest
-from cuts import same_bits_however_cut
-from loop import Loop
-from oracle import LlamaCpp, require_llama_cpp
-from synth import RECIPES, Experts, write
 
 import oxjax
 from oxjax.gguf import GGUFFile
 from oxjax.kernels import native
 from oxjax.kernels.quantized import QuantizedTensor, dequantize
+from tests.helpers.cuts import same_bits_however_cut
+from tests.helpers.oracle import LlamaCpp, require_llama_cpp
+from tests.helpers.parity_loop import Loop
+from tests.helpers.synth import RECIPES, Experts, write
 
 KINDS = ["Q8_0", pytest.param("Q4_K_M", marks=pytest.mark.slow)]  # the latter has Q4_K and Q6_K
 RECIPE = RECIPES["qwen3moe"].but(

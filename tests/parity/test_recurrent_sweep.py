@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cuts import same_bits_however_cut
-from loop import load
-from oracle import LlamaCpp
-from recurrent_synth import CASES, plamo2, plamo_mamba, write
 
 import oxjax
+from tests.helpers.cuts import same_bits_however_cut
+from tests.helpers.oracle import LlamaCpp
+from tests.helpers.parity_loop import load
+from tests.helpers.recurrent_synth import CASES, plamo2, plamo_mamba, write
 
 CHUNKS = [32, 32]  # one shape to compile, and a past to go on from
 IDS = np.random.default_rng(1).integers(3, 500, sum(CHUNKS))

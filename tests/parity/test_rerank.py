@@ -5,10 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from encoder_synth import ENCODERS
-from loop import gelu_by_table
-from oracle import LlamaCpp
-from synth import RECIPES, write
 
 from oxjax import LLM
 from oxjax.engine.rank import PairEncoder
@@ -16,6 +12,10 @@ from oxjax.errors import EngineClosedError, InvalidRequestError, ModelError, Non
 from oxjax.evaluate import run, table, verify
 from oxjax.models.layers import mlp
 from oxjax.tokenizer import Tokenizer
+from tests.helpers.encoder_synth import ENCODERS
+from tests.helpers.oracle import LlamaCpp
+from tests.helpers.parity_loop import gelu_by_table
+from tests.helpers.synth import RECIPES, write
 
 # Of scores about 1 large: float32 rounding, or ggml's 16-bit GELU table, which test_parity has more about.
 CLOSE, GELU = 2e-4, 2e-3

@@ -7,12 +7,12 @@ another by metadata alone must also change llama.cpp's answer, so that a key whi
 import jax
 import numpy as np
 import pytest
-from loop import Loop, load, worst
-from oracle import LlamaCpp
-from sweep import sweep
-from synth import RECIPES, write
 
 from oxjax.models.base import vary_attention
+from tests.helpers.oracle import LlamaCpp
+from tests.helpers.parity_loop import Loop, load, worst
+from tests.helpers.sweep import sweep
+from tests.helpers.synth import RECIPES, write
 
 # Of the logits' standard deviation. float32 rounding; or ggml's 16-bit GELU table, where there is GELU.
 # Through 40 random layers rounding grows: our own chunkings then differ among themselves by 1e-4.

@@ -6,13 +6,13 @@ import pickle
 
 import numpy as np
 import pytest
-from grammar_walks import allowed_tokens, load, random_walk
 
 from oxjax.constrain import Grammar
 from oxjax.constrain.grammar import MAX_SOURCE
 from oxjax.constrain.matcher import GrammarCompiler
 from oxjax.errors import GrammarError, GrammarStuckError, InvalidRequestError, RequestError
 from oxjax.tokenizer import Tokenizer
+from tests.helpers.grammar_walks import allowed_tokens, load, random_walk
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 WORDS = [

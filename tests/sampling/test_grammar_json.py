@@ -6,11 +6,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from grammar_walks import allowed_tokens, load
 from jsonschema import Draft202012Validator
 
 from oxjax.constrain import Grammar
 from oxjax.errors import GrammarError
+from tests.helpers.grammar_walks import allowed_tokens, load
 
 PATTERNS = ["^[a-c]{2,4}$", "x+y?", "^(ab|cd)*$", "[0-9]", r"^\d{3}-\w+$", "^é.?$"]
 WORDS = ["a", "b", "name", "ünï", 'q"uote', "back\\slash", "line\nbreak", "", "🙂"]

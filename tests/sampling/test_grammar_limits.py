@@ -4,8 +4,9 @@ import json
 import subprocess
 import sys
 
-import hostile_grammars
 import pytest
+
+from tests.helpers import hostile_grammars
 
 SECONDS = 20  # for any of them on a busy machine; a grammar without limits takes hours
 

@@ -1,8 +1,9 @@
 """Masks of GBNF grammars against llama.cpp's own grammar engine, along random walks over real vocabularies."""
 
 import pytest
-from conftest import data_files
-from grammar_walks import GRAMMARS, compared, ends_inside_character
+
+from tests.helpers.data import data_files
+from tests.helpers.grammar_walks import GRAMMARS, compared, ends_inside_character
 
 
 def compare(path, grammars: list[str], seeds: range, steps: int) -> None:

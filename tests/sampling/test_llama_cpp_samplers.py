@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import require_llama_cpp
-from sampler_cases import STAGE_CASES, agreement, biases, mirostat, penalties, repetitions, stage
+
+from tests.helpers.oracle import require_llama_cpp
+from tests.helpers.sampler_cases import STAGE_CASES, agreement, biases, mirostat, penalties, repetitions, stage
 
 ROWS = 1800
 

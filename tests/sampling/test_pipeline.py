@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sampler_cases import columns, shaped
 
 from oxjax import SamplingParams
 from oxjax.sampling import stages
@@ -15,6 +14,7 @@ from oxjax.sampling.params import ALL_STAGES, STAGES
 from oxjax.sampling.penalties import LEAST_RECENT, Penalties, recent_tokens
 from oxjax.sampling.pipeline import NOT_FINITE, SamplingRows, sample
 from oxjax.sampling.stages import run_stages
+from tests.helpers.sampler_cases import columns, shaped
 
 run = jax.jit(partial(sample, exact=True), static_argnames="n_top")
 

@@ -6,10 +6,10 @@ import json
 from datetime import datetime
 
 import pytest
-from conftest import DATA
 
 from oxjax.errors import ChatTemplateError
 from oxjax.tokenizer.chat import ChatTemplate
+from tests.helpers.data import DATA
 
 DATE = datetime(2026, 11, 20)  # the day the reference was rendered
 # llama.cpp always sets `enable_thinking`, and drops the BOS text because its tokenizer adds that token.

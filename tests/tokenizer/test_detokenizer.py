@@ -1,14 +1,14 @@
 """Decoding, and decoding a token at a time."""
 
 import pytest
-from conftest import data_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_vocab import BYTE, BYTES, CONTROL, NORMAL, UNKNOWN, load, metadata, pair_vocabulary
 
 from oxjax.errors import TokenizerError
 from oxjax.tokenizer import Tokenizer
 from oxjax.tokenizer.detokenizer import clean_spaces
+from tests.helpers.data import data_files
+from tests.helpers.synthetic_vocab import BYTE, BYTES, CONTROL, NORMAL, UNKNOWN, load, metadata, pair_vocabulary
 
 SPM = Tokenizer.from_metadata(
     metadata(

@@ -3,8 +3,6 @@
 import unicodedata
 
 import pytest
-from oracle import LlamaCpp
-from synthetic_vocab import BYTES, metadata, pair_vocabulary, random_texts, write_gguf
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
@@ -12,6 +10,8 @@ from oxjax.errors import TokenizerError, UnknownPreTokenizerError
 from oxjax.tokenizer import Tokenizer
 from oxjax.tokenizer.pretokenizers import PRE_TOKENIZERS, build, expand
 from oxjax.tokenizer.unicode import WHITESPACE, category, ranges
+from tests.helpers.oracle import LlamaCpp
+from tests.helpers.synthetic_vocab import BYTES, metadata, pair_vocabulary, random_texts, write_gguf
 
 # One name for each way of cutting; many names share one.
 DISTINCT = list({spec: name for name, spec in PRE_TOKENIZERS.items()}.values())

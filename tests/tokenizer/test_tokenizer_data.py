@@ -5,11 +5,11 @@ import random
 
 import numpy as np
 import pytest
-from conftest import DATA, data_files
-from oracle import LlamaCpp
-from synthetic_vocab import load, random_text, random_texts
 
 from oxjax.tokenizer.detokenizer import clean_spaces
+from tests.helpers.data import DATA, data_files
+from tests.helpers.oracle import LlamaCpp
+from tests.helpers.synthetic_vocab import load, random_text, random_texts
 
 VOCABULARIES = [*data_files("vocab/*.gguf"), *data_files("models/*/*.gguf")]
 # The same vocabulary serves all small architectures.

@@ -4,8 +4,11 @@ import random
 
 import numpy as np
 import pytest
-from oracle import LlamaCpp
-from synthetic_vocab import (
+
+from oxjax.errors import TokenizerError
+from oxjax.tokenizer import Tokenizer
+from tests.helpers.oracle import LlamaCpp
+from tests.helpers.synthetic_vocab import (
     BYTE,
     BYTES,
     CONTROL,
@@ -18,9 +21,6 @@ from synthetic_vocab import (
     random_texts,
     write_gguf,
 )  # fmt: skip
-
-from oxjax.errors import TokenizerError
-from oxjax.tokenizer import Tokenizer
 
 
 def spm(seed: int = 0, **keys) -> dict:

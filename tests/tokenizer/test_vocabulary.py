@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import LlamaCpp
-from synthetic_vocab import CONTROL, NORMAL, USER_DEFINED, metadata, pair_vocabulary, write_gguf
 
 from oxjax.errors import TokenizerError
 from oxjax.tokenizer import Tokenizer
 from oxjax.tokenizer.special import SpecialMatcher, SpecialToken
+from tests.helpers.oracle import LlamaCpp
+from tests.helpers.synthetic_vocab import CONTROL, NORMAL, USER_DEFINED, metadata, pair_vocabulary, write_gguf
 
 GOOD = metadata("llama", ["<unk>", "<s>", "</s>", "a"], scores=np.zeros(4, np.float32))
 BPE = metadata("gpt2", ["a", "b", "ab"], pre="gpt-2", merges=["a b"], bos_token_id=0, eos_token_id=0)

@@ -22,7 +22,7 @@ import numpy as np
 
 def require_llama_cpp() -> None:
     """Skip a test without the oracle package; fail in CI."""
-    from extras import require
+    from tests.helpers.extras import require
 
     require("llama_cpp", "oracle")
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from llama_cpp_samplers import apply
 
 from oxjax import SamplingParams
 from oxjax.assets import embedded_model
@@ -23,6 +22,7 @@ from oxjax.sampling.params import ALL_STAGES
 from oxjax.sampling.penalties import Penalties, penalize
 from oxjax.sampling.stages import Stages, mirostat_after, run_stages
 from oxjax.tokenizer import Tokenizer
+from tests.helpers.llama_cpp_samplers import apply
 
 VOCAB = 40
 

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from llama_cpp_grammar import allowed
 
 from oxjax.constrain import Grammar
 from oxjax.constrain.matcher import GrammarCompiler, Matcher
 from oxjax.tokenizer import Tokenizer
+from tests.helpers.llama_cpp_grammar import allowed
 
 # What the files of llama.cpp do not have: ambiguity of every kind, bounds, escapes, empty parts, tokens.
 GRAMMARS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synth import Experts, Recipe
+from tests.helpers.synth import Experts, Recipe
 
 BERT_NORMS = ("attn_output_norm", "layer_output_norm")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 def allowed(vocab: Path, walks: list[tuple[str, list[int]]]) -> list[np.ndarray]:
     """What the grammar of each walk allows before its first token and after every one: bool `[1 + tokens, vocab]`."""
-    from oracle import require_llama_cpp
+    from tests.helpers.oracle import require_llama_cpp
 
     require_llama_cpp()
     with tempfile.TemporaryDirectory() as folder:

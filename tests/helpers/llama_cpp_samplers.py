@@ -22,7 +22,7 @@ def apply(logits: np.ndarray, cases: list[dict[str, Any]]) -> np.ndarray:
     are pairs. DRY has the path of a "vocab" besides, and its breakers last. With "rounds", the sampler is applied so
     often; what it chose each time follows the logits of its row.
     """
-    from oracle import require_llama_cpp
+    from tests.helpers.oracle import require_llama_cpp
 
     require_llama_cpp()
     with tempfile.TemporaryDirectory() as folder:

@@ -108,10 +108,9 @@ SLOW = (
 
 
 def _main(path: str, *names: str) -> None:
-    from grammar_walks import allowed_tokens, load
-
     from oxjax.constrain import Grammar
     from oxjax.errors import GrammarError, GrammarStuckError
+    from tests.helpers.grammar_walks import allowed_tokens, load
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     tokenizer, compiler = load(path)

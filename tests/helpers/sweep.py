@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from synth import PRE, RECIPES, Experts, Latent, Recipe
+from tests.helpers.synth import PRE, RECIPES, Experts, Latent, Recipe
 
 Case = tuple[str, Recipe, Recipe | None]
 

@@ -1,18 +1,13 @@
 """A tiny random Llama whose texts end often, and beam search on it as its definition reads, step by step."""
 
 import string
-import sys
 from collections import Counter
-from pathlib import Path
 
 import gguf
 import numpy as np
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / "parity"), str(TESTS / "tokenizer")]
-
-from synth import RECIPES, write  # noqa: E402
-from synthetic_vocab import CONTROL, NORMAL, UNKNOWN, metadata, write_gguf  # noqa: E402
+from tests.helpers.synth import RECIPES, write
+from tests.helpers.synthetic_vocab import CONTROL, NORMAL, UNKNOWN, metadata, write_gguf
 
 PAIRS = ["th", "he", "▁a", "in", "er", "an", "▁t", "on"]
 TOKENS = ["<unk>", "<s>", "</s>", "\n", "▁", *string.ascii_lowercase, *string.digits, *'{}[]":,.-', *PAIRS]

@@ -6,9 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pytest
-from recurrent_synth import CASES, write
-from toy import LAYERS, toy_model, toys
 
 import oxjax
 from oxjax import SamplingParams
@@ -16,6 +13,8 @@ from oxjax.assets import embedded_model
 from oxjax.engine.engine import Engine
 from oxjax.machine import enable_compilation_cache
 from oxjax.tokenizer import Tokenizer
+from tests.helpers.recurrent_synth import CASES, write
+from tests.helpers.toy import LAYERS, toy_model
 
 EMBEDDED = "embedded"
 RANDOM = "random "  # before a name: a file of random weights, a case of `recurrent_synth`
@@ -49,13 +48,6 @@ PARAMS = SamplingParams(
     logprobs=3,
     ignore_eos=True,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def with_toys():
-    """For the test modules that import it."""
-    with toys():
-        yield
 
 
 def prompts(n, length, seed=0):
