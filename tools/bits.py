@@ -172,43 +172,44 @@ def use_backend(backend: str) -> None:
         raise SystemExit(native.describe())
 
 
-def models(folder: Path) -> Iterator[tuple[str, Path | None, list[Any], list[tuple[bool, str, str]]]]:
-    """Name, file, prompts and modes of every model."""
-    for name, file in TRAINED.items():
-        yield name, file and DATA / file, PROMPTS, EVERYWHERE + BESIDES
-    for name, file in FILES.items():
-        yield name, DATA / file, IDS, EVERYWHERE + BESIDES[:1] * (name == "Q4_K_M")
-    for name in SYNTHETIC:
-        yield name, write_synthetic(name, folder), IDS, EVERYWHERE
-    for name, file in ENCODERS.items():
-        yield name, DATA / file, [], EVERYWHERE
+def places() -> Iterator[tuple[str, bool, str, str]]:
+    """Model, exactness, backend and activations of everything that is measured."""
+    for name in (*TRAINED, *FILES, *SYNTHETIC, *ENCODERS):
+        more = BESIDES if name in TRAINED else BESIDES[:1] if name == "Q4_K_M" else []
+        for mode in EVERYWHERE + more:
+            yield name, *mode
 
 
-def measure(backend: str, only: str) -> dict[str, str]:
-    """The hashes of one backend."""
+def measure(name: str, exact: bool, backend: str, activations: str) -> dict[str, str]:
+    """The hashes of one model in one mode, by kind of request."""
     use_backend(backend)
-    found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, path, prompts, modes in models(Path(folder)):
-            for exact, form, activations in modes:
-                place = f"{name}/{'exact' if exact else 'fast'},{form},{activations}"
-                if form != backend or only not in place:
-                    continue
-                llm = open_model(path, exact, form, activations)
-                for kind, run in generating(llm, prompts) if prompts else encoding(llm):
-                    found[f"{place}/{kind}"] = run()
-                llm.close()
-                print(f"{place}: {len(found)} hashes", file=sys.stderr, flush=True)
-    return found
+        if name in SYNTHETIC:
+            path = write_synthetic(name, Path(folder))
+        else:
+            file = (TRAINED | FILES | ENCODERS)[name]
+            path = None if file is None else DATA / file
+        llm = open_model(path, exact, backend, activations)
+        prompts = PROMPTS if name in TRAINED else IDS
+        requests = encoding(llm) if name in ENCODERS else generating(llm, prompts)
+        return {kind: run() for kind, run in requests}
 
 
 def measured_apart(root: Path, only: str) -> dict[str, str]:
-    """The hashes of a checkout, computed by its own copy of this file, a process for each backend."""
+    """The hashes of a checkout, computed by its own copy of this file.
+
+    Every model and mode has a process of its own: one holds no more compiled programs than the system maps.
+    """
     found: dict[str, str] = {}
-    for backend in ("native", "xla"):
-        command = [sys.executable, "tools/bits.py", "--backend", backend, "--only", only]
-        env = {**os.environ, "PYTHONPATH": str(root), "OXJAX_TEST_DATA": str(DATA)}
-        found |= json.loads(subprocess.run(command, cwd=root, env=env, stdout=subprocess.PIPE, check=True).stdout)
+    env = {**os.environ, "PYTHONPATH": str(root), "OXJAX_TEST_DATA": str(DATA)}
+    for name, exact, backend, activations in places():
+        place = f"{name}/{'exact' if exact else 'fast'},{backend},{activations}"
+        if only not in place:
+            continue
+        command = [sys.executable, "tools/bits.py", "--place", json.dumps([name, exact, backend, activations])]
+        done = subprocess.run(command, cwd=root, env=env, stdout=subprocess.PIPE, check=True)
+        found |= {f"{place}/{kind}": value for kind, value in json.loads(done.stdout).items()}
+        print(f"{place}: {len(found)} hashes", file=sys.stderr, flush=True)
     return found
 
 
@@ -248,10 +249,10 @@ def main() -> None:
     parser.add_argument("--against", metavar="REV|FILE")
     parser.add_argument("--only", default="", metavar="TEXT", help="models and modes whose name contains this")
     parser.add_argument("--json", type=Path, metavar="OUT")
-    parser.add_argument("--backend", choices=["native", "xla"], help=argparse.SUPPRESS)
+    parser.add_argument("--place", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.backend:
-        json.dump(measure(args.backend, args.only), sys.stdout)
+    if args.place:
+        json.dump(measure(*args.place), sys.stdout)
         return
     found = measured_apart(ROOT, args.only)
     if args.json:
