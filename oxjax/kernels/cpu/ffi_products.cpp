@@ -102,9 +102,9 @@ ffi::Error handle_grouped_matmul(ffi::ThreadPool pool, F32 x, S32 chosen, int64_
         {"x", dims}, {"chosen", pair_dims}, {"matrices", shape}, {"out", out_dims}};
     if (shape.size() != 3 || shape[0] != n_experts || out_dims.size() != 3 ||
         !std::equal(pair_dims.begin(), pair_dims.end(), out_dims.begin()))
-      return misfit("grouped_matmul: expected matrices of " + std::to_string(n_experts) +
-                        " experts, out [rows, n_used, d_out]",
-                    found);
+      return misfit(
+          "grouped_matmul: expected matrices of " + std::to_string(n_experts) + " experts, out [rows, n_used, d_out]",
+          found);
     const size_t d_out = out_dims[2];
     work += n_pairs * d_in * d_out;
     if (!quantized) {
@@ -191,11 +191,8 @@ ffi::Error handle_dot_heads(ffi::ThreadPool pool, F32 x, Any matrices, ffi::Resu
 
 }  // namespace
 
-OXJAX_HANDLER(quantized_matmul, .Arg<F32>()
-                                    .Attr<Formats>("formats")
-                                    .Attr<bool>("rounds")
-                                    .RemainingArgs()
-                                    .RemainingRets());
+OXJAX_HANDLER(quantized_matmul,
+              .Arg<F32>().Attr<Formats>("formats").Attr<bool>("rounds").RemainingArgs().RemainingRets());
 
 OXJAX_HANDLER(grouped_matmul, .Arg<F32>()
                                   .Arg<S32>()

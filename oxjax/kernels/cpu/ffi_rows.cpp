@@ -23,21 +23,22 @@ ffi::Error handle_row_sum(ffi::ThreadPool pool, F32 x, ffi::Result<F32> out) {
   });
 }
 
-ffi::Error handle_row_best(ffi::ThreadPool pool, F32 x, ffi::Result<S32> at,
-                ffi::Result<F32> largest, ffi::Result<F32> log_sum) {
+ffi::Error handle_row_best(ffi::ThreadPool pool, F32 x, ffi::Result<S32> at, ffi::Result<F32> largest,
+                           ffi::Result<F32> log_sum) {
   const auto dims = x.dimensions();
   const auto fits = [&](auto& out) { return out->element_count() == static_cast<size_t>(dims[0]); };
   if (dims.size() != 2 || dims[1] == 0 || !fits(at) || !fits(largest) || !fits(log_sum))
-    return misfit("row_best: expected x [rows, d], and three outputs [rows]",
-                  {{"x", dims}, {"at", at->dimensions()}, {"largest", largest->dimensions()}, {"log_sum", log_sum->dimensions()}});
+    return misfit("row_best: expected x [rows, d], and three outputs [rows]", {{"x", dims},
+                                                                               {"at", at->dimensions()},
+                                                                               {"largest", largest->dimensions()},
+                                                                               {"log_sum", log_sum->dimensions()}});
   return run_parallel(pool, x.element_count(), [&](const ParallelFor& parallel_for) {
     row_best(x.typed_data(), dims[0], dims[1], at->typed_data(), largest->typed_data(), log_sum->typed_data(),
              parallel_for);
   });
 }
 
-ffi::Error handle_gumbel_max(ffi::ThreadPool pool, F32 logits, U32 keys,
-                ffi::Result<S32> chosen) {
+ffi::Error handle_gumbel_max(ffi::ThreadPool pool, F32 logits, U32 keys, ffi::Result<S32> chosen) {
   const auto dims = logits.dimensions();
   if (dims.size() != 2 || dims[1] == 0 || dims[1] > INT32_MAX || keys.element_count() != 2 * size_t(dims[0]) ||
       chosen->element_count() != size_t(dims[0]))
@@ -48,39 +49,40 @@ ffi::Error handle_gumbel_max(ffi::ThreadPool pool, F32 logits, U32 keys,
   });
 }
 
-ffi::Error handle_keep_largest(ffi::ThreadPool pool, F32 x, F32 keys,
-                     F32 mass, F32 wanted, int64_t kind,
-                     ffi::Result<F32> out) {
+ffi::Error handle_keep_largest(ffi::ThreadPool pool, F32 x, F32 keys, F32 mass, F32 wanted, int64_t kind,
+                               ffi::Result<F32> out) {
   const size_t n = x.element_count();
   constexpr int kKinds = static_cast<int>(Mass::kShares);
   if (kind < 0 || kind > kKinds) return misfit("keep_largest: expected a kind up to " + std::to_string(kKinds), kind);
   if (n == 0 || n > UINT32_MAX || keys.element_count() != n || mass.element_count() != n ||
       wanted.element_count() != 1 || out->element_count() != n)
-    return misfit("keep_largest: expected x, keys, mass and out [n], wanted []",
-                  {{"x", x.dimensions()}, {"keys", keys.dimensions()}, {"mass", mass.dimensions()},
-                   {"wanted", wanted.dimensions()}, {"out", out->dimensions()}});
+    return misfit("keep_largest: expected x, keys, mass and out [n], wanted []", {{"x", x.dimensions()},
+                                                                                  {"keys", keys.dimensions()},
+                                                                                  {"mass", mass.dimensions()},
+                                                                                  {"wanted", wanted.dimensions()},
+                                                                                  {"out", out->dimensions()}});
   return run_parallel(pool, 8 * n, [&](const ParallelFor& parallel_for) {
-    keep_largest(x.typed_data(), keys.typed_data(), mass.typed_data(), static_cast<Mass>(kind), n,
-                 *wanted.typed_data(), out->typed_data(), parallel_for);
+    keep_largest(x.typed_data(), keys.typed_data(), mass.typed_data(), static_cast<Mass>(kind), n, *wanted.typed_data(),
+                 out->typed_data(), parallel_for);
   });
 }
 
-ffi::Error handle_row_norm(ffi::ThreadPool pool, F32 x, F32 weight,
-                F32 bias, float eps, bool centred, ffi::Result<F32> out) {
+ffi::Error handle_row_norm(ffi::ThreadPool pool, F32 x, F32 weight, F32 bias, float eps, bool centred,
+                           ffi::Result<F32> out) {
   const auto dims = x.dimensions();
   const size_t d = dims.size() == 2 ? dims[1] : 0;
   const size_t weights = weight.element_count(), biases = bias.element_count();
   if (d == 0 || out->element_count() != x.element_count() || weights % d != 0 || (biases != 0 && biases != d))
-    return misfit("row_norm: expected x and out [rows, d], weight [d], [n, d] or [0], bias [d] or [0]",
-                  {{"x", dims}, {"weight", weight.dimensions()}, {"bias", bias.dimensions()}, {"out", out->dimensions()}});
+    return misfit(
+        "row_norm: expected x and out [rows, d], weight [d], [n, d] or [0], bias [d] or [0]",
+        {{"x", dims}, {"weight", weight.dimensions()}, {"bias", bias.dimensions()}, {"out", out->dimensions()}});
   return run_parallel(pool, x.element_count(), [&](const ParallelFor& parallel_for) {
     row_norm(x.typed_data(), dims[0], d, weights ? weight.typed_data() : nullptr, weights / d,
              biases ? bias.typed_data() : nullptr, eps, centred, out->typed_data(), parallel_for);
   });
 }
 
-ffi::Error handle_rotate(ffi::ThreadPool pool, F32 x, F32 cos,
-                    F32 sin, bool adjacent, ffi::Result<F32> out) {
+ffi::Error handle_rotate(ffi::ThreadPool pool, F32 x, F32 cos, F32 sin, bool adjacent, ffi::Result<F32> out) {
   const auto dims = x.dimensions(), angles = cos.dimensions();
   if (dims.size() != 3 || angles.size() != 2 || angles[0] != dims[0] || 2 * angles[1] > dims[2] || dims[1] == 0 ||
       sin.element_count() != cos.element_count() || out->element_count() != x.element_count())
@@ -92,20 +94,25 @@ ffi::Error handle_rotate(ffi::ThreadPool pool, F32 x, F32 cos,
   });
 }
 
-ffi::Error handle_paged_attention(ffi::ThreadPool pool, F32 q, Any v,
-                     S32 block_tables, S32 row_seq,
-                     S32 positions, F32 slopes, F32 sinks,
-                     float scale, int64_t window, int64_t chunk, float softcap, ffi::RemainingArgs args,
-                     ffi::Result<F32> out) {
+ffi::Error handle_paged_attention(ffi::ThreadPool pool, F32 q, Any v, S32 block_tables, S32 row_seq, S32 positions,
+                                  F32 slopes, F32 sinks, float scale, int64_t window, int64_t chunk, float softcap,
+                                  ffi::RemainingArgs args, ffi::Result<F32> out) {
   const auto dims = q.dimensions(), v_dims = v.dimensions(), table_dims = block_tables.dimensions();
   const auto element = element_of(v);
   const auto refused = [&](Dims k_dims) {
-    return misfit("paged_attention: expected q [rows, heads, key_dim], v [pages, page_size, kv_heads, value_dim], block_tables "
-                  "[seqs, pages], row_seq and positions [rows], slopes and sinks [heads] or [0], out [rows, heads, value_dim], "
-                  "k like v in parts of key_dim",
-                  {{"q", dims}, {"v", v_dims}, {"block_tables", table_dims}, {"row_seq", row_seq.dimensions()},
-                   {"positions", positions.dimensions()}, {"slopes", slopes.dimensions()}, {"sinks", sinks.dimensions()},
-                   {"out", out->dimensions()}, {"k", k_dims}});
+    return misfit(
+        "paged_attention: expected q [rows, heads, key_dim], v [pages, page_size, kv_heads, value_dim], block_tables "
+        "[seqs, pages], row_seq and positions [rows], slopes and sinks [heads] or [0], out [rows, heads, value_dim], "
+        "k like v in parts of key_dim",
+        {{"q", dims},
+         {"v", v_dims},
+         {"block_tables", table_dims},
+         {"row_seq", row_seq.dimensions()},
+         {"positions", positions.dimensions()},
+         {"slopes", slopes.dimensions()},
+         {"sinks", sinks.dimensions()},
+         {"out", out->dimensions()},
+         {"k", k_dims}});
   };
   if (dims.size() != 3 || v_dims.size() != 4 || table_dims.size() != 2 || !element || v_dims[2] == 0 ||
       dims[1] % v_dims[2] != 0 || args.size() == 0)
@@ -149,27 +156,35 @@ ffi::Error handle_paged_attention(ffi::ThreadPool pool, F32 q, Any v,
                            slopes.element_count() ? slopes.typed_data() : nullptr,
                            sinks.element_count() ? sinks.typed_data() : nullptr};
   return run_parallel(pool, work, [&](const ParallelFor& parallel_for) {
-    paged_attention(q.typed_data(), keys.data(), keys.size(), {v.untyped_data(), *element, static_cast<size_t>(v_dims[3])},
-                    block_tables.typed_data(), row_seq.typed_data(), positions.typed_data(), shape, form,
-                    out->typed_data(), parallel_for);
+    paged_attention(q.typed_data(), keys.data(), keys.size(),
+                    {v.untyped_data(), *element, static_cast<size_t>(v_dims[3])}, block_tables.typed_data(),
+                    row_seq.typed_data(), positions.typed_data(), shape, form, out->typed_data(), parallel_for);
   });
 }
 
-ffi::Error handle_linear_scan(ffi::ThreadPool pool, F32 query, F32 decay,
-                F32 key, F32 value, F32 read,
-                F32 write, F32 bonus, F32 initial,
-                S32 starts, S32 ends, ffi::Result<F32> y,
-                ffi::Result<F32> states) {
+ffi::Error handle_linear_scan(ffi::ThreadPool pool, F32 query, F32 decay, F32 key, F32 value, F32 read, F32 write,
+                              F32 bonus, F32 initial, S32 starts, S32 ends, ffi::Result<F32> y,
+                              ffi::Result<F32> states) {
   const auto keys = key.dimensions(), values = value.dimensions(), decays = decay.dimensions();
   const auto optional = [](const auto& b) { return b.element_count() ? b.typed_data() : nullptr; };
   const auto refused = [&] {
-    return misfit("linear_scan: expected key [rows, key_heads, key_dim], value [rows, heads, value_dim], decay [rows, heads, 1 or "
-                  "key_dim], query like key, read and write like key or [0], bonus [key_heads, key_dim] or [0], starts and ends "
-                  "[seqs], initial and states [seqs, heads, key_dim, value_dim], y like value",
-                  {{"key", keys}, {"value", values}, {"decay", decays}, {"query", query.dimensions()},
-                   {"read", read.dimensions()}, {"write", write.dimensions()}, {"bonus", bonus.dimensions()},
-                   {"starts", starts.dimensions()}, {"ends", ends.dimensions()}, {"initial", initial.dimensions()},
-                   {"states", states->dimensions()}, {"y", y->dimensions()}});
+    return misfit(
+        "linear_scan: expected key [rows, key_heads, key_dim], value [rows, heads, value_dim], decay [rows, heads, 1 "
+        "or "
+        "key_dim], query like key, read and write like key or [0], bonus [key_heads, key_dim] or [0], starts and ends "
+        "[seqs], initial and states [seqs, heads, key_dim, value_dim], y like value",
+        {{"key", keys},
+         {"value", values},
+         {"decay", decays},
+         {"query", query.dimensions()},
+         {"read", read.dimensions()},
+         {"write", write.dimensions()},
+         {"bonus", bonus.dimensions()},
+         {"starts", starts.dimensions()},
+         {"ends", ends.dimensions()},
+         {"initial", initial.dimensions()},
+         {"states", states->dimensions()},
+         {"y", y->dimensions()}});
   };
   if (keys.size() != 3 || values.size() != 3 || decays.size() != 3 || keys[1] == 0 || values[1] % keys[1] != 0 ||
       keys[0] != values[0] || decays[0] != values[0] || decays[1] != values[1] ||
@@ -179,7 +194,8 @@ ffi::Error handle_linear_scan(ffi::ThreadPool pool, F32 query, F32 decay,
   const size_t count = starts.element_count(), n_keys = rows * key_heads * key_dim;
   const auto fits = [](const auto& b, size_t n) { return b.element_count() == 0 || b.element_count() == n; };
   if (query.element_count() != n_keys || !fits(read, n_keys) || !fits(write, n_keys) ||
-      !fits(bonus, key_heads * key_dim) || ends.element_count() != count || y->element_count() != rows * heads * value_dim ||
+      !fits(bonus, key_heads * key_dim) || ends.element_count() != count ||
+      y->element_count() != rows * heads * value_dim ||
       initial.element_count() != count * heads * key_dim * value_dim ||
       states->element_count() != initial.element_count() || (optional(write) && !optional(read)) ||
       (optional(bonus) && optional(read)))
@@ -192,9 +208,21 @@ ffi::Error handle_linear_scan(ffi::ThreadPool pool, F32 query, F32 decay,
     before = ends.typed_data()[i];
   }
   if (before > keys[0]) return misfit("linear_scan: expected ends up to " + std::to_string(keys[0]), before);
-  const LinearScan scan{heads, key_heads, key_dim, value_dim, static_cast<size_t>(decays[2]), query.typed_data(),
-                        key.typed_data(), value.typed_data(), decay.typed_data(), optional(read), optional(write),
-                        optional(bonus), initial.typed_data(), y->typed_data(), states->typed_data()};
+  const LinearScan scan{heads,
+                        key_heads,
+                        key_dim,
+                        value_dim,
+                        static_cast<size_t>(decays[2]),
+                        query.typed_data(),
+                        key.typed_data(),
+                        value.typed_data(),
+                        decay.typed_data(),
+                        optional(read),
+                        optional(write),
+                        optional(bonus),
+                        initial.typed_data(),
+                        y->typed_data(),
+                        states->typed_data()};
   const size_t work = 2 * (before + count) * heads * key_dim * value_dim;
   return run_parallel(pool, work, [&](const ParallelFor& parallel_for) {
     linear_scan(scan, {rows, count, starts.typed_data(), ends.typed_data()}, parallel_for);

@@ -125,9 +125,8 @@ void with_all(const float* x, size_t n_rows, size_t d_in, const M* matrices, siz
   for (size_t i = 0; i < n_matrices; ++i) products.push_back(to_product(matrices[i], unique.rows));
   float_products(products.data(), n_matrices, parallel_for);
   if (unique.rows == n_rows) return;
-  parallel_for(n_matrices, [&](size_t i) {
-    unique.fill(matrices[i].out, n_rows, matrices[i].d_out, 0, matrices[i].d_out);
-  });
+  parallel_for(n_matrices,
+               [&](size_t i) { unique.fill(matrices[i].out, n_rows, matrices[i].d_out, 0, matrices[i].d_out); });
 }
 
 }  // namespace

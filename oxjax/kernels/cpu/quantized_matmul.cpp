@@ -185,7 +185,7 @@ void quantized_matmul(const float* x, size_t n_rows, size_t d_in, const Weights*
         for (size_t r = first, tile_rows; r < last; r += tile_rows) {
           tile_rows = tile_rows_at(r, rows);
           tile_for(w.format, tile_rows)(inputs.at(r, matrix), d_in / kChunk, codes, next,
-                                     w.out + r * w.d_out + panel * kPanel, w.d_out, width);
+                                        w.out + r * w.d_out + panel * kPanel, w.d_out, width);
         }
       }
     }
