@@ -2,8 +2,8 @@
 
 python tools/cpp_warnings.py
 
-Users' builds are silent (`-w`), because they compile with compilers that we do not know. XLA's headers are system headers
-here. Vectors are passed in registers between functions that are always inlined, so -Wpsabi has nothing to say.
+Users' builds are silent (`-w`), because they use compilers that we do not know. XLA's headers are system headers here,
+so they do not count. -Wpsabi is about passing vectors to functions; all of ours that do are inlined.
 """
 
 import subprocess

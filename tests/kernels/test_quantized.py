@@ -131,7 +131,7 @@ def test_sizes_that_do_not_fit_are_refused():
     for wrong in (QuantizedTensor(w.data, (256, 17), w.format), QuantizedTensor(w.data[:, 64:], w.shape, w.format)):
         with pytest.raises(Exception, match=r"expected a matrix of \d+ bytes; found x \[2, 256\], matrix"):
             jax.block_until_ready(run(jnp.ones((2, 256)), wrong))
-    with pytest.raises(Exception, match="4 bits, .*, 128 inputs"):
+    with pytest.raises(Exception, match=r"4 bits, .*, 128 inputs"):
         jax.block_until_ready(run(jnp.ones((2, 128)), w))
 
 
