@@ -1,8 +1,10 @@
-"""What can be said about a model file without reading its tensors."""
+"""Description of a model file from its header, and of the software that would run it."""
 
 from __future__ import annotations
 
 import math
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from oxjax.tokenizer import Tokenizer
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Facts about a GGUF model, ready for printing or JSON. Sizes are in bytes.
+    """Facts about a GGUF model and the software here, ready for printing or JSON. Sizes are in bytes.
 
-    Parts that oxjax cannot use (an unknown architecture or vocabulary) are described by the error they give.
+    A part that oxjax cannot use (an unknown architecture or vocabulary) is described by its error.
 
     Raises:
         GGUFError: the file is not sound.
@@ -32,6 +34,7 @@ def describe(path: str | Path) -> dict[str, Any]:
             "parameters": sum(t.n_elements for t in file.tensors.values()),
             "file_bytes": file.file_size,
             "kernels": _kernels(),
+            "software": _software(),
             "tensors": _quantisation(file),
             "model": _or_error(lambda: _model(file)),
             "memory": _or_error(lambda: _memory(file)),
@@ -44,6 +47,14 @@ def _kernels() -> str:
     from oxjax.kernels import native
 
     return native.describe()
+
+
+def _software() -> dict[str, str]:
+    import jax
+
+    versions = {name: version(name) for name in ("oxjax", "jax", "jaxlib", "numpy")}
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {**versions, "python": platform.python_version(), "platform": platform.platform(), "device": device}
 
 
 def _or_error(part: Any) -> dict[str, Any]:

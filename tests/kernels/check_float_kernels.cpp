@@ -75,13 +75,14 @@ void check_matmul() {
           const auto narrow = halves(w, element);
           const void* data = element == Element::kFloat32 ? static_cast<const void*>(w.data()) : narrow.data();
           std::vector<float> out(rows * d_out), turned(rows * d_out);
-          const Matrix both[] = {{data, element, false, d_out, out.data()}, {data, element, true, d_out, turned.data()}};
+          const Matrix both[] = {{data, element, false, d_out, out.data()},
+                                 {data, element, true, d_out, turned.data()}};
           float_matmul(x.data(), rows, d_in, both, 2, backwards);
           add(out);
           add(turned);
           std::vector<float> moved((rows + 1) * d_out);
-          const Product scattered{rows, d_in, d_out, {x.data(), d_in, from.data()}, data, element, false,
-                                  {moved.data(), d_out, to.data()}};
+          const Product scattered{rows, d_in,    d_out, {x.data(), d_in, from.data()},
+                                  data, element, false, {moved.data(), d_out, to.data()}};
           float_products(&scattered, 1, backwards);
           add(moved);
         }
@@ -125,9 +126,21 @@ void check_scan() {
           auto decay = numbers(rows * heads * decays);
           for (float& x : decay) x /= 4;
           std::vector<float> y(n_values), states(n_state);
-          const LinearScan scan{heads, key_heads, key_dim, value_dim, decays, query.data(), key.data(), value.data(),
-                                decay.data(), kind > 1 ? read.data() : nullptr, kind > 2 ? write.data() : nullptr,
-                                kind == 1 ? bonus.data() : nullptr, initial.data(), y.data(), states.data()};
+          const LinearScan scan{heads,
+                                key_heads,
+                                key_dim,
+                                value_dim,
+                                decays,
+                                query.data(),
+                                key.data(),
+                                value.data(),
+                                decay.data(),
+                                kind > 1 ? read.data() : nullptr,
+                                kind > 2 ? write.data() : nullptr,
+                                kind == 1 ? bonus.data() : nullptr,
+                                initial.data(),
+                                y.data(),
+                                states.data()};
           linear_scan(scan, {rows, 3, starts, ends}, backwards);
           add(y);
           add(states);
@@ -206,8 +219,11 @@ void check_selection() {
     auto x = numbers(d), mass = numbers(d);
     for (float& v : mass) v = std::abs(v);
     for (size_t i = 0; i < d; i += 7) x[i] = -std::numeric_limits<float>::infinity();
-    for (auto [kind, wanted] : {std::pair{Mass::kGiven, 3.0}, {Mass::kOnes, 5.0}, {Mass::kOnes, 0.5 * d},
-                                {Mass::kShares, 0.3}, {Mass::kShares, 0.99}}) {
+    for (auto [kind, wanted] : {std::pair{Mass::kGiven, 3.0},
+                                {Mass::kOnes, 5.0},
+                                {Mass::kOnes, 0.5 * d},
+                                {Mass::kShares, 0.3},
+                                {Mass::kShares, 0.99}}) {
       std::vector<float> out(d);
       keep_largest(x.data(), x.data(), mass.data(), kind, d, wanted, out.data(), backwards);
       for (float& v : out) v = std::max(v, -1e9f);
@@ -238,9 +254,9 @@ void check_attention() {
           const Pages keys{wide ? static_cast<const void*>(k.data()) : k_narrow.data(), element, key_dim};
           const Pages values{wide ? static_cast<const void*>(v.data()) : v_narrow.data(), element, value_dim};
           const AttentionShape shape{rows, heads, kv, kPageSize, length};
-          for (const AttentionForm& form :
-               {AttentionForm{0.3f, 0, 0, 0.0f, nullptr, nullptr}, AttentionForm{0.1f, 100, 0, 2.0f, nullptr, sinks.data()},
-                AttentionForm{1.0f, 0, 7, 0.0f, slopes.data(), nullptr}}) {
+          for (const AttentionForm& form : {AttentionForm{0.3f, 0, 0, 0.0f, nullptr, nullptr},
+                                            AttentionForm{0.1f, 100, 0, 2.0f, nullptr, sinks.data()},
+                                            AttentionForm{1.0f, 0, 7, 0.0f, slopes.data(), nullptr}}) {
             std::vector<float> out(rows * heads * value_dim);
             paged_attention(q.data(), &keys, 1, values, tables.data(), seqs.data(), positions.data(), shape, form,
                             out.data(), backwards);

@@ -24,10 +24,10 @@ void add(const std::vector<float>& out) {
 }  // namespace
 
 int main() {
-  const Format formats[] = {{4, 8, 32, false, false}, {4, 0, 32, false, true}, {5, 16, 32, false, false},
+  const Format formats[] = {{4, 8, 32, false, false}, {4, 0, 32, false, true},    {5, 16, 32, false, false},
                             {5, 0, 32, false, true},  {8, 128, 32, false, false}, {4, 0, 32, true, true},
-                            {5, 0, 32, true, true},   {6, 32, 16, true, false}, {8, 128, 32, true, false},
-                            {4, 8, 16, true, false},  {4, 0, 16, true, true},  {8, 128, 16, true, false}};
+                            {5, 0, 32, true, true},   {6, 32, 16, true, false},   {8, 128, 32, true, false},
+                            {4, 8, 16, true, false},  {4, 0, 16, true, true},     {8, 128, 16, true, false}};
   std::mt19937 random(0);
   const auto backwards = [](size_t n, const std::function<void(size_t)>& task) {
     for (size_t i = n; i-- > 0;) task(i);
@@ -59,7 +59,8 @@ int main() {
               const Weights same{format, packed.data(), d_out, one.data()};
               product(x.data() + r * d_in, 1, d_in, &same, 1, backwards);
               if (std::memcmp(one.data(), out.data() + r * d_out, d_out * sizeof(float)) != 0) {
-                std::printf("a row alone differs: %d bits, %zu x %zu, row %zu of %zu\n", format.bits, d_in, d_out, r, rows);
+                std::printf("a row alone differs: %d bits, %zu x %zu, row %zu of %zu\n", format.bits, d_in, d_out, r,
+                            rows);
                 return 1;
               }
             }

@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused():
     x, w = jnp.ones((2, 1, 256)), packed(GGMLType.Q4_K, 256, 16)[0]
     run = jax.jit(lambda x, chosen, w: grouped_matmul(x, chosen, w, exact=True))
     for bad in (-1, E + 1):
-        with pytest.raises(Exception, match="an expert that does not exist"):
+        with pytest.raises(Exception, match=r"expected experts from 0 to \d+; found"):
             jax.block_until_ready(run(x, jnp.full((2, 3), bad, jnp.int32), w))
-    with pytest.raises(Exception, match="do not fit"):
+    with pytest.raises(Exception, match=r"expected matrices of 2 panels of \d+ bytes; found x"):
         jax.block_until_ready(run(x, jnp.zeros((2, 3), jnp.int32), QuantizedTensor(w.data, (256, 17), w.format)))

@@ -129,9 +129,9 @@ def test_sizes_that_do_not_fit_are_refused():
     w, _ = quantized(GGMLType.Q4_K, 16, 256)
     run = jax.jit(lambda x, w: quantized_matmul(x, w, exact=True))
     for wrong in (QuantizedTensor(w.data, (256, 17), w.format), QuantizedTensor(w.data[:, 64:], w.shape, w.format)):
-        with pytest.raises(Exception, match="do not fit"):
+        with pytest.raises(Exception, match=r"expected a matrix of \d+ bytes; found x \[2, 256\], matrix"):
             jax.block_until_ready(run(jnp.ones((2, 256)), wrong))
-    with pytest.raises(Exception, match="number of inputs"):
+    with pytest.raises(Exception, match=r"4 bits, .*, 128 inputs"):
         jax.block_until_ready(run(jnp.ones((2, 128)), w))
 
 

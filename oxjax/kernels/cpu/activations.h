@@ -10,16 +10,16 @@ namespace oxjax {
 // The loop for a format and so many rows; null where there is none.
 Tile tile_for(const Format& format, size_t rows);
 
-// Of the tile that row `r` begins: as tall as there are rows for.
-inline size_t height_at(size_t r, size_t rows) {
-  size_t height = kTallestTile;
-  while (height > rows - r) height /= 2;
-  return height;
+// Rows of the tile that begins at row `r`: a power of two, as large as the rows left allow.
+inline size_t tile_rows_at(size_t r, size_t rows) {
+  size_t tile_rows = kTallestTile;
+  while (tile_rows > rows - r) tile_rows /= 2;
+  return tile_rows;
 }
 
-// A row of a tile: the tile's first row, its height, and which one.
+// A row of a tile: the tile's first row, its number of rows, and the row within it.
 struct Place {
-  size_t first, height, row;
+  size_t first, tile_rows, row;
 };
 
 // And the corrections that each of the weights needs.

@@ -26,7 +26,8 @@ void dequantize(const Format& f, const uint8_t* panel, size_t d_in, size_t k, si
   for (size_t c = k / kChunk; c < (k + depth) / kChunk; ++c, to += kChunk * stride) {
     f32x16 scale[2], minimum[2];
     for (size_t half = 0; half < 2; ++half) {
-      const size_t at = c * kChunk + half * kChunk / 2, group = at / f.group, outer = f.two_level ? at / kSuperBlock : group;
+      const size_t at = c * kChunk + half * kChunk / 2, group = at / f.group,
+                   outer = f.two_level ? at / kSuperBlock : group;
       scale[half] = load(scales + outer * kPanel);
       minimum[half] = f.minima ? load(minima + outer * kPanel) : broadcast(-0.0f);  // which changes nothing
       if (f.two_level) scale[half] *= load(sub_scales + group * kPanel);

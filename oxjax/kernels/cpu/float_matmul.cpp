@@ -120,14 +120,13 @@ namespace {
 template <typename M, typename ToProduct>
 void with_all(const float* x, size_t n_rows, size_t d_in, const M* matrices, size_t n_matrices,
               const ParallelFor& parallel_for, ToProduct to_product) {
-  const Distinct distinct(x, n_rows, d_in);
+  const UniqueRows unique(x, n_rows, d_in);
   std::vector<Product> products;
-  for (size_t i = 0; i < n_matrices; ++i) products.push_back(to_product(matrices[i], distinct.rows));
+  for (size_t i = 0; i < n_matrices; ++i) products.push_back(to_product(matrices[i], unique.rows));
   float_products(products.data(), n_matrices, parallel_for);
-  if (distinct.rows == n_rows) return;
-  parallel_for(n_matrices, [&](size_t i) {
-    distinct.fill(matrices[i].out, n_rows, matrices[i].d_out, 0, matrices[i].d_out);
-  });
+  if (unique.rows == n_rows) return;
+  parallel_for(n_matrices,
+               [&](size_t i) { unique.fill(matrices[i].out, n_rows, matrices[i].d_out, 0, matrices[i].d_out); });
 }
 
 }  // namespace

@@ -25,10 +25,10 @@ struct Strided {
 struct Product {
   size_t rows, d_in, d_out;
   Strided<const float> x;
-  const void* matrix;
-  Element element;
-  bool transposed;
-  Strided<float> out;
+  const void* matrix = nullptr;
+  Element element = Element::kFloat32;
+  bool transposed = false;
+  Strided<float> out = {};
   const Format* panels = nullptr;  // then `element` says nothing
 };
 

@@ -75,9 +75,9 @@ void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Gro
   std::vector<Place> places(groups.pairs.size());
   for (size_t e = 0; e < n_experts(groups); ++e) {
     const size_t first = groups.bounds[e], last = groups.bounds[e + 1];
-    for (size_t r = first, height; r < last; r += height) {
-      height = height_at(r - first, last - first);
-      for (size_t i = 0; i < height; ++i) places[groups.pairs[r + i]] = {r, height, i};
+    for (size_t r = first, tile_rows; r < last; r += tile_rows) {
+      tile_rows = tile_rows_at(r - first, last - first);
+      for (size_t i = 0; i < tile_rows; ++i) places[groups.pairs[r + i]] = {r, tile_rows, i};
     }
   }
 
@@ -90,7 +90,7 @@ void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Gro
     for (size_t r = part * kRowsAtOnce; r < std::min(rows, (part + 1) * kRowsAtOnce); ++r) {
       const Place* made = nullptr;
       for (size_t pair = r * pairs_per_row; pair < (r + 1) * pairs_per_row; ++pair) {
-        if (places[pair].height == 0) continue;  // without an expert
+        if (places[pair].tile_rows == 0) continue;  // without an expert
         if (made) {
           inputs.copy(*made, places[pair]);
         } else {
@@ -126,11 +126,11 @@ void grouped_matmul(const float* x, size_t d_in, size_t pairs_per_row, const Gro
       const size_t width = std::min(kPanel, map.d_out - panel * kPanel);
       const uint8_t* codes = matrix + panel * bytes;
       const uint8_t* next = panel + 1 < task.last_panel ? codes + bytes : codes;
-      for (size_t r = first, height; r < last; r += height) {
-        height = height_at(r - first, last - first);
+      for (size_t r = first, tile_rows; r < last; r += tile_rows) {
+        tile_rows = tile_rows_at(r - first, last - first);
         float out[kTallestTile * kPanel];
-        tile_for(map.format, height)(inputs.at(r, task.map), d_in / kChunk, codes, next, out, kPanel, width);
-        for (size_t j = 0; j < height; ++j)
+        tile_for(map.format, tile_rows)(inputs.at(r, task.map), d_in / kChunk, codes, next, out, kPanel, width);
+        for (size_t j = 0; j < tile_rows; ++j)
           std::copy_n(out + j * kPanel, width, map.out + groups.pairs[r + j] * map.d_out + panel * kPanel);
       }
     }

@@ -84,8 +84,9 @@ void gumbel_max(const float* logits, size_t n_rows, size_t d, const uint32_t* ke
   });
   for (size_t r = 0; r < n_rows; ++r) {
     const auto parts_of_row = bests.begin() + r * parts;  // the first of the largest
-    chosen[r] = std::max_element(parts_of_row, parts_of_row + parts,
-                                 [](const Best& a, const Best& b) { return a.value < b.value; })->at;
+    chosen[r] = std::max_element(parts_of_row, parts_of_row + parts, [](const Best& a, const Best& b) {
+                  return a.value < b.value;
+                })->at;
   }
 }
 

@@ -1,4 +1,5 @@
-// A draw from each row's distribution: its largest logit after noise that depends on the row's key and the column alone.
+// A draw from each row's distribution: its largest logit after noise that depends on the row's key and the column
+// alone.
 #pragma once
 
 #include <cstdint>

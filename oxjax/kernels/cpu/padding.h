@@ -8,11 +8,11 @@
 namespace oxjax {
 
 // How many rows to compute; what the others get is the last of these, or zeros.
-struct Distinct {
+struct UniqueRows {
   size_t rows;
   bool zeros;
 
-  Distinct(const float* x, size_t n, size_t d) : rows(n), zeros(false) {
+  UniqueRows(const float* x, size_t n, size_t d) : rows(n), zeros(false) {
     if (n == 0) return;
     while (rows > 1 && std::memcmp(x + (rows - 2) * d, x + (rows - 1) * d, d * sizeof(float)) == 0) --rows;
     const float* last = x + (rows - 1) * d;

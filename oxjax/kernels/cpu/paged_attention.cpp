@@ -8,8 +8,8 @@
 namespace oxjax {
 namespace {
 
-constexpr size_t kBlock = 128;        // keys, counted from position 0, that share one step of the online softmax
-constexpr size_t kQueries = 64;       // queries of a task: rows times the heads that share a key head
+constexpr size_t kBlock = 128;          // keys, counted from position 0, that share one step of the online softmax
+constexpr size_t kQueries = 64;         // queries of a task: rows times the heads that share a key head
 constexpr float kNothingSeen = -1e30f;  // finite, so that a row with nothing to see yet does not make NaN
 
 size_t whole_vectors(size_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -29,8 +29,17 @@ class Attention {
   Attention(const float* q, const Pages* keys, size_t n_keys, const Pages& v, const int32_t* block_tables,
             const int32_t* row_seq, const int32_t* positions, const AttentionShape& shape, const AttentionForm& form,
             float* out)
-      : q_(q), keys_(keys), n_keys_(n_keys), v_(v), block_tables_(block_tables), row_seq_(row_seq),
-        positions_(positions), shape_(shape), form_(form), out_(out), group_(shape.n_heads / shape.n_kv) {
+      : q_(q),
+        keys_(keys),
+        n_keys_(n_keys),
+        v_(v),
+        block_tables_(block_tables),
+        row_seq_(row_seq),
+        positions_(positions),
+        shape_(shape),
+        form_(form),
+        out_(out),
+        group_(shape.n_heads / shape.n_kv) {
     for (size_t i = 0; i < n_keys; ++i) key_dim_ += keys[i].dim;
   }
 
@@ -111,8 +120,7 @@ class Attention {
 
   // Turns a query's scores of a block into weights, and its sums so far to their new scale. Nobody in the task sees
   // keys before `from` or from `end` on, which would add nothing.
-  void weigh(Scratch& s, Rows rows, int64_t block, size_t i, size_t head, size_t width, size_t from,
-             size_t end) const {
+  void weigh(Scratch& s, Rows rows, int64_t block, size_t i, size_t head, size_t width, size_t from, size_t end) const {
     const int64_t position = positions_[rows.first + i / group_];
     const int32_t newest = static_cast<int32_t>(std::min<int64_t>(position - block, kBlock - 1));
     const int32_t oldest = static_cast<int32_t>(std::max<int64_t>(oldest_seen(position) - block, 0));
@@ -149,8 +157,8 @@ class Attention {
   }
 
   template <typename T>
-  void add_values_of(Scratch& s, const int32_t* table, int64_t block, size_t first, size_t last, size_t n,
-                     size_t head, size_t width) const {
+  void add_values_of(Scratch& s, const int32_t* table, int64_t block, size_t first, size_t last, size_t n, size_t head,
+                     size_t width) const {
     const size_t stride = shape_.n_kv * v_.dim;
     for (size_t j = first; j < last;) {  // a page at a time
       const size_t left = shape_.page_size - (block + j) % shape_.page_size, here = std::min(left, last - j);

@@ -84,12 +84,12 @@ OXJAX_INLINE void fetch(const uint8_t* from, size_t bytes) {
 template <int kBits, int kGroup, bool kTwoLevel, bool kMinima, int kRows>
 void tile(const Inputs& x, size_t chunks, const uint8_t* panel, const uint8_t* next, float* out, size_t stride,
           size_t width) {
-  constexpr int kGroups = kChunk / kGroup;  // of weights, to one of activations
+  constexpr int kGroups = kChunk / kGroup;                          // of weights, to one of activations
   constexpr size_t kChunks = kTwoLevel ? kSuperBlock / kChunk : 1;  // to a scale of the first level
   constexpr size_t kScales = kTwoLevel ? 2 * kPanel / kChunks + kPanel * kGroups : 2 * kPanel * kGroups;
   constexpr size_t kCodes = 64 * kBits, kOthers = kScales * (1 + kMinima);  // bytes of a chunk in the sections
   constexpr size_t kAhead = 6144 / kCodes;                                  // chunks
-  constexpr Format format{kBits, 0, kGroup, kTwoLevel, kMinima};  // whatever the offset, corrections hold it
+  constexpr Format format{kBits, 0, kGroup, kTwoLevel, kMinima};            // whatever the offset, corrections hold it
   const auto [scales, minima, sub_scales, sub_minima] = sections(format, panel, chunks * kChunk);
 
   f32x16 total[kRows] = {};

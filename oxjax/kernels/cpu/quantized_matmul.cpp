@@ -12,7 +12,7 @@ namespace oxjax {
 namespace {
 
 template <int kBits, int kGroup, bool kTwoLevel, bool kMinima>
-Tile tile_of_height(size_t rows) {
+Tile tile_with_rows(size_t rows) {
   switch (rows) {
     case 1: return tile<kBits, kGroup, kTwoLevel, kMinima, 1>;
     case 2: return tile<kBits, kGroup, kTwoLevel, kMinima, 2>;
@@ -65,20 +65,25 @@ Quantized quantized(const float* x, int8_t* codes) {
 
 }  // namespace
 
+// One number for a format, whatever its offset: the corrections hold that.
+constexpr int key(int bits, int group, bool two_level, bool minima) {
+  return bits << 16 | group << 8 | two_level << 1 | int{minima};
+}
+
 Tile tile_for(const Format& f, size_t rows) {
-  switch (f.bits * 10000 + f.group * 100 + f.two_level * 10 + f.minima) {
-    case 41610: return tile_of_height<4, 16, true, false>(rows);
-    case 41611: return tile_of_height<4, 16, true, true>(rows);
-    case 43200: return tile_of_height<4, 32, false, false>(rows);
-    case 43201: return tile_of_height<4, 32, false, true>(rows);
-    case 43211: return tile_of_height<4, 32, true, true>(rows);
-    case 53200: return tile_of_height<5, 32, false, false>(rows);
-    case 53201: return tile_of_height<5, 32, false, true>(rows);
-    case 53211: return tile_of_height<5, 32, true, true>(rows);
-    case 61610: return tile_of_height<6, 16, true, false>(rows);
-    case 81610: return tile_of_height<8, 16, true, false>(rows);
-    case 83200: return tile_of_height<8, 32, false, false>(rows);
-    case 83210: return tile_of_height<8, 32, true, false>(rows);
+  switch (key(f.bits, f.group, f.two_level, f.minima)) {
+    case key(4, 16, true, false): return tile_with_rows<4, 16, true, false>(rows);
+    case key(4, 16, true, true): return tile_with_rows<4, 16, true, true>(rows);
+    case key(4, 32, false, false): return tile_with_rows<4, 32, false, false>(rows);
+    case key(4, 32, false, true): return tile_with_rows<4, 32, false, true>(rows);
+    case key(4, 32, true, true): return tile_with_rows<4, 32, true, true>(rows);
+    case key(5, 32, false, false): return tile_with_rows<5, 32, false, false>(rows);
+    case key(5, 32, false, true): return tile_with_rows<5, 32, false, true>(rows);
+    case key(5, 32, true, true): return tile_with_rows<5, 32, true, true>(rows);
+    case key(6, 16, true, false): return tile_with_rows<6, 16, true, false>(rows);
+    case key(8, 16, true, false): return tile_with_rows<8, 16, true, false>(rows);
+    case key(8, 32, false, false): return tile_with_rows<8, 32, false, false>(rows);
+    case key(8, 32, true, false): return tile_with_rows<8, 32, true, false>(rows);
     default: return nullptr;
   }
 }
@@ -95,7 +100,7 @@ void Activations::quantize(const float* x, const Place& to) {
   int8_t* codes = codes_.data() + to.first * chunks_ * kChunk;
   float* scales = scales_.data() + to.first * chunks_;
   for (size_t c = 0; c < chunks_; ++c) {
-    const size_t at = c * to.height + to.row;
+    const size_t at = c * to.tile_rows + to.row;
     const Quantized y = quantized(x + c * kChunk, codes + at * kChunk);
     scales[at] = y.scale;
     for (size_t w = 0; w < formats_.size(); ++w) {
@@ -105,7 +110,7 @@ void Activations::quantize(const float* x, const Place& to) {
         const float inputs = y.scale * static_cast<float>(sum);
         int32_t correction = -formats_[w].offset * sum;
         if (formats_[w].minima) std::memcpy(&correction, &inputs, sizeof inputs);
-        corrections[(c * groups(w) + g) * to.height + to.row] = correction;
+        corrections[(c * groups(w) + g) * to.tile_rows + to.row] = correction;
       }
     }
   }
@@ -114,14 +119,14 @@ void Activations::quantize(const float* x, const Place& to) {
 void Activations::copy(const Place& from, const Place& to) {
   const size_t here = from.first * chunks_, there = to.first * chunks_;
   for (size_t c = 0; c < chunks_; ++c) {
-    const size_t source = here + c * from.height + from.row, target = there + c * to.height + to.row;
+    const size_t source = here + c * from.tile_rows + from.row, target = there + c * to.tile_rows + to.row;
     std::memcpy(&codes_[target * kChunk], &codes_[source * kChunk], kChunk);
     scales_[target] = scales_[source];
   }
   for (size_t w = 0; w < formats_.size(); ++w)
     for (size_t g = 0; g < chunks_ * groups(w); ++g)
-      corrections_[w][there * groups(w) + g * to.height + to.row] =
-          corrections_[w][here * groups(w) + g * from.height + from.row];
+      corrections_[w][there * groups(w) + g * to.tile_rows + to.row] =
+          corrections_[w][here * groups(w) + g * from.tile_rows + from.row];
 }
 
 bool Format::valid() const { return offset == (minima ? 0 : 1 << (bits - 1)) && tile_for(*this, 1) != nullptr; }
@@ -134,15 +139,15 @@ size_t Format::panel_bytes(size_t d_in) const {
 
 void quantized_matmul(const float* x, size_t n_rows, size_t d_in, const Weights* weights, size_t n_weights,
                       const ParallelFor& parallel_for) {
-  const Distinct distinct(x, n_rows, d_in);
-  const size_t rows = distinct.rows;
+  const UniqueRows unique(x, n_rows, d_in);
+  const size_t rows = unique.rows;
   Activations inputs(rows, d_in, weights, n_weights);
   parallel_for((rows + kTallestTile - 1) / kTallestTile, [&](size_t part) {
     const DefaultArithmetic arithmetic;
     for (size_t r = part * kTallestTile, end = std::min(rows, r + kTallestTile); r < end;) {
-      const size_t height = height_at(r, rows);
-      for (size_t i = 0; i < height; ++i) inputs.quantize(x + (r + i) * d_in, {r, height, i});
-      r += height;
+      const size_t tile_rows = tile_rows_at(r, rows);
+      for (size_t i = 0; i < tile_rows; ++i) inputs.quantize(x + (r + i) * d_in, {r, tile_rows, i});
+      r += tile_rows;
     }
   });
 
@@ -177,14 +182,14 @@ void quantized_matmul(const float* x, size_t n_rows, size_t d_in, const Weights*
         const size_t width = std::min(kPanel, w.d_out - panel * kPanel);
         const uint8_t* codes = w.panels + panel * bytes;
         const uint8_t* next = panel + 1 < to ? codes + bytes : codes;
-        for (size_t r = first, height; r < last; r += height) {
-          height = height_at(r, rows);
-          tile_for(w.format, height)(inputs.at(r, matrix), d_in / kChunk, codes, next,
-                                     w.out + r * w.d_out + panel * kPanel, w.d_out, width);
+        for (size_t r = first, tile_rows; r < last; r += tile_rows) {
+          tile_rows = tile_rows_at(r, rows);
+          tile_for(w.format, tile_rows)(inputs.at(r, matrix), d_in / kChunk, codes, next,
+                                        w.out + r * w.d_out + panel * kPanel, w.d_out, width);
         }
       }
     }
-    distinct.fill(w.out, n_rows, w.d_out, from * kPanel, std::min(to * kPanel, w.d_out) - from * kPanel);
+    unique.fill(w.out, n_rows, w.d_out, from * kPanel, std::min(to * kPanel, w.d_out) - from * kPanel);
   });
 }
 

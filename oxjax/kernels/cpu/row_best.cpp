@@ -55,8 +55,8 @@ float sum_of_exponentials(const float* x, size_t n, float largest) {
 
 void row_best(const float* x, size_t n_rows, size_t d, int32_t* best, float* largest, float* log_sum,
               const ParallelFor& parallel_for) {
-  const Distinct distinct(x, n_rows, d);
-  const size_t rows = std::min(distinct.rows + distinct.zeros, n_rows), parts = (d + kPart - 1) / kPart;
+  const UniqueRows unique(x, n_rows, d);
+  const size_t rows = std::min(unique.rows + unique.zeros, n_rows), parts = (d + kPart - 1) / kPart;
   std::vector<Best> bests(rows * parts);
   std::vector<float> sums(rows * parts);
   parallel_for(rows * parts, [&](size_t task) {

@@ -232,7 +232,8 @@ template <size_t s>
 OXJAX_INLINE void exchange(f32x16 v[kLanes]) {
 #define OXJAX_KEPT(j) ((j) & s ? kLanes + (j) - s : (j))
 #define OXJAX_SENT(j) ((j) & s ? kLanes + (j) : (j) + s)
-#define OXJAX_ALL(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
+#define OXJAX_ALL(f) \
+  f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
 #pragma GCC unroll 16
   for (size_t i = 0; i < kLanes; ++i) {
     if (i & s) continue;

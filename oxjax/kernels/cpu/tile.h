@@ -25,8 +25,8 @@ OXJAX_INLINE void tile(const float* a, size_t a_stride, const T* b, size_t b_str
   for (size_t i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (size_t j = 0; j < kVectors; ++j)
-      sums[i][j] = j + 1 < kVectors ? load(c + i * c_stride + j * kLanes)
-                                    : load_first(c + i * c_stride + j * kLanes, last);
+      sums[i][j] =
+          j + 1 < kVectors ? load(c + i * c_stride + j * kLanes) : load_first(c + i * c_stride + j * kLanes, last);
   }
   for (size_t k = 0; k < depth; ++k) {
     f32x16 row[kVectors];
@@ -54,12 +54,13 @@ OXJAX_INLINE void tile(const float* a, size_t a_stride, const T* b, size_t b_str
 
 // The same for at most kTileWidth outputs.
 template <size_t kRows, typename T>
-void tile_of_rows(const float* a, size_t a_stride, const T* b, size_t b_stride, size_t depth, float* c,
-                  size_t c_stride, size_t width, bool padded) {
+void tile_of_rows(const float* a, size_t a_stride, const T* b, size_t b_stride, size_t depth, float* c, size_t c_stride,
+                  size_t width, bool padded) {
   if (width > (kWidest - 1) * kLanes)
     return tile<kRows, kWidest>(a, a_stride, b, b_stride, depth, c, c_stride, width, padded);
   for (size_t j = 0; j < width; j += kLanes)
-    tile<kRows, 1>(a, a_stride, b + j, b_stride, depth, c + j, c_stride, width - j < kLanes ? width - j : kLanes, padded);
+    tile<kRows, 1>(a, a_stride, b + j, b_stride, depth, c + j, c_stride, width - j < kLanes ? width - j : kLanes,
+                   padded);
 }
 
 // And for any number of rows.

@@ -1,0 +1,1 @@
+"""Layers of models: pure functions, with their static facts in frozen specs."""

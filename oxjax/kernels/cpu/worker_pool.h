@@ -24,9 +24,9 @@ inline void pause() {
 
 // Tasks are taken off a counter by the caller and by whichever threads come in time. The caller waits only for tasks
 // that someone has begun, so it makes progress even when all other threads of the pool wait like itself.
-class Tasks {
+class TaskQueue {
  public:
-  Tasks(size_t n, const std::function<void(size_t)>* task) : n_(n), task_(task) {}
+  TaskQueue(size_t n, const std::function<void(size_t)>* task) : n_(n), task_(task) {}
 
   void work() {
     for (size_t i; (i = next_.fetch_add(1)) < n_;) {
@@ -48,16 +48,16 @@ class Tasks {
 };
 
 // Threads that have helped stay awake a little for the next kernel: waking one takes as long as many kernels do.
-class Crew {
+class WorkerPool {
  public:
-  static Crew& only() {
-    static Crew crew;
-    return crew;
+  static WorkerPool& shared() {
+    static WorkerPool pool;
+    return pool;
   }
 
   // Lets one more thread work on the tasks: one that is awake, or else one that `schedule` finds for a function.
   template <typename Schedule>
-  void help(const std::shared_ptr<Tasks>& tasks, Schedule schedule) {
+  void help(const std::shared_ptr<TaskQueue>& tasks, Schedule schedule) {
     if (!claim()) return schedule([this, tasks] { stay(tasks); });
     const std::lock_guard<std::mutex> lock(mutex_);
     posts_.push_back(tasks);
@@ -67,7 +67,7 @@ class Crew {
  private:
   static constexpr std::chrono::microseconds kStay{100};
 
-  void stay(std::shared_ptr<Tasks> tasks) {
+  void stay(std::shared_ptr<TaskQueue> tasks) {
     while (tasks) {
       tasks->work();
       awake_.fetch_add(1);
@@ -76,7 +76,7 @@ class Crew {
   }
 
   // What to work on next; null when nothing came, and nobody counts on this thread.
-  std::shared_ptr<Tasks> next() {
+  std::shared_ptr<TaskQueue> next() {
     const auto end = std::chrono::steady_clock::now() + kStay;
     for (int spins = 1;; ++spins) {
       if (n_posts_.load(std::memory_order_acquire)) {
@@ -102,7 +102,7 @@ class Crew {
   }
 
   std::mutex mutex_;
-  std::deque<std::shared_ptr<Tasks>> posts_;
+  std::deque<std::shared_ptr<TaskQueue>> posts_;
   std::atomic<size_t> n_posts_{0}, awake_{0};
 };
 
