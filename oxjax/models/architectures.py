@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models import (
+from oxjax.models.arch import (
     arcee,
     arwkv7,
     baichuan,

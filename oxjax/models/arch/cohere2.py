@@ -1,0 +1,20 @@
+"""cohere2 (Command R7B, Command A): command-r whose sliding layers rotate and whose full ones know no positions."""
+
+from __future__ import annotations
+
+from oxjax.config import ModelConfig
+from oxjax.models.arch import command_r
+from oxjax.models.arch.command_r import block, layer
+from oxjax.models.base import Frequencies, vary_attention
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config; every fourth layer is full unless the pattern says otherwise."""
+    base, frequencies = command_r.config(hp, tensors)
+    window = hp.get("attention.sliding_window", int)
+    slides = hp.window_layers(default_period=4)
+    return vary_attention(base, ({"window": window} if s else {"rope": None} for s in slides)), frequencies

@@ -1,0 +1,16 @@
+"""gpt2: layer norms, learned positions, q, k, v in one tensor, a plain GELU MLP, biases everywhere."""
+
+from __future__ import annotations
+
+from oxjax.config import ModelConfig
+from oxjax.models.arch.llama import block, layer
+from oxjax.models.base import Frequencies, dense_config, plain_mlp
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    return dense_config(hp, tensors, pairing=None, norm="layer", mlp=plain_mlp(hp), learned_positions=True)

@@ -1,0 +1,22 @@
+"""nomic-bert-moe (Nomic Embed 2): nomic-bert with biases, GELU, and plain experts on every n-th layer."""
+
+from __future__ import annotations
+
+from oxjax.config import ModelConfig
+from oxjax.models.arch.bert import FINAL_NORM, bert_config, layer
+from oxjax.models.base import Frequencies, plain_mlp
+from oxjax.models.experts import expert_spec, with_experts
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["FINAL_NORM", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config; of `moe_every_n_layers` the second has experts."""
+    base, frequencies = bert_config(hp, tensors, pairing="neox", mlp=plain_mlp(hp))
+    every = hp.get("moe_every_n_layers", int, 0)
+    if every <= 0:
+        return base, frequencies
+    experts = expert_spec(hp, hp.uniform("feed_forward_length"), activation="gelu", gated=False, renormalise=False)
+    return with_experts(base, experts, lambda i: i % every == 1), frequencies

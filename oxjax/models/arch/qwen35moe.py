@@ -1,0 +1,17 @@
+"""qwen35moe (Qwen 3.5 with experts): qwen35 with qwen3next's feed-forward layers."""
+
+from __future__ import annotations
+
+from oxjax.config import ModelConfig
+from oxjax.models.arch.qwen3next import block, delta_net_config, experts, layer
+from oxjax.models.base import Frequencies
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    hp.key("rope.dimension_sections")
+    return delta_net_config(hp, tensors, experts(hp), tiled=True)

@@ -1,0 +1,16 @@
+"""starcoder2: gpt2 with half-split RoPE instead of learned positions. Its window is ignored, as by llama.cpp."""
+
+from __future__ import annotations
+
+from oxjax.config import ModelConfig
+from oxjax.models.arch.llama import block, layer
+from oxjax.models.base import Frequencies, dense_config, plain_mlp
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.loader import ParamLoader
+
+__all__ = ["block", "config", "layer"]
+
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    return dense_config(hp, tensors, pairing="neox", norm="layer", mlp=plain_mlp(hp))
