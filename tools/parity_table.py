@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from oxjax.models.architectures import ARCHITECTURES
+from oxjax.models.architectures import architecture_names
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "proof.md"
@@ -26,7 +26,7 @@ COLUMNS = 4
 def measured() -> dict[str, float]:
     """Worst error by architecture: from the default tests, and from the slow ones for what those leave out."""
     worst = _run(TESTS, "not slow")
-    if left := [name for name in ARCHITECTURES if name not in worst]:
+    if left := [name for name in architecture_names() if name not in worst]:
         worst |= _run(f"({TESTS}) and ({' or '.join(left)})", "slow")
     return worst
 
@@ -42,7 +42,7 @@ def _run(tests: str, marks: str) -> dict[str, float]:
 
 def table(errors: dict[str, float]) -> str:
     """Markdown, architectures down the columns."""
-    cells = [f"{name} | {errors[name]:.1e}" if name in errors else f"{name} | -" for name in sorted(ARCHITECTURES)]
+    cells = [f"{name} | {errors[name]:.1e}" if name in errors else f"{name} | -" for name in architecture_names()]
     cells += [" | "] * (-len(cells) % COLUMNS)
     height = len(cells) // COLUMNS
     rows = [" | ".join(cells[i::height]) for i in range(height)]

@@ -1,183 +1,119 @@
-"""Every architecture by its `general.architecture` name: one module each."""
+"""Architectures by the name that GGUF files give them: a module each in `arch/`, or in a folder of your own.
+
+Names are looked up in the listings of these folders. The text of a file is only ever compared with what is there; it
+never becomes part of an import or a path.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.arch import (
-    arcee,
-    arwkv7,
-    baichuan,
-    bailingmoe2,
-    bert,
-    bloom,
-    codeshell,
-    cohere2,
-    command_r,
-    dbrx,
-    deepseek,
-    deepseek2,
-    ernie4_5_moe,
-    exaone,
-    exaone4,
-    falcon,
-    falcon_h1,
-    gemma,
-    gemma2,
-    gemma3,
-    glm4,
-    glm4moe,
-    gpt2,
-    gpt_oss,
-    gptneox,
-    granite,
-    granitehybrid,
-    granitemoe,
-    grok,
-    internlm2,
-    jamba,
-    jina_bert_v2,
-    kimi_linear,
-    lfm2,
-    lfm2moe,
-    llama,
-    llama4,
-    mamba,
-    mamba2,
-    minicpm,
-    minicpm3,
-    minimax_m2,
-    mistral3,
-    modern_bert,
-    mpt,
-    nemotron,
-    nemotron_h,
-    nemotron_h_moe,
-    nomic_bert,
-    nomic_bert_moe,
-    olmo,
-    olmo2,
-    olmoe,
-    orion,
-    phi2,
-    phi3,
-    phimoe,
-    plamo2,
-    qwen,
-    qwen2,
-    qwen2moe,
-    qwen3,
-    qwen3moe,
-    qwen3next,
-    qwen35,
-    qwen35moe,
-    rwkv6,
-    rwkv6qwen2,
-    rwkv7,
-    seed_oss,
-    smollm3,
-    stablelm,
-    starcoder,
-    starcoder2,
-    t5,
-    t5encoder,
-    xverse,
-)
+from oxjax.config import ModelConfig
+from oxjax.errors import UnsupportedArchitectureError
+from oxjax.models.base import Frequencies, load_layer
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-
-class Architecture(Protocol):
-    """What a module under `oxjax/models` provides."""
-
-    def config(self, hp: Hyperparameters, tensors: ParamLoader) -> Any:
-        """Metadata to `ModelConfig`, and the float32 rotation frequencies of its `ropes`."""
-
-    def layer(self, tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Any:
-        """Parameters of block `i`."""
-
-    # Encoders have, instead of a block, `FINAL_NORM`: the tensor that norms what the last one gives, or None.
-    def block(self, *args: Any) -> Any:
-        """`block(p, x, state, spec, ctx)`: residual rows and state in, both out (see `layers.block`)."""
+_BUILT_IN = Path(__file__).with_name("arch")
+_folders: dict[Path, str] = {_BUILT_IN: "oxjax.models.arch"}  # and the package that its modules are in
 
 
-ARCHITECTURES: dict[str, Any] = {
-    "arcee": arcee,
-    "arwkv7": arwkv7,
-    "baichuan": baichuan,
-    "bailingmoe2": bailingmoe2,
-    "bert": bert,
-    "bloom": bloom,
-    "codeshell": codeshell,
-    "cohere2": cohere2,
-    "command-r": command_r,
-    "dbrx": dbrx,
-    "deepseek": deepseek,
-    "deepseek2": deepseek2,
-    "ernie4_5-moe": ernie4_5_moe,
-    "exaone": exaone,
-    "exaone4": exaone4,
-    "falcon": falcon,
-    "falcon-h1": falcon_h1,
-    "gemma": gemma,
-    "gemma2": gemma2,
-    "gemma3": gemma3,
-    "glm4": glm4,
-    "glm4moe": glm4moe,
-    "gpt-oss": gpt_oss,
-    "gpt2": gpt2,
-    "gptneox": gptneox,
-    "granite": granite,
-    "granitehybrid": granitehybrid,
-    "granitemoe": granitemoe,
-    "grok": grok,
-    "internlm2": internlm2,
-    "jamba": jamba,
-    "jina-bert-v2": jina_bert_v2,
-    "kimi-linear": kimi_linear,
-    "lfm2": lfm2,
-    "lfm2moe": lfm2moe,
-    "llama": llama,
-    "llama4": llama4,
-    "mamba": mamba,
-    "mamba2": mamba2,
-    "minicpm": minicpm,
-    "minicpm3": minicpm3,
-    "minimax-m2": minimax_m2,
-    "mistral3": mistral3,
-    "modern-bert": modern_bert,
-    "mpt": mpt,
-    "nemotron": nemotron,
-    "nemotron_h": nemotron_h,
-    "nemotron_h_moe": nemotron_h_moe,
-    "nomic-bert": nomic_bert,
-    "nomic-bert-moe": nomic_bert_moe,
-    "olmo": olmo,
-    "olmo2": olmo2,
-    "olmoe": olmoe,
-    "orion": orion,
-    "phi2": phi2,
-    "phi3": phi3,
-    "phimoe": phimoe,
-    "plamo2": plamo2,
-    "qwen": qwen,
-    "qwen2": qwen2,
-    "qwen2moe": qwen2moe,
-    "qwen3": qwen3,
-    "qwen35": qwen35,
-    "qwen35moe": qwen35moe,
-    "qwen3moe": qwen3moe,
-    "qwen3next": qwen3next,
-    "rwkv6": rwkv6,
-    "rwkv6qwen2": rwkv6qwen2,
-    "rwkv7": rwkv7,
-    "seed_oss": seed_oss,
-    "smollm3": smollm3,
-    "stablelm": stablelm,
-    "starcoder": starcoder,
-    "starcoder2": starcoder2,
-    "t5": t5,
-    "t5encoder": t5encoder,
-    "xverse": xverse,
-}
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture, as its module describes it.
+
+    Attributes:
+        config: metadata to `ModelConfig`, and the float32 rotation frequencies of its `ropes`.
+        layer: `layer(tensors, i, spec, config)` loads the parameters of block `i`; a module without one has blocks
+            of the usual tensors, which `load_layer` reads.
+        final_norm: the tensor of the norm after the last block, without `.weight`; None where there is none.
+    """
+
+    config: Callable[[Hyperparameters, ParamLoader], tuple[ModelConfig, Frequencies]]
+    layer: Callable[..., Any] = load_layer
+    final_norm: str | None = "output_norm"
+
+
+def architecture_names() -> list[str]:
+    """Names of all architectures, sorted; imports every module."""
+    return sorted(_name(_module(folder, stem)) for folder in _folders for stem in _stems(folder))
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture that a file names.
+
+    Raises:
+        UnsupportedArchitectureError: no module has this name.
+    """
+    for folder in _folders:
+        for stem in _stems(folder):
+            if stem == name.replace("-", "_") and _name(module := _module(folder, stem)) == name:
+                defaults = {"layer": load_layer, "FINAL_NORM": "output_norm"}
+                return Architecture(module.config, *(getattr(module, n, value) for n, value in defaults.items()))
+    stems = [stem for folder in _folders for stem in _stems(folder)]
+    shown = name if len(name) <= 40 else f"{name[:40]}..."
+    near = difflib.get_close_matches(shown, stems) or stems
+    raise UnsupportedArchitectureError(
+        f"architecture {shown!r} is not one of the {len(stems)} that are known; nearest: {', '.join(near[:5])}"
+    )
+
+
+def register_folder(path: str | Path) -> None:
+    """Look architectures up in a folder of your own as well.
+
+    Each module in it (`<name>.py`, with `_` for `-`) describes one architecture, as those in `oxjax/models/arch` do;
+    see `docs/adding-an-architecture.md`. It is imported when a file of that architecture is loaded.
+
+    Raises:
+        NotADirectoryError: there is no such folder.
+        ValueError: an architecture in it has the name of one that is known.
+    """
+    folder = Path(path).resolve()
+    if folder in _folders:
+        return
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder of architectures")
+    known = {stem for other in _folders for stem in _stems(other)}
+    if clash := sorted(known & set(_stems(folder))):
+        raise ValueError(f"{folder}: {', '.join(clash)}: there are architectures of these names already")
+    _folders[folder] = f"oxjax_architectures_{len(_folders)}"
+
+
+def unregister_folder(path: str | Path) -> None:
+    """Undo `register_folder`."""
+    _folders.pop(Path(path).resolve(), None)
+
+
+def _stems(folder: Path) -> list[str]:
+    return sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
+
+
+def _name(module: ModuleType) -> str:
+    """The architecture's name: the module's `NAME`, which it needs where there is a dash, or that of its file."""
+    return getattr(module, "NAME", module.__name__.rpartition(".")[2])
+
+
+def _module(folder: Path, stem: str) -> ModuleType:
+    return _imported(f"{_folders[folder]}.{stem}", folder / f"{stem}.py")
+
+
+@cache
+def _imported(name: str, path: Path) -> ModuleType:
+    if name in sys.modules:
+        return sys.modules[name]
+    if path.parent == _BUILT_IN:
+        __import__(name)
+        return sys.modules[name]
+    spec = util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, path
+    module = sys.modules[name] = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -18,14 +18,13 @@ from oxjax.config import DTYPES, LatentSpec, LayerSpec, MixerSpec, ModelConfig, 
 from oxjax.kernels.dot import least_rows
 from oxjax.kernels.paged_attention import q_tile_rows
 from oxjax.kernels.quantized import QuantizedTensor
-from oxjax.models.architectures import ARCHITECTURES
+from oxjax.models.layers.block import LayerState
 from oxjax.models.layers.context import Angles, Context
 from oxjax.models.layers.linear import Linear, linear, lookup, tied_logits
 from oxjax.models.layers.norms import Norm, norm
 from oxjax.models.layers.rope import rope_angles
 from oxjax.models.rank import RankHead
 
-LayerState = tuple[KVPages | LatentPages | RecurrentState, ...]  # one per mixer
 EngineState = tuple[LayerState, ...]
 
 
@@ -85,7 +84,7 @@ def _block(
     spec: LayerSpec,
     config: ModelConfig,
 ) -> tuple[Array, LayerState]:
-    return ARCHITECTURES[config.architecture].block(p, x, state, spec, Context(layout, angles, config))
+    return p.apply(x, state, spec, Context(layout, angles, config))
 
 
 def step(

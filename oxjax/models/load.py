@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 from flax import struct
@@ -17,7 +16,7 @@ from oxjax.errors import ModelError, UnsupportedArchitectureError
 from oxjax.gguf import GGMLType, GGUFFile
 from oxjax.kernels import native
 from oxjax.kernels.quantized import ACTIVATIONS
-from oxjax.models.architectures import ARCHITECTURES
+from oxjax.models.architectures import Architecture, architecture
 from oxjax.models.base import Frequencies
 from oxjax.models.decoder import Params
 from oxjax.models.encoder import EncoderParams
@@ -73,7 +72,7 @@ def load(
 
     Raises:
         GGUFError: the file is not a sound GGUF file.
-        UnsupportedArchitectureError: its architecture is not one of `ARCHITECTURES`.
+        UnsupportedArchitectureError: its architecture is not known; see `oxjax.models.architectures`.
         ModelError: its metadata and tensors do not fit together; names both numbers.
         TokenizerError: its vocabulary cannot be used.
     """
@@ -124,27 +123,26 @@ def load_params(
         activations=activations,
         quantize=None if quantize is None else QUANTIZE[quantize],
     )
-    architecture, config, frequencies = _configure(file, tensors, max_context)
+    family, config, frequencies = _configure(file, tensors, max_context)
     config = dataclasses.replace(config, dtype=dtype, exact=exact)
-    params = (_decoder if config.causal else _encoder)(tensors, architecture, config, frequencies)
+    params = (_decoder if config.causal else _encoder)(tensors, family, config, frequencies)
     tensors.finish(ignore=_IGNORED)
     return config, params
 
 
-def _decoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequencies: Frequencies) -> Params:
+def _decoder(tensors: ParamLoader, family: Architecture, config: ModelConfig, frequencies: Frequencies) -> Params:
     tied = not tensors.has("output.weight")
-    final_norm = getattr(architecture, "FINAL_NORM", "output_norm")
     vocab, d = config.vocab_size, config.d_model
     with ThreadPoolExecutor(_LOADING_THREADS) as pool:  # decoding spends its time in NumPy, which lets others run
         embedding = tensors.embedding("token_embd.weight", vocab, d, pool)
         output = None if tied else tensors.linear("output", d, vocab, pool=pool)
         layers = tuple(
-            pool.map(lambda i: architecture.layer(tensors, i, config.layers[i], config), range(len(config.layers)))
+            pool.map(lambda i: family.layer(tensors, i, config.layers[i], config), range(len(config.layers)))
         )
     return Params(
         embedding=embedding,
         layers=layers,
-        final_norm=tensors.norm(final_norm, config.d_model) if config.norm_weights else Norm(),
+        final_norm=tensors.norm(family.final_norm, config.d_model) if config.norm_weights else Norm(),
         output=output,
         rope_inv_freq=tuple(jax.device_put(f) for f in frequencies),
         positions=tensors.table("position_embd.weight", config.context_length, config.d_model)
@@ -155,14 +153,16 @@ def _decoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequ
     )
 
 
-def _encoder(tensors: ParamLoader, architecture: Any, config: ModelConfig, frequencies: Frequencies) -> EncoderParams:
-    d, types, final = config.d_model, "token_types.weight", architecture.FINAL_NORM
+def _encoder(
+    tensors: ParamLoader, family: Architecture, config: ModelConfig, frequencies: Frequencies
+) -> EncoderParams:
+    d, types, final = config.d_model, "token_types.weight", family.final_norm
     token_type = None
     if tensors.has(types):
         token_type = tensors.table(types, tensors.file.tensors[types].shape[0], d)[0]
     return EncoderParams(
         embedding=tensors.embedding("token_embd.weight", config.vocab_size, d),
-        layers=tuple(architecture.layer(tensors, i, s, config) for i, s in enumerate(config.layers)),
+        layers=tuple(family.layer(tensors, i, s, config) for i, s in enumerate(config.layers)),
         rope_inv_freq=tuple(jax.device_put(f) for f in frequencies),
         positions=tensors.table("position_embd.weight", config.context_length, d) if config.learned_positions else None,
         token_type=token_type,
@@ -177,13 +177,16 @@ def load_config(file: GGUFFile) -> ModelConfig:
     return _configure(file, ParamLoader(file, "float32"), None)[1]
 
 
-def _configure(file: GGUFFile, tensors: ParamLoader, max_context: int | None) -> tuple[Any, ModelConfig, Frequencies]:
+def _configure(
+    file: GGUFFile, tensors: ParamLoader, max_context: int | None
+) -> tuple[Architecture, ModelConfig, Frequencies]:
     name = file.get("general.architecture", str)
-    if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UnsupportedArchitectureError(f"{file.path}: architecture {name!r} is not one of {known}")
+    try:
+        family = architecture(name)
+    except UnsupportedArchitectureError as error:
+        raise UnsupportedArchitectureError(f"{file.path}: {error}") from None
     hp = Hyperparameters(file, max_context)
-    config, frequencies = ARCHITECTURES[name].config(hp, tensors)
+    config, frequencies = family.config(hp, tensors)
     pooling = hp.get("pooling_type", int, None)
     if pooling is None:
         config = dataclasses.replace(config, pooling="last" if config.causal else "mean")
@@ -198,4 +201,4 @@ def _configure(file: GGUFFile, tensors: ParamLoader, max_context: int | None) ->
         raise hp.error("context_length", message)
     for i in range(hp.n_layers, hp.n_blocks):
         tensors.skip(f"blk.{i}.")
-    return ARCHITECTURES[name], config, frequencies
+    return family, config, frequencies

@@ -15,7 +15,7 @@ from oxjax.engine.engine import Engine
 from oxjax.errors import NonFiniteLogitsError
 from oxjax.machine import enable_compilation_cache
 from oxjax.models.load import Model
-from tests.helpers.toy import toy_model, toys
+from tests.helpers.toy import toy_model
 
 PARAMS = SamplingParams(max_tokens=40, temperature=4.0, ignore_eos=True)
 IDS = np.random.default_rng(0).integers(300, 2000, 30).tolist()
@@ -25,8 +25,7 @@ IDS = np.random.default_rng(0).integers(300, 2000, 30).tolist()
 def model(request):
     enable_compilation_cache()
     embedded = oxjax.load(embedded_model(), weights="float32")
-    with toys():
-        yield embedded if request.param == "embedded" else toy_model("hybrid", embedded.tokenizer)
+    return embedded if request.param == "embedded" else toy_model("hybrid", embedded.tokenizer)
 
 
 def make(model, steps=MAX_STEPS, checkpoint_every=128):

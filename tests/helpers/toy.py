@@ -4,8 +4,6 @@ A causal convolution over the last inputs, then a gated linear recurrence, token
 so its bits cannot depend on how tokens were cut.
 """
 
-from contextlib import contextmanager
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,6 @@ from jax import lax
 
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import AttentionSpec, LayerSpec, ModelConfig, RecurrentSpec
-from oxjax.models.architectures import ARCHITECTURES
 from oxjax.models.decoder import Params
 from oxjax.models.layers.attention import Attention, attention
 from oxjax.models.layers.linear import Linear, linear
@@ -35,8 +32,22 @@ class Recurrence:
 
 @struct.dataclass
 class Layer:
+    """A block: every mixer on the same normalised rows, around one residual."""
+
     norm: Norm
     mixers: tuple
+
+    def apply(self, x, state, spec, ctx):
+        normed = rms_norm(self.norm, x, eps=ctx.config.norm_eps, exact=ctx.config.exact)
+        new = []
+        for weights, kind, old in zip(self.mixers, spec.mixers, state, strict=True):
+            if isinstance(kind, RecurrentSpec):
+                mixed, updated = recurrence(weights, normed, old, ctx.layout, ctx.config.exact)
+            else:
+                mixed, updated = attention(weights, normed, old, kind, ctx)
+            x = x + mixed
+            new.append(updated)
+        return x, tuple(new)
 
 
 def recurrence(p, x, state, layout, exact):
@@ -58,33 +69,6 @@ def recurrence(p, x, state, layout, exact):
     (window, h), mixed = lax.scan(one_row, (begin.conv, begin.ssm), rows)
     state = write_slots(state, RecurrentState(conv=window, ssm=h), layout)
     return linear(p.out, x=mixed, exact=exact)[0], state
-
-
-class Toy:
-    """The `block` of an architecture: every mixer of a layer on the same normalised rows, around one residual."""
-
-    @staticmethod
-    def block(p, x, state, spec, ctx):
-        normed = rms_norm(p.norm, x, eps=ctx.config.norm_eps, exact=ctx.config.exact)
-        new = []
-        for weights, kind, old in zip(p.mixers, spec.mixers, state, strict=True):
-            if isinstance(kind, RecurrentSpec):
-                mixed, updated = recurrence(weights, normed, old, ctx.layout, ctx.config.exact)
-            else:
-                mixed, updated = attention(weights, normed, old, kind, ctx)
-            x = x + mixed
-            new.append(updated)
-        return x, tuple(new)
-
-
-@contextmanager
-def toys():
-    """The toy is an architecture inside of this, and for nobody else."""
-    ARCHITECTURES["toy"] = Toy
-    try:
-        yield
-    finally:
-        del ARCHITECTURES["toy"]
 
 
 RECURRENT = RecurrentSpec(conv=(KERNEL - 1, D), ssm=(1, D))

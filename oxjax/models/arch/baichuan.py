@@ -6,12 +6,9 @@ Only the depth tells them apart. llama.cpp gives any other depth no positions at
 from __future__ import annotations
 
 from oxjax.config import ModelConfig
-from oxjax.models.arch.llama import block, layer
 from oxjax.models.base import Frequencies, dense_config
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 _LAYERS_OF_7B, _LAYERS_OF_13B = 32, 40
 _MAX_BIAS = 8.0

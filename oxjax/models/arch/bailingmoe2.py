@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from oxjax.config import ModelConfig
-from oxjax.models.arch.qwen3 import layer
+from oxjax.models.arch import qwen3
 from oxjax.models.base import Frequencies, dense_config
 from oxjax.models.experts import expert_spec, gating, silu, weighing, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import block
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+layer = qwen3.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

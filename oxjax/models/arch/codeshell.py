@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from oxjax.models.arch.starcoder2 import block, config, layer
+from oxjax.config import ModelConfig
+from oxjax.models.base import Frequencies, dense_config, plain_mlp
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    return dense_config(hp, tensors, pairing="neox", norm="layer", mlp=plain_mlp(hp))

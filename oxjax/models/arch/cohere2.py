@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.arch import command_r
-from oxjax.models.arch.command_r import block, layer
 from oxjax.models.base import Frequencies, vary_attention
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+layer = command_r.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from oxjax.config import ModelConfig
-from oxjax.models.arch.llama import block, layer
 from oxjax.models.base import Frequencies, dense_config
 from oxjax.models.experts import expert_spec, silu, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

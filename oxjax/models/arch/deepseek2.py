@@ -9,14 +9,11 @@ import dataclasses
 import math
 
 from oxjax.config import ModelConfig, TemperatureSpec
-from oxjax.models.arch.llama import block, layer
 from oxjax.models.base import Frequencies, dense_config
 from oxjax.models.experts import expert_spec, gating, silu, weighing, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.latent import with_latent
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 _GLM_FLASH = {47, 48}, 154880  # layers and vocabulary of the one that files without a gating function do not say
 

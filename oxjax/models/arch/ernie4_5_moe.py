@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from oxjax.config import ModelConfig
-from oxjax.models.arch.llama import block, layer
 from oxjax.models.base import Frequencies, dense_config
 from oxjax.models.experts import expert_spec, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+NAME = "ernie4_5-moe"
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

@@ -6,10 +6,10 @@ from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies, attention_spec, load_layer, model_config
 from oxjax.models.hybrid import mamba2_spec
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import Layer, block
+from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+NAME = "falcon-h1"
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

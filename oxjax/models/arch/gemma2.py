@@ -9,10 +9,8 @@ from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.arch import gemma
 from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, load_layer, vary_attention
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import Layer, block
+from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 _LAYERS_OF_27B = 46  # the one size whose queries are scaled by d_model / n_heads instead of the head dimension
 

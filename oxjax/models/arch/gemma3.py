@@ -6,14 +6,11 @@ import dataclasses
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.arch import gemma, gemma2
-from oxjax.models.arch.gemma2 import block
 from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, load_layer, rope, vary_attention
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
 from oxjax.models.layers.rope import RopeScaling
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 _LAYERS_OF_27B = 62
 _FULL, _SLIDING = 0, 1  # indices of the two rotations

@@ -6,12 +6,12 @@ Files of the multimodal models rotate half-split pairs by sections; for text all
 from __future__ import annotations
 
 from oxjax.config import ModelConfig
-from oxjax.models.arch.gemma2 import block, layer
+from oxjax.models.arch import gemma2
 from oxjax.models.base import Frequencies, dense_config
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+layer = gemma2.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

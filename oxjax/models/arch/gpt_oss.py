@@ -9,10 +9,10 @@ from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.base import Frequencies, dense_config, load_layer, slide
 from oxjax.models.experts import expert_d_ff, expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import Layer, block
+from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+NAME = "gpt-oss"
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

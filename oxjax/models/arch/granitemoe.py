@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.arch import granite
-from oxjax.models.arch.llama import block, layer
 from oxjax.models.base import Frequencies
 from oxjax.models.experts import expert_spec, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

@@ -11,10 +11,8 @@ from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import PRE_NORMS, Frequencies, dense_config, load_layer
 from oxjax.models.experts import expert_d_ff, expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import Layer, block
+from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.arch.mamba import block, layer
+from oxjax.models.arch import mamba
 from oxjax.models.base import Frequencies, model_config
 from oxjax.models.experts import expert_spec
 from oxjax.models.hybrid import attention_or, mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+layer = mamba.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

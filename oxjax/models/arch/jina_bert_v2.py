@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.arch import bert
-from oxjax.models.arch.bert import FINAL_NORM, bert_config
+from oxjax.models.arch.bert import bert_config
 from oxjax.models.base import Frequencies
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.encoder import EncoderLayer
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["FINAL_NORM", "config", "layer"]
+NAME = "jina-bert-v2"
+FINAL_NORM = None
 
 _MAX_ALIBI_BIAS = 8.0
 

@@ -5,7 +5,6 @@ nothing; experts after some dense layers.
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.arch.llama import block, layer
 from oxjax.models.base import Frequencies, model_config
 from oxjax.models.experts import expert_spec, gating, silu, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
@@ -13,7 +12,7 @@ from oxjax.models.latent import latent_spec
 from oxjax.models.layers.kimi_delta import KimiDeltaSpec
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+NAME = "kimi-linear"
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

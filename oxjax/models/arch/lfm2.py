@@ -6,11 +6,9 @@ from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies, load_layer, model_config
 from oxjax.models.hybrid import attention_or
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import Layer, block
+from oxjax.models.layers.block import Layer
 from oxjax.models.layers.short_conv import ShortConvSpec
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["FINAL_NORM", "block", "config", "layer"]
 
 FINAL_NORM = "token_embd_norm"  # where its files have the norm before the logits
 

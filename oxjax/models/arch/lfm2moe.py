@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.arch import lfm2
-from oxjax.models.arch.lfm2 import FINAL_NORM, block, layer
 from oxjax.models.base import Frequencies
 from oxjax.models.experts import expert_spec, gating, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["FINAL_NORM", "block", "config", "layer"]
+FINAL_NORM = "token_embd_norm"
+layer = lfm2.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

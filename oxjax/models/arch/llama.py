@@ -8,13 +8,9 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.base import load_layer as layer
 from oxjax.models.experts import expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import block
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

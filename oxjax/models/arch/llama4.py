@@ -5,14 +5,10 @@ experts on every n-th layer, which read their weight times the row, beside one t
 from __future__ import annotations
 
 from oxjax.config import ModelConfig, TemperatureSpec
-from oxjax.models.arch.llama import block, layer
 from oxjax.models.base import Frequencies, dense_config, slide, vary_attention
 from oxjax.models.experts import expert_spec, silu, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
-
 
 _CHUNK = 8192
 _GROWTH = TemperatureSpec(scale=0.1, length=_CHUNK, offset=1)

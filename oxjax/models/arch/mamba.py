@@ -6,10 +6,8 @@ from oxjax.config import LayerSpec, MixerSpec, ModelConfig
 from oxjax.models.base import Frequencies, load_layer, model_config
 from oxjax.models.hybrid import mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import Layer, block
+from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer", "only"]
 
 
 def only(hp: Hyperparameters, tensors: ParamLoader, mixer: MixerSpec) -> tuple[ModelConfig, Frequencies]:

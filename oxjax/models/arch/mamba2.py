@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.arch import mamba
-from oxjax.models.arch.mamba import block, layer
 from oxjax.models.base import Frequencies
 from oxjax.models.hybrid import mamba2_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+layer = mamba.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from oxjax.config import ModelConfig
-from oxjax.models.arch.olmoe import block, layer
+from oxjax.models.arch import olmoe
 from oxjax.models.base import Frequencies, dense_config
 from oxjax.models.experts import expert_spec, gating, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+NAME = "minimax-m2"
+layer = olmoe.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

@@ -16,7 +16,8 @@ from oxjax.models.layers.encoder import EncoderLayer
 from oxjax.models.layers.rope import RopeScaling
 from oxjax.models.loader import ParamLoader
 
-FINAL_NORM = "output_norm"
+NAME = "modern-bert"
+
 
 _FULL, _SLIDING = 0, 1  # indices of the two rotations
 _ACTIVATIONS = {"gelu": "gelu", "geglu": "gelu", "silu": "silu", "swish": "silu", "swiglu": "silu", "reglu": "relu"}

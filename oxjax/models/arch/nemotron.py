@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from oxjax.config import ModelConfig
-from oxjax.models.arch.llama import block, layer
 from oxjax.models.base import Frequencies, dense_config, plain_mlp
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

@@ -7,13 +7,14 @@ widths and numbers may differ from layer to layer.
 from __future__ import annotations
 
 from oxjax.config import ModelConfig
-from oxjax.models.arch.nemotron_h import block, layer, one_thing_config, plain
+from oxjax.models.arch import nemotron_h
+from oxjax.models.arch.nemotron_h import one_thing_config, plain
 from oxjax.models.base import Frequencies
 from oxjax.models.experts import expert_spec, weighing
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+layer = nemotron_h.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

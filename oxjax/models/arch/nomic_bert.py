@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from oxjax.config import MLPSpec, ModelConfig
-from oxjax.models.arch.bert import FINAL_NORM, bert_config, layer
+from oxjax.models.arch import bert
+from oxjax.models.arch.bert import bert_config
 from oxjax.models.base import Frequencies
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["FINAL_NORM", "config", "layer"]
+NAME = "nomic-bert"
+FINAL_NORM = None
+layer = bert.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

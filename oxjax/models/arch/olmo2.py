@@ -10,11 +10,9 @@ import dataclasses
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.base import POST_NORMS, Frequencies, dense_config, load_layer, rope, vary_attention
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import Layer, block
+from oxjax.models.layers.block import Layer
 from oxjax.models.layers.rope import RopeScaling
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 _FULL, _SLIDING = 0, 1  # indices of the two rotations
 

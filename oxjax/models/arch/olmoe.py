@@ -7,10 +7,8 @@ from oxjax.models.arch import qwen2
 from oxjax.models.base import Frequencies, load_layer
 from oxjax.models.experts import expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import Layer, block
+from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

@@ -4,7 +4,12 @@ tensor and gate, up in one. Its sliding window is ignored: the published models 
 
 from __future__ import annotations
 
-from oxjax.models.arch.llama import block, layer
-from oxjax.models.arch.qwen2 import config
+from oxjax.config import ModelConfig
+from oxjax.models.base import Frequencies, dense_config
+from oxjax.models.hyperparameters import Hyperparameters
+from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    return dense_config(hp, tensors, pairing="neox")

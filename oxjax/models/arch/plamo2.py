@@ -11,10 +11,8 @@ from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, load_layer, model_config
 from oxjax.models.hybrid import attention_or, plamo_mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import Layer, block
+from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

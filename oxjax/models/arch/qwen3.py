@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.arch.qwen2 import block, config
-from oxjax.models.base import load_layer
+from oxjax.models.base import Frequencies, dense_config, load_layer
+from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+
+def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
+    """Metadata to config."""
+    return dense_config(hp, tensors, pairing="neox")
 
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:

@@ -6,12 +6,13 @@ Its rotation has sections for images; for text all of them turn by the same posi
 from __future__ import annotations
 
 from oxjax.config import MLPSpec, ModelConfig
-from oxjax.models.arch.qwen3next import block, delta_net_config, layer
+from oxjax.models.arch import qwen3next
+from oxjax.models.arch.qwen3next import delta_net_config
 from oxjax.models.base import Frequencies
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+layer = qwen3next.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

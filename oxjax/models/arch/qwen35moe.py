@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from oxjax.config import ModelConfig
-from oxjax.models.arch.qwen3next import block, delta_net_config, experts, layer
+from oxjax.models.arch import qwen3next
+from oxjax.models.arch.qwen3next import delta_net_config, experts
 from oxjax.models.base import Frequencies
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+layer = qwen3next.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from oxjax.config import ModelConfig
 from oxjax.models.arch import qwen3
 from oxjax.models.arch.qwen2moe import base_width
-from oxjax.models.arch.qwen3 import block, layer
 from oxjax.models.base import Frequencies
 from oxjax.models.experts import expert_d_ff, expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["block", "config", "layer"]
+layer = qwen3.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

@@ -7,10 +7,8 @@ from oxjax.models.base import Frequencies, attention_spec, load_layer, model_con
 from oxjax.models.experts import expert_spec, silu
 from oxjax.models.hybrid import delta_net_spec
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import Layer, block
+from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "delta_net_config", "experts", "layer"]
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

@@ -7,12 +7,10 @@ import dataclasses
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies, model_config
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.rwkv import rwkv_block as block
 from oxjax.models.loader import ParamLoader
-from oxjax.models.rwkv import rwkv6_spec
-from oxjax.models.rwkv import rwkv_layer as layer
+from oxjax.models.rwkv import rwkv6_spec, rwkv_layer
 
-__all__ = ["block", "config", "layer"]
+layer = rwkv_layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

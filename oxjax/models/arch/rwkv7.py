@@ -5,12 +5,10 @@ from __future__ import annotations
 from oxjax.config import MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.rwkv import rwkv_block as block
 from oxjax.models.loader import ParamLoader
-from oxjax.models.rwkv import rwkv7_config
-from oxjax.models.rwkv import rwkv_layer as layer
+from oxjax.models.rwkv import rwkv7_config, rwkv_layer
 
-__all__ = ["block", "config", "layer"]
+layer = rwkv_layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

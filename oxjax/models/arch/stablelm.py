@@ -8,10 +8,8 @@ from __future__ import annotations
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.base import PRE_NORMS, Frequencies, dense_config, load_layer
 from oxjax.models.hyperparameters import Hyperparameters
-from oxjax.models.layers.block import Layer, block
+from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
-
-__all__ = ["block", "config", "layer"]
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

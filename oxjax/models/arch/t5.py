@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.arch import t5encoder
-from oxjax.models.arch.t5encoder import FINAL_NORM, layer
 from oxjax.models.base import Frequencies
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
-__all__ = ["FINAL_NORM", "config", "layer"]
+FINAL_NORM = "enc.output_norm"
+layer = t5encoder.layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:

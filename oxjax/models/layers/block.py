@@ -23,6 +23,8 @@ from oxjax.models.layers.norms import Norm, norm
 from oxjax.models.layers.plamo_mamba import PlamoMambaSpec, plamo_mamba
 from oxjax.models.layers.short_conv import ShortConvSpec, short_conv
 
+LayerState = tuple[KVPages | LatentPages | RecurrentState, ...]  # one per mixer
+
 MIXERS = {
     AttentionSpec: attention,
     DeltaNetSpec: delta_net,
@@ -50,14 +52,18 @@ class Layer:
     mlp_norm: Norm | None = None
     post_mlp_norm: Norm | None = None
 
+    def apply(self, x: Array, state: LayerState, spec: LayerSpec, ctx: Context) -> tuple[Array, LayerState]:
+        """Run the block; see `block`."""
+        return block(self, x, state, spec, ctx)
+
 
 def block(
     p: Layer,
     x: Float[Array, "T d_model"],
-    state: tuple[KVPages | LatentPages | RecurrentState, ...],
+    state: LayerState,
     spec: LayerSpec,
     ctx: Context,
-) -> tuple[Float[Array, "T d_model"], tuple[KVPages | LatentPages | RecurrentState, ...]]:
+) -> tuple[Float[Array, "T d_model"], LayerState]:
     """One block; returns the residual rows and the layer's new state. What several mixers give is added up."""
     config = ctx.config
 

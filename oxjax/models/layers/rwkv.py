@@ -56,6 +56,12 @@ class RwkvLayer:
     mlp_norm: Norm
     mlp: ChannelMix | MLP
 
+    def apply(
+        self, x: Array, state: tuple[RecurrentState], spec: LayerSpec, ctx: Context
+    ) -> tuple[Array, tuple[RecurrentState]]:
+        """Run the block; see `rwkv_block`."""
+        return rwkv_block(self, x, state, spec, ctx)
+
 
 def rwkv_block(
     p: RwkvLayer,
