@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -63,8 +64,9 @@ def read_text(argument: str | None) -> str:
 
 
 def standard_input() -> TextIO:
-    """What was piped in, UTF-8; bytes that are not become what a tokenizer refuses by name."""
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    """Standard input as UTF-8; other bytes become surrogates, which a tokenizer refuses by name."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     return sys.stdin
 
 
