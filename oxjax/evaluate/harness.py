@@ -276,7 +276,7 @@ class OxjaxLM(LM):
     def _report_cut(self, n_cut: int, n: int) -> None:
         if n_cut:
             logger.warning(
-                "%d of %d requests do not fit in %d tokens and lost their beginnings (see max_length)",
+                "%d of %d requests do not fit in %d tokens and were cut at the start (see max_length)",
                 n_cut, n, self.llm.max_context,
             )  # fmt: skip
 

@@ -134,7 +134,7 @@ class FileAnswers:
         self.llm, self.seed, self.date = _load(model, options), seed, date
         here = facts(self.llm)
         if wrong := [f"{name}: {here[name]}, not {fact}" for name, fact in made_with.items() if here[name] != fact]:
-            raise BatchError(f"machine {ray.util.get_node_ip_address()} would answer otherwise: {'; '.join(wrong)}")
+            raise BatchError(f"machine {ray.util.get_node_ip_address()} would give other results: {'; '.join(wrong)}")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Answers of lines."""
