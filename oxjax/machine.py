@@ -28,7 +28,7 @@ def enable_compilation_cache() -> None:
 
     Programs for CPUs are compiled for one set of instructions, so each set has a folder of its own.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = Path.home() / ".cache" / "oxjax" / "xla" / _processor()
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

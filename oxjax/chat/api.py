@@ -79,6 +79,7 @@ class Chats:
             dialect=dialect,
             **variables,
         )
+        assert last.result is not None
         return last.result
 
     def stream_chat(

@@ -112,7 +112,11 @@ class Cursor:
         Raises:
             Malformed: there is none.
         """
-        while (end := _NAME.match(self.text, self.at).end()) == len(self.text) and not self.final:
+        while True:
+            found = _NAME.match(self.text, self.at)
+            assert found is not None  # the empty text at least
+            if (end := found.end()) < len(self.text) or self.final:
+                break
             yield
         name, self.at = self.text[self.at : end], end
         if not name:

@@ -264,8 +264,8 @@ def _literal(node: ast.expr) -> Any:
             return constants[name]
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_literal(item) for item in items]
-        case ast.Dict(keys=keys, values=values) if None not in keys:
-            return {str(_literal(k)): _literal(v) for k, v in zip(keys, values, strict=True)}
+        case ast.Dict(keys=keys, values=values) if None not in keys:  # None stands for `**`
+            return {str(_literal(k)): _literal(v) for k, v in zip(keys, values, strict=True) if k is not None}
     value = ast.literal_eval(node)
     if not isinstance(value, (str, int, float, bool, type(None))):
         raise ValueError(f"{type(value).__name__} is not a value of JSON")

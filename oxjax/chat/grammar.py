@@ -47,7 +47,7 @@ def call_grammar(dialect: Dialect, tools: Iterable[Mapping[str, Any]], tokenizer
         tokenizer: the model's; its control tokens are named by their ids.
 
     Raises:
-        ChatTemplateError: the dialect writes calls otherwise.
+        ChatTemplateError: the dialect has another format of calls.
     """
     if dialect.harmony:
         calls = [

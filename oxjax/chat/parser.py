@@ -217,7 +217,7 @@ class ChatParser:
         self._held[kind] = text[len(certain) :]
         if certain:
             setattr(self.message, kind, known + certain)
-            self._deltas.append(Delta(**{kind: certain}))
+            self._deltas.append(Delta(content=certain) if kind == "content" else Delta(reasoning=certain))
 
     def _add(self, calls: list[ToolCall]) -> None:
         for call in calls:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from oxjax.chat.dialect import Dialect
 from oxjax.errors import ChatTemplateError
@@ -34,10 +34,20 @@ class Shape:
     content: str | None
 
 
-def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    """The texts of BOS and EOS, for a `ChatTemplate`."""
-    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
-    return {name: "" if i is None else tokenizer.token_text(i) for name, i in ids.items()}
+class TemplateTokens(TypedDict):
+    """Texts of the tokens that chat templates refer to, as arguments of `ChatTemplate`."""
+
+    bos_token: str
+    eos_token: str
+
+
+def template_tokens(tokenizer: Tokenizer) -> TemplateTokens:
+    """Texts of BOS and EOS, empty if the tokenizer has none."""
+
+    def text(i: int | None) -> str:
+        return "" if i is None else tokenizer.token_text(i)
+
+    return {"bos_token": text(tokenizer.bos_id), "eos_token": text(tokenizer.eos_id)}
 
 
 def read_template(path: str | Path, tokenizer: Tokenizer) -> ChatTemplate:

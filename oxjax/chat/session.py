@@ -209,15 +209,16 @@ class Session:
                 except StopIteration as end:
                     result = end.value
                     break
-                cut, done = isinstance(chunk.stop_reason, str), chunk.finish_reason is not None
-                ends_turn = chunk.finish_reason == "stop" and not cut
+                stop_text = chunk.stop_reason if isinstance(chunk.stop_reason, str) else None
+                done = chunk.finish_reason is not None
+                ends_turn = chunk.finish_reason == "stop" and stop_text is None
                 text = held
                 if not ends_turn and self._is_shown(chunk.token_id):
                     text += detokenizer.push(chunk.token_id)
                 if done:
                     text += detokenizer.flush()
-                if cut and chunk.stop_reason in text:
-                    text = text[: text.index(chunk.stop_reason)]
+                if stop_text is not None:
+                    text = text.partition(stop_text)[0]
                 keep = 0 if done else stops.partial(text)
                 held = text[len(text) - keep :]
                 yield from _as_chat(parser.feed(text[: len(text) - keep]))
@@ -225,7 +226,7 @@ class Session:
         return result
 
     def _is_shown(self, token: int) -> bool:
-        """Whether a token's text belongs to the message: a special token's only if the dialect knows it."""
+        """True if a token's text belongs to the message: a special token's does only if the dialect knows it."""
         if token not in self._shown:
             text = self.tokenizer.token_text(token)
             known = any(text in marker for marker in self.dialect.markers)
@@ -234,7 +235,7 @@ class Session:
 
 
 def _check(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse what no template could make sense of."""
+    """Refuse messages without a role, and malformed calls."""
     if not messages:
         raise InvalidRequestError("the conversation is empty")
     for i, message in enumerate(messages):
@@ -245,13 +246,13 @@ def _check(messages: Sequence[Mapping[str, Any]]) -> None:
             raise InvalidRequestError(f"message {i}: found the calls {calls!r:.80}; expected a list")
         for call in calls:
             function = call.get("function") if isinstance(call, Mapping) else None
-            named = isinstance(function, Mapping) and isinstance(function.get("name"), str)
-            arguments = function.get("arguments") if named else None
+            function = function if isinstance(function, Mapping) else {}
+            arguments = function.get("arguments")
             try:
                 arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
             except ValueError as error:
                 raise InvalidRequestError(f"message {i}: the arguments of a call are not JSON: {error}") from error
-            if not named or not isinstance(arguments, dict | None):
+            if not isinstance(function.get("name"), str) or not isinstance(arguments, dict | None):
                 raise InvalidRequestError(f"message {i}: found the call {call!r:.80}; expected a name and arguments")
 
 
@@ -262,6 +263,7 @@ def _as_chat(deltas: list[Delta]) -> list[ChatDelta]:
 def _check_tools(schemas: Sequence[Mapping[str, Any]]) -> None:
     for schema in schemas:
         function = schema.get("function", schema) if isinstance(schema, Mapping) else None
-        named = isinstance(function, Mapping) and isinstance(function.get("name"), str) and function["name"]
-        if not named or not isinstance(function.get("parameters") or {}, Mapping):
+        function = function if isinstance(function, Mapping) else {}
+        name, parameters = function.get("name"), function.get("parameters") or {}
+        if not isinstance(name, str) or not name or not isinstance(parameters, Mapping):
             raise InvalidRequestError(f"tool {schema!r:.80}: expected a function with a name and a schema")

@@ -38,8 +38,10 @@ def score(
         list[str] | None, typer.Argument(help="Texts to score after the first one.", show_default=False)
     ] = None,
     model: ModelOption = None,
-    stride: Annotated[int | None, typer.Option(help="Tokens that each window but the first scores.")] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens that the model reads at once.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Number of tokens that each window after the first scores.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Number of tokens in a window.")] = None,
     max_context: MaxContextOption = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
@@ -48,7 +50,7 @@ def score(
     fast: FastOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how likely continuations are after a text, or, with none, what the text's own perplexity is."""
+    """Print log-likelihoods of continuations of a text or, without continuations, the perplexity of the text."""
     if continuations and (stride is not None or window is not None):
         raise typer.BadParameter("--stride and --window are for the perplexity of one text")
     context = read_text(text)
@@ -82,9 +84,9 @@ def embed(
     text: PromptArgument = None,
     model: ModelOption = None,
     pooling: Annotated[str | None, typer.Option(help="mean, max, cls, last or none. Default: the file's.")] = None,
-    normalize: Annotated[bool, typer.Option(help="Divide every vector by its length.")] = True,
+    normalize: Annotated[bool, typer.Option(help="Scale every vector to length one.")] = True,
     truncate: Annotated[
-        int | None, typer.Option(help="Keep this many tokens of longer texts. Default: refuse.")
+        int | None, typer.Option(help="Cut texts to this many tokens. Default: too long a text is an error.")
     ] = None,
     max_context: MaxContextOption = None,
     dtype: DtypeOption = None,
@@ -130,23 +132,27 @@ def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Requests: JSON lines.", exists=True)],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Results: JSON lines.")],
     model: ModelOption = None,
-    seed: Annotated[int, typer.Option(help="Of requests that have none of their own, with their ids.")] = 0,
-    date: Annotated[str | None, typer.Option(help="YYYY-MM-DD: today, for chat templates that tell it.")] = None,
-    shard: Annotated[str, typer.Option(help="i/n: run the i-th of n parts of the requests, by their ids.")] = "1/1",
+    seed: Annotated[
+        int, typer.Option(help="Seed of requests without one; each gets a seed derived from it and its id.")
+    ] = 0,
+    date: Annotated[
+        str | None, typer.Option(help="YYYY-MM-DD, the date that chat templates are given. Default: today.")
+    ] = None,
+    shard: Annotated[str, typer.Option(help="i/n: run the i-th of n parts of the requests.")] = "1/1",
     on_error: Annotated[
-        str, typer.Option(help="continue writes what is wrong and goes on; stop does not.")
+        str, typer.Option(help="continue writes errors as results; stop ends the run at the first bad line.")
     ] = "continue",
-    max_batch: Annotated[int, typer.Option(help="Requests that run at once.")] = 32,
-    max_context: Annotated[int | None, typer.Option(help="Most tokens of a request.")] = None,
+    max_batch: Annotated[int, typer.Option(help="Number of requests that run at once.")] = 32,
+    max_context: Annotated[int | None, typer.Option(help="Maximum number of tokens of a request.")] = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
     activations: ActivationsOption = "int8",
     quantize: QuantizeOption = None,
     fast: FastOption = False,
 ) -> None:
-    """Run a file of requests; killed or interrupted, the same command goes on where it was.
+    """Run a file of requests. After an interrupt or a crash, the same command resumes.
 
-    Lines are as OpenAI's batch API has them, or shorter; see docs/offline-evaluation.md.
+    Lines are in the format of OpenAI's batch API or a shorter one; see docs/offline-evaluation.md.
     """
     from oxjax.evaluate import run
 
@@ -178,11 +184,11 @@ def batch(
         )
     print(
         f"{summary.done} of {summary.total} requests done, {summary.failed} of them with errors; "
-        f"{summary.found} were there, the others took {summary.seconds:.1f} s",
+        f"{summary.found} were there before, the others took {summary.seconds:.1f} s",
         file=sys.stderr,
     )
     if not summary.complete:
-        print("interrupted: the same command goes on", file=sys.stderr)
+        print("interrupted: run the same command to resume", file=sys.stderr)
         raise typer.Exit(130)
 
 
@@ -195,15 +201,15 @@ def _shard(text: str) -> tuple[int, int]:
 
 def verify(
     manifest: Annotated[Path, typer.Argument(help="OUT.manifest.json, beside the results.", show_default=False)],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the model is now, if it has moved.")] = None,
-    sample: Annotated[int, typer.Option(min=0, help="How many results to compute again; 0 is all.")] = 100,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Path of the model, if it has moved.")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Number of results to recompute; 0 is all.")] = 100,
 ) -> None:
-    """Compute a sample of a batch's results again, and compare their bits."""
+    """Recompute a sample of the results of a batch and compare their bits."""
     from oxjax.evaluate import verify as check
 
     found = check(manifest, model=model, sample=sample or None)
     for line in found.changed:
-        print(f"otherwise than when the results were made: {line}", file=sys.stderr)
+        print(f"changed since the results were made: {line}", file=sys.stderr)
     same = found.n_checked - len(found.differing)
     print(f"{same} of {found.n_checked} results are the same to the bit; the file has {found.n_results}")
     if found.differing:
@@ -211,9 +217,9 @@ def verify(
 
 
 def lm_eval(
-    arguments: Annotated[list[str] | None, typer.Argument(help="The harness's own; --help shows them.")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Arguments of the harness; --help lists them.")] = None,
 ) -> None:
-    """Run lm-evaluation-harness, which then knows `--model oxjax`."""
+    """Run lm-evaluation-harness with oxjax as a model: `--model oxjax`."""
     if importlib.util.find_spec("lm_eval") is None:
         raise OxjaxError("lm-evaluation-harness is not installed: pip install 'oxjax[lm-eval]'")
     from lm_eval.__main__ import cli_evaluate

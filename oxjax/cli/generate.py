@@ -35,31 +35,46 @@ _DEMO_PROMPT = "Once upon a time"
 def generate(
     prompt: PromptArgument = None,
     model: ModelOption = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Default: to the end.")] = None,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Divides logits of recent tokens; 1 is off.")] = 1.0,
-    frequency_penalty: Annotated[float, typer.Option(help="Subtracted per occurrence.")] = 0.0,
-    presence_penalty: Annotated[float, typer.Option(help="Subtracted once.")] = 0.0,
-    penalty_window: Annotated[int, typer.Option(help="How many last tokens are penalised; -1 is all.")] = 64,
-    seed: Annotated[int | None, typer.Option(help="Default: from the operating system.")] = None,
-    logprobs: Annotated[int, typer.Option(help="Report this many likely tokens at each step (with --json).")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
-    stop_token: Annotated[list[int] | None, typer.Option(help="End at this token id; may be repeated.")] = None,
-    ban: Annotated[list[int] | None, typer.Option(help="Never choose this token id; may be repeated.")] = None,
-    bias: Annotated[list[str] | None, typer.Option(help="ID=NUMBER, added to a logit; may be repeated.")] = None,
-    min_tokens: Annotated[int, typer.Option(help="Do not end before so many.")] = 0,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-text tokens.")] = False,
-    samples: Annotated[int, typer.Option("--samples", help="Draw this many, each with a seed of its own.")] = 1,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", "-n", help="Maximum number of tokens to generate. Default: until the model ends the text."
+        ),
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="Divides the logits; 0 is greedy.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Keep the most likely tokens with this total probability; 1 keeps all.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Minimum probability relative to the most likely token; 0 keeps all.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Divides the logits of recent tokens; 1 is off.")] = 1.0,
+    frequency_penalty: Annotated[float, typer.Option(help="Subtracted from a logit per recent occurrence.")] = 0.0,
+    presence_penalty: Annotated[float, typer.Option(help="Subtracted once from the logit of a recent token.")] = 0.0,
+    penalty_window: Annotated[
+        int, typer.Option(help="Number of recent tokens that the penalties count; -1 is all.")
+    ] = 64,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the random draws. Default: from the operating system.")
+    ] = None,
+    logprobs: Annotated[int, typer.Option(help="Number of most likely tokens to report per step (with --json).")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
+    stop_token: Annotated[list[int] | None, typer.Option(help="Stop at this token id; repeatable.")] = None,
+    ban: Annotated[list[int] | None, typer.Option(help="Never generate this token id; repeatable.")] = None,
+    bias: Annotated[
+        list[str] | None, typer.Option(help="ID=NUMBER, added to the logit of a token; repeatable.")
+    ] = None,
+    min_tokens: Annotated[int, typer.Option(help="Minimum number of tokens to generate.")] = 0,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Continue after end-of-text tokens.")] = False,
+    samples: Annotated[int, typer.Option("--samples", help="Number of samples, each with its own seed.")] = 1,
     param: ParamOption = None,
-    grammar: Annotated[Path | None, typer.Option(help="GBNF file: the language of the output.")] = None,
-    json_schema: Annotated[Path | None, typer.Option(help="File with the JSON schema of the output.")] = None,
-    regex: Annotated[str | None, typer.Option(help="Expression that the whole output matches.")] = None,
-    choice: Annotated[list[str] | None, typer.Option(help="One of the texts to choose from; repeatable.")] = None,
-    beams: Annotated[int, typer.Option(help="Search for this many most likely texts, at temperature 0.")] = 0,
-    max_context: Annotated[int | None, typer.Option(help="Most tokens, prompt included.")] = None,
+    grammar: Annotated[Path | None, typer.Option(help="File with a GBNF grammar for the output.")] = None,
+    json_schema: Annotated[Path | None, typer.Option(help="File with a JSON schema for the output.")] = None,
+    regex: Annotated[str | None, typer.Option(help="Regular expression that the whole output matches.")] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="A text that the output may be; repeatable.")] = None,
+    beams: Annotated[int, typer.Option(help="Beam search with this width, at temperature 0.")] = 0,
+    max_context: Annotated[int | None, typer.Option(help="Maximum number of tokens, prompt included.")] = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
     activations: ActivationsOption = "int8",
@@ -122,12 +137,12 @@ def _grammar(gbnf: Path | None, schema: Path | None, regex: str | None, choice: 
     given = [(Grammar.gbnf, gbnf), (Grammar.json_schema, schema), (Grammar.regex, regex), (Grammar.choice, choice)]
     given = [(make, source) for make, source in given if source]
     if len(given) > 1:
-        raise typer.BadParameter("one of --grammar, --json-schema, --regex and --choice")
+        raise typer.BadParameter("give only one of --grammar, --json-schema, --regex and --choice")
     return next((make(s.read_text("utf-8") if isinstance(s, Path) else s) for make, s in given), None)
 
 
 def _search(llm: Any, text: str, params: Any, width: int, *, as_json: bool) -> None:
-    """Print what a beam search finds."""
+    """Print the results of a beam search."""
     from oxjax.engine.beams import BeamParams
 
     (found,) = llm.beam_search(text, BeamParams(width=width), replace(params, temperature=0.0))
@@ -146,7 +161,7 @@ def _bias(text: str) -> tuple[int, float]:
 
 
 def _stream(llm: Any, text: str, params: Any) -> None:
-    """Print prompt and continuation as they come."""
+    """Print the prompt, and the continuation as it is generated."""
     with progress_bar("reading the prompt") as progress:
         chunks = llm.stream(text, params, progress=progress)
         first = next(chunks)
@@ -160,25 +175,36 @@ def _stream(llm: Any, text: str, params: Any) -> None:
 def chat(
     message: Annotated[
         str | None,
-        typer.Argument(
-            help="One message; '-' reads standard input. Default: ask for one after another.", show_default=False
-        ),
+        typer.Argument(help="One message; '-' reads standard input. Default: a conversation.", show_default=False),
     ] = None,
     model: ModelOption = None,
-    system: Annotated[str | None, typer.Option("--system", "-s", help="What the system message says.")] = None,
-    template: Annotated[Path | None, typer.Option(help="Jinja file to use instead of the model's template.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="NAME=JSON, for the template; repeatable.")
+    system: Annotated[str | None, typer.Option("--system", "-s", help="Text of the system message.")] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="File with a Jinja template to use in place of the model's.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Default: to the end.")] = None,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Divides logits of recent tokens; 1 is off.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Default: from the operating system.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=JSON, a variable of the template; repeatable.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", "-n", help="Maximum number of tokens to generate. Default: until the model ends the text."
+        ),
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="Divides the logits; 0 is greedy.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Keep the most likely tokens with this total probability; 1 keeps all.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Minimum probability relative to the most likely token; 0 keeps all.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Divides the logits of recent tokens; 1 is off.")] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the random draws. Default: from the operating system.")
+    ] = None,
     param: ParamOption = None,
-    max_context: Annotated[int | None, typer.Option(help="Most tokens, the whole conversation included.")] = None,
+    max_context: Annotated[int | None, typer.Option(help="Maximum number of tokens of the conversation.")] = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = "auto",
     activations: ActivationsOption = "int8",
@@ -186,7 +212,7 @@ def chat(
     fast: FastOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Talk with a model that has a chat template. Answers are printed; reasoning goes to standard error."""
+    """Chat with a model that has a chat template. Reasoning is printed to standard error."""
     params = sampling_params(
         param,
         max_tokens=max_tokens,
@@ -226,7 +252,7 @@ def chat(
 
 
 def _asked() -> Iterator[str]:
-    """Lines of standard input, asked for where that is a terminal."""
+    """Lines of standard input, with a prompt if it is a terminal."""
     while True:
         if sys.stdin.isatty():
             print("> ", end="", flush=True, file=sys.stderr)

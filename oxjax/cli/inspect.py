@@ -1,4 +1,4 @@
-"""Commands that look at files: `info` and `tokenize`."""
+"""Commands that inspect files: `info` and `tokenize`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from oxjax.cli.options import (
 
 
 def info(
-    file: Annotated[str | None, typer.Argument(help="As for --model.", show_default=False)] = None,
+    file: Annotated[str | None, typer.Argument(help="GGUF file, as for --model.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe a model file: architecture, sizes, quantisation, tokenizer, template, memory."""
+    """Describe a model file (architecture, sizes, quantisation, tokenizer, memory) and the software here."""
     from oxjax.assets import embedded_model
     from oxjax.hub import resolve
     from oxjax.info import describe
@@ -48,11 +48,11 @@ def _shown(value: object) -> str:
 def tokenize(
     text: PromptArgument = None,
     model: ModelOption = None,
-    special: Annotated[bool, typer.Option(help="Add BOS and EOS as the file says.")] = True,
-    parse_special: Annotated[bool, typer.Option(help="Read '<s>' and the like as special tokens.")] = True,
+    special: Annotated[bool, typer.Option(help="Add BOS and EOS if the file says so.")] = True,
+    parse_special: Annotated[bool, typer.Option(help="Parse special tokens such as '<s>' in the text.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the tokens of a text."""
+    """Print the tokens of a text."""
     from oxjax.assets import embedded_model
     from oxjax.hub import resolve
     from oxjax.tokenizer import Tokenizer

@@ -1,4 +1,4 @@
-"""What commands share: options, and how a model is loaded and its work shown."""
+"""Shared by commands: options, loading a model, progress bars."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -16,20 +17,22 @@ ModelOption = Annotated[
 ]
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or bfloat16.")]
 WeightsOption = Annotated[str, typer.Option(help="auto, quantized (as small as the file), float32 or bfloat16.")]
-ActivationsOption = Annotated[str, typer.Option(help="int8 or float32: what multiplies quantised weights.")]
+ActivationsOption = Annotated[
+    str, typer.Option(help="int8 or float32: type of activations in products with quantised weights.")
+]
 QuantizeOption = Annotated[str | None, typer.Option(help="q8_0 or q4_0: quantise plain weights while loading.")]
-FastOption = Annotated[bool, typer.Option("--fast", help="Give up bit-exactness across batches for speed.")]
-MaxContextOption = Annotated[int | None, typer.Option(help="Most tokens that the model reads.")]
+FastOption = Annotated[bool, typer.Option("--fast", help="Faster; bits then depend on the batch.")]
+MaxContextOption = Annotated[int | None, typer.Option(help="Maximum number of tokens that the model reads.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ParamOption = Annotated[
     list[str] | None,
-    typer.Option("--param", help="NAME=JSON, any other field of SamplingParams: --param top_n_sigma=1.5; repeatable."),
+    typer.Option("--param", help="NAME=JSON, any field of SamplingParams: --param top_n_sigma=1.5; repeatable."),
 ]
 PromptArgument = Annotated[str | None, typer.Argument(help="Text; '-' reads standard input.", show_default=False)]
 
 
 def load(model: str | None, *, fast: bool, **options: Any) -> Any:
-    """An `LLM`, with a bar while it loads."""
+    """Load an `LLM`, with a progress bar."""
     from oxjax.llm import LLM
 
     with progress_bar("loading") as progress:
@@ -37,7 +40,7 @@ def load(model: str | None, *, fast: bool, **options: Any) -> Any:
 
 
 def sampling_params(more: list[str] | None, **fields: Any) -> Any:
-    """Sampling parameters; those that `--param` names are as it says."""
+    """Sampling parameters; `--param` overrides the other options."""
     from oxjax.sampling.params import SamplingParams
 
     named = dict(map(variable, more or ()))
@@ -47,7 +50,7 @@ def sampling_params(more: list[str] | None, **fields: Any) -> Any:
 
 
 def variable(text: str) -> tuple[str, Any]:
-    """A name and a value of `NAME=JSON`."""
+    """Parse `NAME=JSON` to a name and a value."""
     name, _, value = text.partition("=")
     try:
         return name, json.loads(value)
@@ -56,20 +59,21 @@ def variable(text: str) -> tuple[str, Any]:
 
 
 def read_text(argument: str | None) -> str:
-    """The text that an argument is, or stands for."""
+    """The text of an argument; `-` stands for standard input."""
     if argument is None:
         raise typer.BadParameter("give a text, or '-' to read standard input")
     return standard_input().read() if argument == "-" else argument
 
 
 def standard_input() -> TextIO:
-    """What was piped in, UTF-8; bytes that are not become what a tokenizer refuses by name."""
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    """Standard input as UTF-8; other bytes become surrogates, which a tokenizer refuses by name."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     return sys.stdin
 
 
 def _recent() -> Callable[[Any], str]:
-    """From metrics to a line about them, with the speed of the last steps."""
+    """A function from metrics to a status line, with the speed of the last steps."""
     known: list[Any] = []
 
     def line(metrics: Any) -> str:
@@ -82,7 +86,7 @@ def _recent() -> Callable[[Any], str]:
 
 @contextmanager
 def status_line() -> Iterator[Callable[[Any], None] | None]:
-    """One live line of metrics on standard error; none where that is not a terminal."""
+    """Show a live line of metrics on standard error, if it is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -95,7 +99,7 @@ def status_line() -> Iterator[Callable[[Any], None] | None]:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error while a (done, total) callback is called; none where that is not a terminal."""
+    """Show a progress bar on standard error, if it is a terminal; yields its (done, total) callback."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -109,7 +113,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 @contextmanager
 def batch_bar() -> Iterator[Callable[[Any], None] | None]:
-    """A bar on standard error for the progress of a batch; none where that is not a terminal."""
+    """Show a progress bar of a batch on standard error, if it is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -18,7 +18,7 @@ _REASONS = {"context": "length"}  # OpenAI has no other word for it
 
 
 def completion(results: Sequence[Result], n_prompt: int, tokenizer: Tokenizer, *, reports: bool) -> dict[str, Any]:
-    """Body of completions of prompts with so many tokens."""
+    """Body of a response with completions of prompts that have `n_prompt` tokens in all."""
     choices = []
     for i, result in enumerate(results):
         choice = {"index": i, "text": result.text, "finish_reason": _reason(result), **_facts(result)}

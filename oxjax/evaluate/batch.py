@@ -353,7 +353,7 @@ def _count_failed(output: Path, journal: Journal) -> int:
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether somebody wants the run to stop; where signals can be had."""
+    """A function that tells if SIGINT or SIGTERM came; always false outside of the main thread."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -361,9 +361,9 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 
     def handle(number: int, _: FrameType | None) -> None:
         caught.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[number])  # the second one acts as usual
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(caught)
     finally:

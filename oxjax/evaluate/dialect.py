@@ -196,11 +196,12 @@ def _grammar(body: Mapping[str, Any]) -> Grammar | None:
             raise InvalidRequestError(f"grammar: expected an object with one of {', '.join(GRAMMARS)}")
         ((kind, source),) = own.items()
         return getattr(Grammar, kind)(source)
-    kind = form.get("type") if isinstance(form, dict) else None
+    given = form if isinstance(form, dict) else {}
+    kind, schema = given.get("type"), given.get("json_schema")
     if kind == "text":
         return None
     if kind == "json_object":
         return Grammar.json_schema({"type": "object"})
-    if kind == "json_schema" and isinstance(form.get("json_schema"), dict) and "schema" in form["json_schema"]:
-        return Grammar.json_schema(form["json_schema"]["schema"])
+    if kind == "json_schema" and isinstance(schema, dict) and "schema" in schema:
+        return Grammar.json_schema(schema["schema"])
     raise InvalidRequestError(f"response_format {form!r:.80}: expected type text, json_object or json_schema")

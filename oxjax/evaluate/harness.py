@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from lm_eval.api.instance import Instance
@@ -118,10 +118,10 @@ class OxjaxLM(LM):
         """
         pairs, n_cut = [], 0
         for i, request in enumerate(requests):
-            context, continuation = encode_pair(self.llm.tokenizer, *request.args)
+            context, continuation = encode_pair(self.llm.tokenizer, *_arguments(request))
             if len(continuation) > self.llm.max_context:
                 raise InvalidRequestError(
-                    f"request {i}: its continuation {request.args[1]!r:.60} has {len(continuation)} tokens, and "
+                    f"request {i}: its continuation {_arguments(request)[1]!r:.60} has {len(continuation)} tokens, and "
                     f"{self.llm.max_context} fit: raise max_length"
                 )
             room = max(self.llm.max_context + 1 - len(continuation), 1)  # the last token is not read
@@ -147,7 +147,7 @@ class OxjaxLM(LM):
         texts: list[int] = []  # whose window each of them is
         prefix = empty_context(self.llm.tokenizer)
         for i, request in enumerate(requests):
-            ids = self.llm.tokenizer.encode(*request.args, add_special=False)
+            ids = self.llm.tokenizer.encode(cast("tuple[str]", request.args)[0], add_special=False)
             ids = ids if ids[: len(prefix)] == prefix else prefix + ids
             rolling = list(windows(len(ids), self.llm.max_context, self.llm.max_context))
             pairs += [(ids[w.start : w.first], ids[w.first : w.end]) for w in rolling]
@@ -193,11 +193,11 @@ class OxjaxLM(LM):
         known: dict[str, SamplingParams] = {}
         seen: Counter[tuple[str, str]] = Counter()
         for request in requests:
-            context, arguments = request.args
+            context, arguments = _arguments(request)
             how = json.dumps(arguments, sort_keys=True)
             if how not in known:
                 known[how] = self._sampling_params(arguments)
-            room = self.llm.max_context - known[how].max_tokens
+            room = self.llm.max_context - (known[how].max_tokens or 0)
             ids = begin(self.llm.tokenizer, context) or empty_context(self.llm.tokenizer)
             n_cut += len(ids) > room
             prompts.append(ids[-room:])
@@ -264,15 +264,19 @@ class OxjaxLM(LM):
 
     @contextmanager
     def _bar(self, kind: str, n: int, disable: bool) -> Iterator[Callable[[Metrics], None]]:
-        """A bar on standard error of how many requests are done."""
+        """A progress bar of finished requests on standard error."""
         before = self.llm.metrics().finished
         with tqdm(total=n, desc=f"Running {kind} requests", disable=disable) as bar:
-            yield lambda metrics: bar.update(metrics.finished - before - bar.n)
+
+            def show(metrics: Metrics) -> None:
+                bar.update(metrics.finished - before - bar.n)
+
+            yield show
 
     def _report_cut(self, n_cut: int, n: int) -> None:
         if n_cut:
             logger.warning(
-                "%d of %d requests do not fit in %d tokens and lost their beginnings (see max_length)",
+                "%d of %d requests do not fit in %d tokens and were cut at the start (see max_length)",
                 n_cut, n, self.llm.max_context,
             )  # fmt: skip
 
@@ -361,6 +365,12 @@ def _check_device(device: str | None) -> None:
         raise InvalidRequestError(f"device {device!r}: jax runs on {backend!r}; JAX_PLATFORMS chooses")
 
 
+def _arguments(request: Instance) -> tuple[Any, Any]:
+    """Arguments of a request of two: a context, and a continuation or generation arguments."""
+    first, second = cast("tuple[Any, Any]", request.args)
+    return first, second
+
+
 def _either(name: str, value: Any, other_name: str, other: Any) -> Any:
     if value is not None and other is not None:
         raise InvalidRequestError(f"{name} and {other_name} are the same: give one")
@@ -371,7 +381,7 @@ def _texts(value: str | Sequence[str]) -> Sequence[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _seed(*parts: int | str) -> int:
+def _seed(*parts: int | str | None) -> int:
     """Well mixed 64 bits."""
     digest = blake2b(json.dumps(parts).encode(), digest_size=8, person=b"oxjax lm-eval")
     return int.from_bytes(digest.digest(), "little")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from oxjax.errors import BatchError
 from oxjax.evaluate.batch import Answer, Progress, Steps, Summary, answer, record
@@ -71,7 +71,7 @@ def run(
 
     def found(lines: Iterator[Line]) -> Steps:
         tables = iter(lambda: [line._asdict() for line in islice(lines, block)], [])
-        refs = [ray.put(pa.Table.from_pylist(table, _LINES)) for table in tables]
+        refs: list[Any] = [ray.put(pa.Table.from_pylist(table, _LINES)) for table in tables]
         if not refs:
             return
         answers = _map(
@@ -84,7 +84,7 @@ def run(
         )
         try:
             for table in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield [Answer(**row) for row in table.to_pylist()]
+                yield [Answer(**row) for row in cast("pa.Table", table).to_pylist()]
         except RayError as error:
             raise BatchError(f"{source}: Ray gave up: {error}") from error
 
@@ -134,7 +134,7 @@ class FileAnswers:
         self.llm, self.seed, self.date = _load(model, options), seed, date
         here = facts(self.llm)
         if wrong := [f"{name}: {here[name]}, not {fact}" for name, fact in made_with.items() if here[name] != fact]:
-            raise BatchError(f"machine {ray.util.get_node_ip_address()} would answer otherwise: {'; '.join(wrong)}")
+            raise BatchError(f"machine {ray.util.get_node_ip_address()} would give other results: {'; '.join(wrong)}")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Answers of lines."""

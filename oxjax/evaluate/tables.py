@@ -67,7 +67,7 @@ def _import(module: str) -> Any:
 
 def _rows(results: Iterable[Any]) -> Iterator[dict[str, Any]]:
     for place, result in enumerate(results):
-        if not is_dataclass(result):
+        if not is_dataclass(result) or isinstance(result, type):
             raise InvalidRequestError(f"found {type(result).__name__}; expected results of generate or score")
         if not isinstance(result, Result):
             yield asdict(result)

@@ -21,7 +21,7 @@ class Verification:
         n_results: in the file.
         n_checked: that were computed again.
         differing: numbers of the input's lines whose results differ.
-        changed: what the results depended on that is otherwise here, software for example.
+        changed: facts that the results depend on and that differ here, software for example.
     """
 
     n_results: int

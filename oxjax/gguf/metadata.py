@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class Cursor:
     def __init__(self, data: mmap.mmap, path: Path, byte_order: str, pos: int):
         self.data, self.path, self.pos = data, path, pos
         self.size = min(len(data), _MAX_HEADER_BYTES)
-        self.order = "<" if byte_order == "little" else ">"
+        self.order: Literal["<", ">"] = "<" if byte_order == "little" else ">"
         self._u32, self._u64 = struct.Struct(self.order + "I"), struct.Struct(self.order + "Q")
         self._inner_arrays_left = _MAX_ENTRIES
 

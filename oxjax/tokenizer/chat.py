@@ -95,11 +95,10 @@ class ChatTemplate:
                 f"the file has no chat template {wanted!r} ({KEY}); it has: {has}. Pass one of these as `name`, or "
                 "build a ChatTemplate from the model's own Jinja text"
             )
-        tokens = {"bos_token": bos_token, "eos_token": eos_token}
         tools = None
         if name is None and "tool_use" in sources:
-            tools = cls(sources["tool_use"], name="tool_use", **tokens)
-        return cls(sources[wanted], name=wanted, tool_use=tools, **tokens)
+            tools = cls(sources["tool_use"], name="tool_use", bos_token=bos_token, eos_token=eos_token)
+        return cls(sources[wanted], name=wanted, tool_use=tools, bos_token=bos_token, eos_token=eos_token)
 
     def render(
         self,
@@ -182,7 +181,7 @@ def _tojson(
     value: Any,
     ensure_ascii: bool = False,
     indent: int | str | None = None,
-    separators: Sequence[str] | None = None,
+    separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
     """Hugging Face's `tojson`: no HTML escapes, no ASCII escapes, keys in their order."""

@@ -229,7 +229,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """`obj(...)`: the arguments become tuples inside macros, so they are weighed, too."""
         meter = METER.get()
         meter.tick()
-        meter.weigh(args), meter.weigh(kwargs)
+        meter.weigh(args)
+        meter.weigh(kwargs)
         text = getattr(obj, "__self__", None)
         if isinstance(text, str) and obj.__name__ in METHOD_GUARDS:
             METHOD_GUARDS[obj.__name__](text, *args, **kwargs)

@@ -317,9 +317,9 @@ def _special_tokens(
     found = dict(named)
     for key, names in {"eot": EOT_NAMES, "eom": ("<|eom_id|>",), **NAMED_SPECIALS}.items():
         if found[key] is None:
-            found[key] = next((ids[name] for name in names if name in ids), None)
-            if found[key] is not None:
-                attrs[found[key]] |= CONTROL
+            found[key] = i = next((ids[name] for name in names if name in ids), None)
+            if i is not None:
+                attrs[i] |= CONTROL
     by_id = {i for key in ("fim_pad", "fim_rep", "fim_sep", "eot", "eom") if (i := found[key]) is not None}
     by_id |= set() if eos_id is None else {eos_id}
     ends, by_name, demoted, normal = end_of_generation(ids, by_id, texts)

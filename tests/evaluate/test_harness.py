@@ -196,7 +196,7 @@ def test_long_contexts_lose_their_beginnings(short, oracle, caplog):
     agree(answers[:2], [scores(oracle, whole[cut:], n - cut), reference(oracle, "Once", " upon")])
     assert answers[2] == answers[0]
     assert [r.getMessage() for r in caplog.records] == [
-        "2 of 3 requests do not fit in 24 tokens and lost their beginnings (see max_length)"
+        "2 of 3 requests do not fit in 24 tokens and were cut at the start (see max_length)"
     ]
     before = short.llm.metrics().requests
     with pytest.raises(InvalidRequestError, match=r"request 1: its continuation 'Once .* and 24 fit: raise max"):
