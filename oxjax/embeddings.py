@@ -15,10 +15,10 @@ from oxjax.engine.encoder import Encoder
 from oxjax.engine.engine import Engine
 from oxjax.engine.pooling import check_pooling, pool
 from oxjax.engine.rank import PairEncoder, read_rerank_template, score
+from oxjax.engine.request import or_raise
 from oxjax.errors import EngineClosedError, InvalidRequestError, RequestError
 from oxjax.models.load import Model
 from oxjax.prompts import Prompt, as_list, refusing_texts
-from oxjax.results import or_raise
 from oxjax.tokenizer import Tokenizer
 
 MAX_HIDDEN = 64  # texts whose hidden states are kept at a time
@@ -147,7 +147,7 @@ class Embeddings:
         """Float32 `[T, d_model]` of each prompt, or why there is none."""
         if self.config.causal:
             requests = self._run(lambda i: self.engine.hidden(encode(prompts[i])), len(prompts))
-            return [r if isinstance(r, RequestError) else np.concatenate(r.rows) for r in requests]
+            return [r if isinstance(r, RequestError) else r.result() for r in requests]
         found: list[Any] = []
         for prompt in prompts:
             try:

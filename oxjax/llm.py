@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from operator import index
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,12 +17,12 @@ from oxjax.assets import embedded_model
 from oxjax.cache.blocks import NULL_PAGE
 from oxjax.chat.api import Chats
 from oxjax.embeddings import Embeddings
-from oxjax.engine.beams import BeamParams, BeamSearch
+from oxjax.engine.beams import BeamParams
 from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
 from oxjax.engine.rank import score
-from oxjax.engine.request import Request
+from oxjax.engine.request import Generation, Request, outcome, results_or_raise
 from oxjax.engine.snapshot import save
 from oxjax.errors import (
     CacheError,
@@ -35,8 +36,7 @@ from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load
 from oxjax.prompts import Prompt, as_list, refusing_texts
-from oxjax.results import Result, all_or_raise, beams_of, result_of
-from oxjax.running import reporting, until_done
+from oxjax.results import Result
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
@@ -174,9 +174,9 @@ class LLM(Chats, Embeddings, Scores):
             lambda i: self.engine.generate(self._encode(prompts[i]), params[i], seeds[i]),
             len(prompts),
             progress,
-            reporting(on_result, result_of),
+            on_result,
         )
-        return all_or_raise(requests, result_of)
+        return results_or_raise(requests)
 
     def beam_search(
         self,
@@ -202,7 +202,7 @@ class LLM(Chats, Embeddings, Scores):
         searches = self._run(
             lambda i: self.engine.beam_search(self._encode(prompts[i]), params[i], beams), len(prompts)
         )
-        return all_or_raise(searches, beams_of)
+        return results_or_raise(searches)
 
     def stream(
         self,
@@ -226,7 +226,7 @@ class LLM(Chats, Embeddings, Scores):
         params = SamplingParams() if params is None else params
         return self._stream(self._start(prompt, params), progress)
 
-    def _start(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def _start(self, prompt: Prompt, params: SamplingParams) -> Generation:
         """Queue the request of a stream."""
         if params.n_samples != 1:
             raise InvalidRequestError(f"{params.n_samples} samples: a stream has one sample; use generate")
@@ -235,7 +235,7 @@ class LLM(Chats, Embeddings, Scores):
         seed = secrets.randbits(64) if params.seed is None else params.seed
         return self.engine.generate(self._encode(prompt), params, seed)
 
-    def _stream(self, request: Request, progress: Callable[[int, int], None] | None) -> Iterator[Chunk]:
+    def _stream(self, request: Generation, progress: Callable[[int, int], None] | None) -> Iterator[Chunk]:
         sent, n_prompt = 0, len(request.sequence.tokens)
         try:
             while not request.done or sent < len(request.output.chunks):
@@ -263,7 +263,7 @@ class LLM(Chats, Embeddings, Scores):
         """
         prompts = as_list(prompts)
         requests = self._run(lambda i: self.engine.logits(self._encode(prompts[i])), len(prompts))
-        return all_or_raise(requests, lambda request: np.concatenate(request.rows))
+        return results_or_raise(requests)
 
     def snapshot(self, path: str | Path) -> None:
         """Write the requests that are under way to a file, whole or not at all; see `Engine.snapshot`."""
@@ -277,8 +277,8 @@ class LLM(Chats, Embeddings, Scores):
             RequestError: as for `generate`.
         """
         requests = self.engine.resume(Path(path).read_bytes())
-        self._run(lambda i: requests[i], len(requests))
-        return all_or_raise(requests, lambda r: np.concatenate(r.rows) if r.params is None else result_of(r))
+        self.engine.run(requests)
+        return results_or_raise(requests)
 
     def warm_up(
         self,
@@ -356,19 +356,39 @@ class LLM(Chats, Embeddings, Scores):
 
     def _run(
         self,
-        add: Callable[[int], Request | BeamSearch],
+        add: Callable[[int], Request],
         n: int,
         progress: Callable[[Metrics], None] | None = None,
-        done: Callable[[int, Request | BeamSearch], None] | None = None,
-    ) -> list[Request | BeamSearch | RequestError]:
-        """Queue `n` requests, keep the errors of those that are refused, and run the others to their ends."""
-        requests: list[Request | BeamSearch | RequestError] = []
-        with until_done(self.engine, requests, progress, done and (lambda i: done(i, requests[i]))):
+        on_result: Callable[[int, Any], None] | None = None,
+    ) -> list[Request | RequestError]:
+        """Queue `n` requests, keep the errors of those that are refused, and run the others to their ends.
+
+        Args:
+            add: queues request `i`.
+            n: number of requests.
+            progress: called after every step.
+            on_result: called with the index and the result of each request that succeeded, as soon as it is there.
+        """
+        requests: list[Request | RequestError] = []
+        places: dict[Request, int] = {}
+
+        def queue() -> Iterator[Request]:
             for i in range(n):
                 try:
-                    requests.append(add(i))
+                    request = add(i)
                 except RequestError as error:
                     requests.append(error)
+                else:
+                    requests.append(request)
+                    places[request] = i
+                    yield request
+
+        def report(request: Request) -> None:
+            if on_result is not None and not isinstance(result := outcome(request), RequestError):
+                on_result(places[request], result)
+
+        engine = self.engine
+        engine.run(queue(), report, None if progress is None else lambda: progress(engine.metrics()))
         return requests
 
 

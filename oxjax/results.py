@@ -1,19 +1,11 @@
-"""What requests have given, for people."""
+"""Results of requests, as plain data."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from oxjax.engine.beams import BeamSearch
-from oxjax.engine.output import Output
-from oxjax.engine.request import Request
-from oxjax.errors import NonFiniteLogitsError, RequestError
+from oxjax.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -107,86 +99,8 @@ class Result:
     others: tuple[Result, ...] = ()
 
 
-def result_of(request: Request) -> Result:
-    """What a request that is done has given, the best of its samples first if it drew more than it was to give."""
-    prompt = request.sequence.tokens[: request.n_prompt]
-    results = [_result(prompt, r.output, r.seed) for r in (request, *request.samples)]
-    if request.params.best_of is not None:
-        results = sorted(results, key=lambda r: -sum(r.logprobs) / len(r.logprobs))[: request.params.n]
-    first, *others = results
-    scores = None
-    if request.params.prompt_logprobs is not None:
-        scores = [None, *([] if request.scored is None else scores_of(request.scored))]
-    return dataclasses.replace(first, prompt_logprobs=scores, others=tuple(others))
-
-
-def scores_of(request: Request) -> list[TokenScore]:
-    """What a request that scores tokens has found, for each of them; errors as for `score_of`."""
-    found = _finite(request)
-    columns = (found[name].tolist() for name in ("logprobs", "ranks", "top_tokens", "top_logprobs"))
-    scores = []
-    for token, logprob, rank, *top in zip(request.targets, *columns, strict=True):
-        others = [pair for pair in zip(*top, strict=True) if pair[0] != token]
-        scores.append(TokenScore(token, logprob, rank, ((token, logprob), *others)))
-    return scores
-
-
-def score_of(request: Request) -> Score:
-    """What a request that scores tokens has found, for all of them.
-
-    Raises:
-        NonFiniteLogitsError: there were logits that are not.
-    """
-    found = _finite(request)
-    logprobs, ranks = found["logprobs"].tolist(), found["ranks"].tolist()
-    return Score(math.fsum(logprobs), all(rank == 1 for rank in ranks), list(request.targets), logprobs, ranks)
-
-
-def _finite(request: Request) -> np.ndarray:
-    found = np.concatenate(request.rows)
-    if not found["finite"].all():
-        at = len(request.sequence.tokens) - len(request.targets) + int(np.argmin(found["finite"])) + 1
-        raise NonFiniteLogitsError(f"the logits for position {at} hold NaN or infinity")
-    return found
-
-
-def beams_of(search: BeamSearch) -> list[Result]:
-    """The texts that a beam search has found, the best first."""
-    return [dataclasses.replace(_result(search.prompt, b.output, 0), score=b.score) for b in search.found]
-
-
-def _result(prompt: list[int], output: Output, seed: int) -> Result:
-    chunks, reports = output.chunks, output.params.logprobs > 0
-    return Result(
-        prompt_token_ids=list(prompt),
-        token_ids=[c.token_id for c in chunks],
-        text="".join(c.text for c in chunks),
-        logprobs=[c.logprob for c in chunks],
-        top_logprobs=[c.top_logprobs for c in chunks] if reports else None,
-        finish_reason=chunks[-1].finish_reason,
-        seed=seed,
-        stop_reason=chunks[-1].stop_reason,
-        ranks=[c.rank for c in chunks] if reports else None,
-    )
-
-
-def all_or_raise(requests: Iterable[Request | BeamSearch | RequestError], value: Callable[[Any], Any]) -> list[Any]:
-    """The value of every request, or the first error with the values of the others."""
-    found: list[Any] = []
-    for r in requests:
-        error = r if isinstance(r, RequestError) else next((part.error for part in r.parts if part.error), None)
-        try:
-            found.append(value(r) if error is None else error)
-        except RequestError as late:
-            found.append(late)
-    return or_raise(found)
-
-
-def or_raise(found: list[Any]) -> list[Any]:
-    """These values, or the first error among them with the others."""
-    values = tuple(None if isinstance(value, RequestError) else value for value in found)
-    for i, error in enumerate(found):
-        if isinstance(error, RequestError):
-            error.index, error.results = i, values
+def raise_first(errors: Iterable[RequestError | None]) -> None:
+    """Raise the first error, if there is one."""
+    for error in errors:
+        if error is not None:
             raise error
-    return found

@@ -299,8 +299,7 @@ def test_logits_and_hidden_states_share_steps(decoder):
     requests = [engine.logits(ids), engine.hidden(ids), engine.logits(ids[:3])]
     with pytest.raises(SnapshotError, match="hidden states"):
         engine.snapshot()
-    while not all(r.done for r in requests):
-        engine.step()
+    engine.run(requests)
     np.testing.assert_array_equal(np.concatenate(requests[0].rows), decoder.logits(ids)[0])
     np.testing.assert_array_equal(np.concatenate(requests[2].rows), decoder.logits(ids[:3])[0])
     np.testing.assert_array_equal(np.concatenate(requests[1].rows), decoder.embed([ids], "none", normalize=False)[0])

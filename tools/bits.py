@@ -135,8 +135,7 @@ def preempted(model: Any, ids: list[list[int]], params: Any) -> str:
     n_pages = 1 + -(-(len(ids[2]) + 41) // 16) + 2
     engine = Engine(model, n_pages=n_pages, page_size=16, max_batch=3, max_rows=32, max_context=128)
     requests = [engine.generate(prompt, params, i) for i, prompt in enumerate(ids)]
-    while not all(r.done for r in requests):
-        engine.step()
+    engine.run(requests)
     assert engine.metrics().preemptions or not engine.pool.pages, "nothing was preempted"
     return digest(*([c.token_id, c.logprob.hex()] for r in requests for c in r.output.chunks))
 

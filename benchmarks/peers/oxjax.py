@@ -20,7 +20,6 @@ from oxjax.engine.engine import Engine as Loop
 from oxjax.engine.request import Request
 from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.llm import MAX_ROWS, PAGE_SIZE
-from oxjax.results import score_of
 
 _ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 
@@ -101,7 +100,7 @@ class Engine:
             self._finish([request for requests in found for request in requests])
 
         seconds = self._timed(run)
-        return seconds, [[score_of(request).logprob for request in requests] for requests in found]
+        return seconds, [[request.result().logprob for request in requests] for requests in found]
 
     def profile(self, work: str, prompts: list[list[int]], n_new: int) -> dict[str, Any]:
         """Where the time of `prefill`, `decode` or `score` goes; see `trace.summary`."""
@@ -128,8 +127,7 @@ class Engine:
         }
 
     def _finish(self, requests: list[Request]) -> None:
-        while not all(r.done for r in requests):
-            self.engine.step()
+        self.engine.run(requests)
         for request in requests:
             if request.error is not None:
                 raise request.error

@@ -12,7 +12,7 @@ from oxjax.chat.prompt import read_template, template_tokens
 from oxjax.chat.session import ChatDelta, ChatResult, Session, Tool
 from oxjax.engine.output import Chunk
 from oxjax.engine.request import Request
-from oxjax.results import Result, result_of
+from oxjax.results import Result
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 from oxjax.tokenizer.chat import ChatTemplate
@@ -106,4 +106,4 @@ class Chats:
         """The stream of a prompt, and then its result."""
         request = self._start(prompt, params)
         yield from self._stream(request, None)
-        return result_of(request)
+        return request.result()

@@ -6,16 +6,20 @@ The definition is that of transformers (`GenerationMixin._beam_search`), with gr
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from oxjax.engine.active import ActiveRequests
 from oxjax.engine.output import Output
-from oxjax.engine.request import Request
-from oxjax.engine.scheduler import Scheduler, Sequence
+from oxjax.engine.request import Generation, Request, SampledToken, result_of_output
+from oxjax.engine.scheduler import Sequence
 from oxjax.errors import InvalidRequestError, NothingLeftError, RequestError
+from oxjax.results import Result, raise_first
+from oxjax.sampling.pipeline import NOTHING_LEFT
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,37 @@ class BeamParams:
             raise InvalidRequestError("diversity_penalty has no effect without groups")
 
 
+@dataclass(eq=False)
+class Hypothesis(Generation):
+    """A partial text of a beam search; instead of sampling a token it offers the most likely ones.
+
+    Attributes:
+        search: the beam search it belongs to.
+        total: sum of the log-probabilities of its tokens.
+        offers: the most likely next tokens and their log-probabilities; None until they are known.
+    """
+
+    search: BeamSearch = field(kw_only=True)
+    total: float = 0.0
+    offers: list[tuple[int, float]] | None = None
+
+    @property
+    def is_guided(self) -> bool:
+        """The search chooses every token on the host."""
+        return True
+
+    def accept(self, sampled: SampledToken) -> bool:
+        """Take what may follow; the search says when it is over. Where nothing may, other hypotheses go on."""
+        n_top = self.params.logprobs
+        if sampled.fault == NOTHING_LEFT and self.error is None:
+            self.offers = []
+        elif self.error is None and not sampled.fault:
+            self.offers = list(zip(sampled.top_tokens[:n_top], sampled.top_logprobs[:n_top], strict=True))
+        else:
+            super().accept(sampled)
+        return False
+
+
 class Beam(NamedTuple):
     """A text that was found.
 
@@ -67,7 +102,7 @@ class Beam(NamedTuple):
 class Growth(NamedTuple):
     """A beginning with one more token."""
 
-    parent: Request
+    parent: Hypothesis
     token: int
     output: Output
     total: float
@@ -75,32 +110,34 @@ class Growth(NamedTuple):
 
 @dataclass(eq=False)
 class _Group:
-    live: list[Request]
+    live: list[Hypothesis]
     growths: list[Growth] = field(default_factory=list)
     found: list[Beam] = field(default_factory=list)
 
 
-class BeamSearch:
-    """One prompt's search.
+class BeamSearch(Request):
+    """The beam search of one prompt.
 
     Args:
-        params: how.
-        root: the request that computes the prompt; its offers begin the search.
-        n_ends: tokens that may end a text.
+        params: its size and scores.
+        prompt: token ids.
+        n_ends: number of tokens that may end a text.
 
     Attributes:
-        prompt: what its texts continue, token ids.
-        error: why it failed.
-        done: whether it is over.
+        prompt: token ids that its texts continue.
     """
 
-    def __init__(self, params: BeamParams, root: Request, n_ends: int):
-        self.params, self.prompt = params, list(root.sequence.tokens)
-        self.error: RequestError | None = None
-        self.done = False
+    def __init__(self, params: BeamParams, prompt: list[int], n_ends: int):
+        super().__init__()
+        self.params = params
+        self.prompt = list(prompt)
         self._width = params.width // params.n_groups
         self._n_best = self._width * max(2, 1 + n_ends)
-        self._groups = [_Group([root]) for _ in range(params.n_groups)]
+        self._groups: list[_Group] = []
+
+    def start(self, root: Hypothesis) -> None:
+        """Begin with the hypothesis that computes the prompt."""
+        self._groups = [_Group([root]) for _ in range(self.params.n_groups)]
 
     @property
     def n_offers(self) -> int:
@@ -108,29 +145,33 @@ class BeamSearch:
         return self._n_best + (self.params.width - self._width if self.params.diversity_penalty else 0)
 
     @property
-    def live(self) -> list[Request]:
+    def live(self) -> list[Hypothesis]:
         """The requests that compute its beginnings, each once."""
         return list(dict.fromkeys(r for group in self._groups for r in group.live))
-
-    @property
-    def parts(self) -> tuple[BeamSearch]:
-        """What has to be done before it is; see `Request.parts`."""
-        return (self,)
 
     @property
     def found(self) -> list[Beam]:
         """The texts so far, the best first."""
         return sorted((b for g in self._groups for b in g.found), key=lambda b: -b.score)
 
-    def advance(self, scheduler: Scheduler, requests: dict[Sequence, Request]) -> None:
-        """Go on if all live requests have offered tokens; those that have wait on the host for the others.
+    def result(self) -> list[Result]:
+        """Results of the texts found, the best first.
+
+        Raises:
+            RequestError: the search failed.
+        """
+        raise_first([self.error])
+        return [dataclasses.replace(result_of_output(self.prompt, b.output, 0), score=b.score) for b in self.found]
+
+    def advance(self, active: ActiveRequests) -> None:
+        """Go on if all live hypotheses have offered tokens; those that have wait on the host for the others.
 
         One that has failed ends the search.
 
         Args:
-            scheduler: of their sequences.
-            requests: of the engine, by sequence; kept up to date.
+            active: requests of the engine; kept up to date.
         """
+        scheduler = active.scheduler
         live = self.live
         if error := next((r.error for r in live if r.error is not None), None):
             self.done, self.error = True, error
@@ -139,30 +180,35 @@ class BeamSearch:
                 if request.offers is not None:
                     scheduler.park(request.sequence)
             return
-        growths: dict[Request, list[Growth]] = {request: [] for request in live}
+        growths: dict[Hypothesis, list[Growth]] = {request: [] for request in live}
         try:
             for growth in self._grow_all():
                 growths[growth.parent].append(growth)
         except RequestError as error:  # a grammar's
             self.done, self.error = True, error
-        _drop([r for r in live if not growths[r]], scheduler, requests)  # before others need their places
+        _drop([r for r in live if not growths[r]], active)  # before others need their places
         born = {}
         for parent, (first, *others) in ((r, g) for r, g in growths.items() if g):
             for growth in others:
                 born[growth] = child = _branch(growth)
                 scheduler.fork(parent.sequence, child.sequence)
-                requests[child.sequence] = child
+                active.by_sequence[child.sequence] = child
             parent.sequence.tokens.append(first.token)
             parent.output, parent.total, parent.offers = first.output, first.total, None
             scheduler.unpark(parent.sequence)
             born[first] = parent
         for group in self._groups:
             group.live = [] if self.done else [born[g] for g in group.growths]
+        if self.done:
+            active.counts["failed" if self.error is not None else "finished"] += 1
+            active.complete(self)
 
-    def cancel(self, scheduler: Scheduler, requests: dict[Sequence, Request]) -> None:
-        """End it without more; for the arguments see `advance`."""
-        _drop(self.live, scheduler, requests)
+    def cancel(self, active: ActiveRequests) -> None:
+        """End the search early; for the argument see `advance`."""
+        _drop(self.live, active)
         self.done = True
+        active.counts["cancelled"] += 1
+        active.complete(self)
 
     def _grow_all(self) -> list[Growth]:
         """How it goes on; nothing where it is over."""
@@ -211,21 +257,28 @@ class BeamSearch:
         return best <= group.found[-1].score
 
 
-def _drop(live: list[Request], scheduler: Scheduler, requests: dict[Sequence, Request]) -> None:
+def _drop(live: list[Hypothesis], active: ActiveRequests) -> None:
     for request in live:
-        scheduler.remove(request.sequence)
-        del requests[request.sequence]
+        active.scheduler.remove(request.sequence)
+        del active.by_sequence[request.sequence]
         request.done = True
 
 
-def _branch(growth: Growth) -> Request:
-    """Another request, for a beginning that shares all but its last token with its parent's."""
+def _branch(growth: Growth) -> Hypothesis:
+    """Another hypothesis, which shares all but its last token with its parent."""
     parent = growth.parent
     sequence = Sequence(
         [*parent.sequence.tokens, growth.token],
         max_length=parent.sequence.max_length,
         priority=parent.sequence.priority,
     )
-    child = Request(sequence, parent.params, 0, growth.output, parent.choice, search=parent.search)
-    child.total = growth.total
-    return child
+    return Hypothesis(
+        sequence,
+        parent.params,
+        0,
+        growth.output,
+        parent.choice,
+        search=parent.search,
+        owner=parent.search,
+        total=growth.total,
+    )

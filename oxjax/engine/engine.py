@@ -1,49 +1,38 @@
-"""The loop: schedule rows, run them, sample, hand tokens to their requests."""
+"""The engine: requests come in, are forked, rewound, saved, cancelled, and run to their ends."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import math
-import time
-from collections import Counter
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any, TypeVar
 
 from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool
-from oxjax.engine.choice import Moment
+from oxjax.constrain.matcher import GrammarCompiler, Matcher
+from oxjax.engine.active import ActiveRequests
+from oxjax.engine.beams import BeamParams, BeamSearch, Hypothesis
+from oxjax.engine.choice import Choice
 from oxjax.engine.decode import MAX_STEPS
-from oxjax.engine.front import Front
+from oxjax.engine.loop import Loop
 from oxjax.engine.metrics import Metrics
-from oxjax.engine.request import Request, score_records
-from oxjax.engine.runner import Decoding, Ran, Runner, Wanted
-from oxjax.engine.scheduler import Scheduler, Sequence, Work
-from oxjax.errors import EngineClosedError, NonFiniteLogitsError, NothingLeftError, RequestError
+from oxjax.engine.output import Output
+from oxjax.engine.request import Capture, Generation, Request, Scoring
+from oxjax.engine.runner import Runner
+from oxjax.engine.scheduler import Scheduler, Sequence
+from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint, state_specs
+from oxjax.errors import EngineClosedError, InvalidRequestError, SnapshotError
 from oxjax.models.load import Model
-from oxjax.sampling.pipeline import NOT_FINITE, NOTHING_LEFT
+from oxjax.sampling.edits import edits_of
+from oxjax.sampling.params import SamplingParams, sample_seed
 
+_R = TypeVar("_R", Generation, Scoring, Capture)
 log = logging.getLogger("oxjax")
-# Columns of `Sampled` and `Decoded`.
-_CHOICE = "tokens", "logprobs", "ranks", "top_tokens", "top_logprobs", "mus", "faults"
-
-_FAULTS = {
-    NOT_FINITE: lambda at: NonFiniteLogitsError(f"the logits for position {at} hold NaN or infinity"),
-    NOTHING_LEFT: lambda at: NothingLeftError(f"no token may follow at position {at}: all are forbidden"),
-}
-CALL_SECONDS = 0.04  # of decoding without the host: so long waits whoever comes, cancels or reads a stream
 
 
-class _Chooser(NamedTuple):
-    """A request that chooses from a row of logits, its own or, while it is unborn, its parent's."""
-
-    row: int
-    request: Request
-    parent: Request | None = None
-
-
-class Engine(Front):
+class Engine:
     """Continuous batching over one model.
 
     Args:
@@ -78,7 +67,8 @@ class Engine(Front):
     ):
         if not 1 <= steps_per_call <= MAX_STEPS:
             raise ValueError(f"{steps_per_call} steps per call: expected 1 to {MAX_STEPS}")
-        self.tokenizer, config = model.tokenizer, model.config
+        self.tokenizer = model.tokenizer
+        config = model.config
         n_slots = 1 + SLOTS_PER_SEQUENCE * max_batch + n_checkpoints if config.slot_bytes else 1
         self.runner = Runner(
             config,
@@ -104,21 +94,21 @@ class Engine(Front):
         self.scheduler = Scheduler(
             self.pool, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=swap
         )
-        self._steps_per_call, self._step_seconds = steps_per_call, math.inf
-        self._requests: dict[Sequence, Request] = {}
-        self._counts: Counter[str] = Counter()
+        self.active = ActiveRequests(self.scheduler)
+        self.loop = Loop(self.runner, self.scheduler, self.active, steps_per_call)
 
     def metrics(self) -> Metrics:
-        """What the engine has done since it was made, and how full it is now."""
-        scheduler, pages, slots, prefix = self.scheduler, self.pool.pages, self.pool.slots, self.pool.prefix
+        """Counters since the engine was made, and how full it is now."""
+        scheduler, counts = self.scheduler, self.active.counts
+        pages, slots, prefix = self.pool.pages, self.pool.slots, self.pool.prefix
         return Metrics(
-            **{name: self._counts[name] for name in ("requests", "finished", "failed", "cancelled")},
+            **{name: counts[name] for name in ("requests", "finished", "failed", "cancelled")},
             steps=scheduler.steps,
-            computed_tokens=self._counts["rows"],
+            computed_tokens=counts["rows"],
             cached_tokens=prefix.saved_tokens if prefix else 0,
-            generated_tokens=self._counts["generated"],
-            step_seconds=self._counts["nanoseconds"] / 1e9,
-            host_seconds=self._counts["host nanoseconds"] / 1e9,
+            generated_tokens=counts["generated"],
+            step_seconds=counts["nanoseconds"] / 1e9,
+            host_seconds=counts["host nanoseconds"] / 1e9,
             running=len(scheduler.running),
             waiting=scheduler.n_waiting,
             preemptions=scheduler.preemptions,
@@ -143,201 +133,340 @@ class Engine(Front):
         """Let go of parameters and state, whoever still holds the engine: a request, a stream, an error's traceback."""
         self.runner.params = self.runner.state = None
 
-    def step(self) -> None:
-        """Run one batch, or several steps of one that decodes, and hand out what it gave.
+    def step(self) -> list[Request]:
+        """Run one batch, or several steps of one that only decodes.
 
         Does nothing when no request is in the engine. If the device fails, no request has advanced.
+
+        Returns:
+            The requests that finished, with all their parts; their `on_done` has been called.
 
         Raises:
             EngineClosedError: the engine was closed.
         """
         if self.runner.params is None:
             raise EngineClosedError("this engine was closed")
-        start = time.perf_counter_ns()
-        work = self.scheduler.schedule()
-        if not work:
-            return
-        alone = len(work) == len(self.scheduler.running) and all(w.decodes for w in work)
-        if alone and not any(r.unborn or r.is_guided for r in (self._requests[w.sequence] for w in work)):
-            device = self._decode(work)
-        else:
-            device = self._run(work)
-        self._counts["nanoseconds"] += time.perf_counter_ns() - start
-        self._counts["host nanoseconds"] += time.perf_counter_ns() - start - device
+        self.loop.step()
+        return self.active.notify()
 
-    def _decode(self, work: list[Work]) -> int:
-        """Let all running sequences decode; returns the device's nanoseconds."""
-        requests = [self._requests[w.sequence] for w in work]
-        n_left = [w.sequence.max_length - len(w.sequence.tokens) for w in work]
-        wanted = min(self._steps_per_call, max(n_left), max(1, int(CALL_SECONDS / self._step_seconds)))
-        n_steps = self.scheduler.reserve_ahead(work, wanted)
-        someone_waits = self.scheduler.n_waiting > 0  # for a place, which who ends leaves
-        rows = [
-            Decoding(w, r.choice, r.output.moment(w.sequence.tokens), min(n, n_steps), someone_waits)
-            for w, r, n in zip(work, requests, n_left, strict=True)
-        ]
-        device = time.perf_counter_ns()
-        decoded = self.runner.decode(rows, max(r.params.logprobs for r in requests))
-        device = time.perf_counter_ns() - device
-        n_steps = int(decoded["n_steps"])
-        self._step_seconds = device / 1e9 / n_steps
-        columns = [decoded[name][:n_steps, : len(work)].swapaxes(0, 1).tolist() for name in _CHOICE]
-        taken, leaving = [], []
-        for w, request, *choices in zip(work, requests, *columns, strict=True):
-            n_rows = 0
-            for choice in zip(*choices, strict=True):
-                n_rows += 1
-                if how := self._take(request, *choice):
-                    leaving.append((request, how))
-                    break
-            taken.append(Work(w.sequence, w.start, n_rows))
-        # A row's steps after its end are not counted: its state goes when it leaves.
-        self.scheduler.commit(taken, n_steps)
-        for request, how in leaving:
-            self._leave(request, how)
-        self._counts["rows"] += sum(w.n_rows for w in taken)
-        return device
-
-    def _run(self, work: list[Work]) -> int:
-        """Run rows of all kinds; returns the device's nanoseconds."""
-        choosing = [
-            chooser
-            for row, w in enumerate(work)
-            if w.chooses
-            for chooser in self._choosers(row, self._requests[w.sequence])
-        ]
-        device = time.perf_counter_ns()
-        ran = self.runner.run(work)
-        sampled = self._sample(ran.last, choosing) if choosing else {}
-        found = self._wanted_rows(ran, work)
-        device = time.perf_counter_ns() - device
-        # The device has done its part: only now has anything advanced.
-        self.scheduler.commit(work)
-        self._hand_out(work, found)
-        if choosing:
-            self._deliver(choosing, sampled)
-        self._counts["rows"] += sum(w.n_rows for w in work)
-        return device
-
-    def _wanted_rows(self, ran: Ran, work: list[Work]) -> list[tuple[Request, np.ndarray]]:
-        """What requests get of these rows, on the host."""
-        found: list[tuple[Request, np.ndarray]] = []
-        arrays = {
-            kind: np.asarray(ran.hidden if kind == "hidden" else ran.logits).astype(np.float32)
-            for kind in {w.sequence.wants for w in work} - {None, "scores"}
-        }
-        scored: list[tuple[Request, int]] = []  # and how many of its tokens
-        rows: list[int] = []
-        targets: list[int] = []
-        end = 0
-        for w in work:
-            begin, end = end, end + w.n_rows
-            sequence, first = w.sequence, max(w.start, w.sequence.first)
-            if sequence.wants is None or first >= w.stop:
-                continue
-            request, first_row = self._requests[sequence], begin + first - w.start
-            if sequence.wants != "scores":
-                found.append((request, arrays[sequence.wants][first_row:end].copy()))
-                continue
-            base = len(sequence.tokens) - len(request.targets)  # the row that scores the first target
-            rows += range(first_row, end)
-            targets += request.targets[first - base : w.stop - base]
-            scored.append((request, end - first_row))
-            if w.stop == sequence.pause:
-                unborn = [r for r in request.unborn if not r.done]
-                rows += [end - 1] * len(unborn)
-                targets += [r.targets[0] for r in unborn]
-                scored += [(r, 1) for r in unborn]
-        if scored:
-            columns, end = self.runner.score(ran.hidden, rows, targets, max(r.n_top for r, _ in scored)), 0
-            for request, n in scored:
-                begin, end = end, end + n
-                found.append((request, score_records(columns, slice(begin, end), request.n_top)))
-        return found
-
-    @staticmethod
-    def _choosers(row: int, request: Request) -> list[_Chooser]:
-        """Those that choose a token from a request's row of logits: itself, and its unborn samples."""
-        return [_Chooser(row, request), *(_Chooser(row, r, request) for r in request.unborn if not r.done)]
-
-    def _hand_out(self, work: list[Work], found: list[tuple[Request, np.ndarray]]) -> None:
-        """Give requests what they want of their rows; those that waited for a context begin where it ends."""
-        for request, rows in found:
-            request.rows.append(rows)
-            request.sequence.first += len(rows)
-        for w in work:
-            if w.sequence.wants is None:
-                continue
-            request = self._requests[w.sequence]
-            if w.stop == w.sequence.pause:
-                unborn, request.unborn = [r for r in request.unborn if not r.done], ()
-                self.scheduler.fork(w.sequence, *(r.sequence for r in unborn if len(r.targets) > 1))
-                for r in unborn:
-                    if len(r.targets) == 1:
-                        self._leave(r, "finished")
-            if w.reaches_end:
-                self._leave(request, "finished")
-
-    def _sample(self, logits: Any, choosing: list[_Chooser]) -> dict[str, np.ndarray]:
-        """Choose a token for each; the columns of `Sampled`, on the host."""
-        rows = [Wanted(row, r.choice, self._moment(r)) for row, r, _ in choosing]
-        return self.runner.sample(logits, rows, max(r.params.logprobs for _, r, _ in choosing))
-
-    @staticmethod
-    def _moment(request: Request) -> Moment:
-        """What the request's next token depends on; if that cannot be said, the request has failed."""
-        try:
-            return request.output.moment(request.sequence.tokens)
-        except RequestError as error:
-            request.error = error
-            return Moment(request.sequence.tokens)
-
-    def _deliver(self, choosing: list[_Chooser], sampled: dict[str, np.ndarray]) -> None:
-        """Hand what was chosen to the requests; those that were unborn begin before their parent goes on."""
-        columns = [sampled[name].tolist() for name in _CHOICE]
-        for (_, request, parent), *choice in reversed(list(zip(choosing, *columns, strict=True))):
-            if parent is None:
-                request.unborn = ()
-            if how := self._take(request, *choice):
-                self._leave(request, how)
-            elif parent is not None:
-                self.scheduler.fork(parent.sequence, request.sequence)
-        for search in {c.request.search for c in choosing} - {None}:
-            search.advance(self.scheduler, self._requests)
-            if search.done:
-                self._counts["failed" if search.error else "finished"] += 1
-
-    def _take(
+    def run(
         self,
-        request: Request,
-        token: int,
-        logprob: float,
-        rank: int,
-        top_tokens: list[int],
-        top_logprobs: list[float],
-        mu: float,
-        fault: int,
-    ) -> str | None:
-        """Append what was chosen for a request; returns how it leaves, if it does."""
-        tokens, n_top = request.sequence.tokens, request.params.logprobs
-        if request.error is None and fault and not (request.search is not None and fault == NOTHING_LEFT):
-            request.error = _FAULTS[fault](len(tokens))
-        if request.error is not None:
-            return None if request.search is not None else "failed"
-        if request.search is not None:  # where nothing is left, the others may go on
-            request.offers = [] if fault else list(zip(top_tokens[:n_top], top_logprobs[:n_top], strict=True))
-            return None
-        pairs: tuple[tuple[int, float], ...] = ()
-        if n_top:
-            top = zip(top_tokens[:n_top], top_logprobs[:n_top], strict=True)
-            pairs = (token, logprob), *((i, x) for i, x in top if i != token and x > -math.inf)
+        requests: Iterable[Request],
+        on_done: Callable[[Any], None] | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
+        """Run requests to their ends; others in the engine go on beside them.
+
+        If it is cut short anywhere, by an interrupt or by an error of a callback, the requests that are not finished
+        are cancelled.
+
+        Args:
+            requests: requests of this engine. They may be queued while they are iterated over.
+            on_done: called with each request once it is finished, whoever ran its last step; in the order of
+                `requests` among those of one step.
+            on_step: called after every step.
+        """
+        order: dict[Request, int] = {}
+        ready: list[Request] = []
         try:
-            chunk = request.output.push(
-                token, logprob, pairs, rank if n_top else None, mu if request.params.mirostat else None
+            for request in requests:
+                order[request] = len(order)
+                if request.n_open:
+                    request.on_done = ready.append
+                else:
+                    ready.append(request)
+            n_left = len(order)
+            while n_left:
+                ready.sort(key=order.__getitem__)
+                while ready:
+                    request = ready.pop(0)
+                    n_left -= 1
+                    if on_done is not None:
+                        on_done(request)
+                if n_left:
+                    self.step()
+                    if on_step is not None:
+                        on_step()
+        finally:
+            for request in order:
+                if request.n_open:
+                    request.on_done = None
+                    for part in request.parts:
+                        self.cancel(part)
+
+    def generate(self, prompt: list[int], params: SamplingParams, seed: int, *, priority: int = 0) -> Generation:
+        """Queue a prompt to be continued.
+
+        Args:
+            prompt: token ids.
+            params: how.
+            seed: of the draws; `params.seed` is not looked at.
+            priority: requests of a higher one go first; see `Sequence.priority`. It changes no result.
+
+        Raises:
+            InvalidRequestError: it names tokens that are not there, or forbids all.
+            RequestTooLargeError: it can never fit. Nothing is queued.
+        """
+        requests = [self._new(prompt, params, sample_seed(seed, i), priority) for i in range(params.n_samples)]
+        leader, *others = requests
+        self.scheduler.check(leader.sequence)
+        if params.prompt_logprobs is not None and len(prompt) > 1:  # first, so that the others find the prompt's state
+            (scores,) = self.score(prompt[:1], [prompt[1:]], params.prompt_logprobs, priority=priority)
+            self.active.attach(scores, leader)
+            leader.prompt_scores = scores
+        leader.samples = leader.followers = tuple(others)
+        leader.sequence.places = len(requests)
+        self._add(leader)
+        for request in others:
+            request.owner = leader
+            self.active.admit(request)
+        return leader
+
+    def _new(self, prompt: list[int], params: SamplingParams, seed: int, priority: int) -> Generation:
+        room = self.scheduler.max_context - len(prompt)
+        max_new = max(1, room) if params.max_tokens is None else params.max_tokens
+        sequence = Sequence(tokens=list(prompt), max_length=len(prompt) + max_new, priority=priority)
+        output = Output(self.tokenizer, prompt, params, max_new, self._matcher(params))
+        edits = edits_of(params, self.tokenizer.eog_ids, len(prompt), self.runner.config.vocab_size)
+        return Generation(sequence, params, seed, output, Choice(params, seed, edits))
+
+    def _matcher(self, params: SamplingParams) -> Matcher | None:
+        return None if params.grammar is None else self._grammars.start(params.grammar)
+
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
+        return GrammarCompiler(self.tokenizer, self.runner.config.vocab_size)
+
+    def logits(self, prompt: list[int], *, priority: int = 0) -> Capture:
+        """Queue a prompt whose logits are wanted at every position; errors as for `generate`."""
+        return self._add(Capture(self._whole(prompt, "logits", priority)))
+
+    def hidden(self, prompt: list[int], *, priority: int = 0) -> Capture:
+        """Queue a prompt whose hidden states after the final norm are wanted at every position.
+
+        They come in chunks as `logits` does, into `Capture.rows`; errors as for `generate`.
+        """
+        return self._add(Capture(self._whole(prompt, "hidden", priority)))
+
+    def score(
+        self, context: list[int], continuations: Iterable[list[int]], n_top: int = 0, *, priority: int = 0
+    ) -> list[Scoring]:
+        """Queue continuations of a context whose tokens' log-probabilities are wanted.
+
+        The context is computed once, and its last row says how likely each first token is. Records of `score_records`
+        come into `Scoring.rows`, one for each token. At no time are there logits of more than some rows.
+
+        Args:
+            context: token ids.
+            continuations: token ids each.
+            n_top: how many of the most likely tokens to report at each position.
+            priority: as for `generate`.
+
+        Returns:
+            A request per continuation.
+
+        Raises:
+            InvalidRequestError: context or continuation is empty.
+            RequestTooLargeError: one of them can never fit. Nothing is queued.
+        """
+        continuations = list(continuations)
+        if not context or not continuations or not all(continuations):
+            raise InvalidRequestError("context and continuation: expected at least a token each")
+        requests = []
+        for targets in continuations:
+            sequence = self._whole([*context, *targets[:-1]], "scores", priority)
+            sequence.first, sequence.pause = len(context) - 1, len(context) if len(continuations) > 1 else 0
+            self.scheduler.check(sequence)
+            requests.append(Scoring(sequence, tuple(targets), n_top))
+        leader = max(requests, key=lambda r: len(r.targets))
+        leader.followers = tuple(r for r in requests if r is not leader)
+        leader.sequence.places = 1 + sum(len(r.targets) > 1 for r in leader.followers)
+        self._add(leader)
+        for request in leader.followers:
+            self.active.admit(request)
+        return requests
+
+    @staticmethod
+    def _whole(prompt: list[int], wants: str, priority: int) -> Sequence:
+        return Sequence(list(prompt), len(prompt), priority=priority, wants=wants)
+
+    def beam_search(
+        self, prompt: list[int], params: SamplingParams, beams: BeamParams, *, priority: int = 0
+    ) -> BeamSearch:
+        """Queue a prompt whose most likely continuations are wanted.
+
+        Its beginnings are sequences that share the state of what they have in common. In exact mode the result depends
+        on neither other requests nor on how many beginnings run at once.
+
+        Args:
+            prompt: token ids.
+            params: what may be chosen and when texts end: biases, bans, penalties, DRY, grammar, stops and lengths, at
+                temperature 0.
+            beams: how wide, and what is best.
+            priority: as for `generate`.
+
+        Raises:
+            InvalidRequestError: `params` asks for draws, samples or log-probabilities.
+            RequestTooLargeError: it can never fit. Nothing is queued.
+        """
+        if params.temperature > 0.0 or params.n_samples != 1 or params.logprobs or params.prompt_logprobs is not None:
+            raise InvalidRequestError("a beam search neither draws nor reports: temperature 0, n 1 and logprobs 0")
+        n_ends = len(params.stop_token_ids) + (0 if params.ignore_eos else len(self.tokenizer.eog_ids))
+        search = BeamSearch(beams, prompt, n_ends)
+        n_offers = min(search.n_offers, self.runner.config.vocab_size)
+        plain = self._new(prompt, params, 0, priority)
+        # Of the model itself where nothing changes its distribution: that is the same, and costs less.
+        changes = bool(len(plain.choice.edits)) or params.penalizes or plain.is_guided
+        params = dataclasses.replace(params, logprobs=n_offers, logprobs_of="sampling" if changes else "model")
+        choice = Choice(params, 0, plain.choice.edits)
+        root = Hypothesis(plain.sequence, params, 0, plain.output, choice, search=search, owner=search)
+        search.start(root)
+        self._add(root)
+        return search
+
+    def _add(self, request: _R) -> _R:
+        self.scheduler.add(request.sequence)
+        self.active.admit(request)
+        return request
+
+    def fork(
+        self,
+        request: Generation,
+        *,
+        length: int | None = None,
+        params: SamplingParams | None = None,
+        seed: int | None = None,
+    ) -> Generation:
+        """Queue a request that goes on from where another one is, or was; nothing of what they share is computed twice.
+
+        Args:
+            request: a generating one, in any state, done or not.
+            length: tokens to share, from the whole prompt to all there are (None).
+            params: for what follows; the same ones unless given. `n` must be 1.
+            seed: of its draws; the same one unless given, which with the same parameters gives the same tokens.
+
+        Raises:
+            InvalidRequestError: `length` is not one of those, or the shared tokens end a request with these parameters.
+            RequestTooLargeError: it can never fit. Nothing is queued.
+        """
+        generates = isinstance(request, Generation)
+        if params is None and generates:
+            params = dataclasses.replace(request.params, n=1, best_of=None)
+        if not generates or params.n_samples != 1:
+            raise InvalidRequestError("only requests that generate can be forked, into one more each time")
+        tokens = self._beginning(request, length)
+        child = self._new(tokens[: request.n_prompt], params, request.seed if seed is None else seed, 0)
+        child.sequence.tokens, child.sequence.priority = tokens, request.sequence.priority
+        child.output.replay(request.output.chunks[: len(tokens) - request.n_prompt])
+        self.scheduler.fork(request.sequence, child.sequence)
+        self.active.admit(child)
+        return child
+
+    def rewind(self, request: Generation, length: int) -> None:
+        """Take a request back to when it had `length` tokens, prompt included, and let it go on from there.
+
+        It draws the same tokens again, since draws depend on seed and position; `fork` goes on otherwise. Recurrent
+        layers go back to their last checkpoint and compute what lies between again. A request that is done comes
+        back. Nothing happens at its own length.
+
+        Raises:
+            InvalidRequestError: shorter than the prompt, longer than the request, or it does not generate; nothing
+                was changed.
+        """
+        tokens = self._beginning(request, length)
+        if len(tokens) == len(request.sequence.tokens):
+            return
+        n_new = len(tokens) - request.n_prompt
+        prompt, params = tokens[: request.n_prompt], request.params
+        output = Output(self.tokenizer, prompt, params, request.output.max_new, self._matcher(params))
+        request.output = output.replay(request.output.chunks[:n_new])
+        request.sequence.tokens = tokens
+        self.scheduler.rewind(request.sequence)
+        if request.done:
+            self.active.admit(request)
+
+    @staticmethod
+    def _beginning(request: Generation, length: int | None) -> list[int]:
+        tokens = request.sequence.tokens
+        length = len(tokens) if length is None else length
+        generates = isinstance(request, Generation)
+        n_prompt = request.n_prompt if generates else len(tokens)
+        if not generates or not n_prompt <= length <= len(tokens):
+            raise InvalidRequestError(
+                f"a length of {length}, for a request with {n_prompt} tokens of prompt and {len(tokens)} in all"
+                + ("" if generates else " that generates nothing")
             )
-        except RequestError as error:
-            request.error = error
-            return "failed"
-        tokens.append(token)
-        self._counts["generated"] += 1
-        return "finished" if chunk.finish_reason is not None else None
+        return tokens[:length]
+
+    def snapshot(self, requests: Iterable[Request] | None = None) -> bytes:
+        """Everything about requests in the engine, so that `resume` can go on in another process.
+
+        The engine goes on as if nothing had happened. A snapshot takes about as many bytes as the state of its
+        requests, and some four times that in memory while it is made. The first one reads all parameters.
+
+        Args:
+            requests: those wanted; None is all of them. Those that are done are left out.
+
+        Raises:
+            SnapshotError: one of them wants hidden states, scores or beams, which snapshots have no place for.
+        """
+        order = {sequence: i for i, sequence in enumerate(self.scheduler)}
+        chosen = list(self.active.by_sequence.values() if requests is None else requests)
+        chosen = sorted((r for r in chosen if not r.done), key=lambda r: order.get(r.sequence, len(order)))
+        if any(isinstance(r, Hypothesis) or r.sequence.wants not in (None, "logits") for r in chosen):
+            raise SnapshotError(
+                "hidden states, scores and beams have no place in snapshots: let who wants them end first"
+            )
+        entries = [
+            Entry(r.sequence, None, 0, None, None, r.rows)
+            if isinstance(r, Capture)
+            else Entry(r.sequence, r.params, r.seed, r.output, r.choice, [])
+            for r in chosen
+        ]
+        return encode(self._host, entries, [self._saved(r.sequence) for r in chosen])
+
+    def _saved(self, sequence: Sequence) -> Any:
+        return self.pool.export(sequence.state) if sequence.n_computed else sequence.saved
+
+    def resume(self, blob: bytes) -> list[Request]:
+        """Queue the requests of a snapshot, behind those that are here, to go on where they were.
+
+        The engine may have other pages, batch sizes and limits than the one that made the snapshot, and requests of
+        its own. State waits on the host until there is room. In exact mode the requests give the same bits as they
+        would have given there.
+
+        Returns:
+            The requests in their order there; those that were done are not among them, and samples of one prompt
+            are requests on their own.
+
+        Raises:
+            SnapshotMismatchError: another model, dtype or exactness.
+            SnapshotError: damaged, of another version, or a request does not fit. Nothing was queued.
+        """
+        entries = decode(self._host, blob, self.scheduler.check)
+        return [
+            self._add(Capture(e.sequence, e.rows))
+            if e.params is None
+            else self._add(Generation(e.sequence, e.params, e.seed, e.output, e.choice))
+            for e in entries
+        ]
+
+    @cached_property
+    def _host(self) -> Host:
+        """What a snapshot depends on; reads all parameters once."""
+        config, state = self.runner.config, self.runner.state
+        fingerprint = model_fingerprint(config, self.runner.params)
+        return Host(fingerprint, config.vocab_size, self.tokenizer, self._matcher, *state_specs(state))
+
+    def cancel(self, request: Request) -> None:
+        """Drop a request or a beam search, in any state; its pages are free at once.
+
+        Nothing happens to one that is done. Other samples of its prompt go on.
+        """
+        if request.done:
+            return
+        if isinstance(request, BeamSearch):
+            request.cancel(self.active)
+        else:
+            self.active.leave(request, "cancelled")
+        self.active.notify()

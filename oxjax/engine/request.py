@@ -1,89 +1,249 @@
-"""A request while the engine has it, and what it has given when it is done."""
+"""Requests by kind: what each takes from a step, when it is finished, and its result."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from oxjax.engine.choice import Choice
 from oxjax.engine.output import Output
 from oxjax.engine.scheduler import Sequence
-from oxjax.errors import RequestError
+from oxjax.errors import NonFiniteLogitsError, NothingLeftError, RequestError
+from oxjax.results import Result, Score, TokenScore, raise_first
 from oxjax.sampling.params import SamplingParams
+from oxjax.sampling.pipeline import NOT_FINITE, NOTHING_LEFT
 
-if TYPE_CHECKING:
-    from oxjax.engine.beams import BeamSearch
+_FAULTS = {
+    NOT_FINITE: lambda at: NonFiniteLogitsError(f"the logits for position {at} hold NaN or infinity"),
+    NOTHING_LEFT: lambda at: NothingLeftError(f"no token may follow at position {at}: all are forbidden"),
+}
 
 
-@dataclass(eq=False)
+class SampledToken(NamedTuple):
+    """A row of `Sampled`, on the host."""
+
+    token: int
+    logprob: float
+    rank: int
+    top_tokens: list[int]
+    top_logprobs: list[float]
+    mu: float
+    fault: int
+
+
+@dataclass(eq=False, kw_only=True)
 class Request:
-    """A request in the engine.
+    """A request in the engine, of any kind.
 
     Attributes:
-        sequence: its tokens and state.
-        params: how it is sampled; None for a prompt whose logits or hidden states are wanted.
-        seed: of its draws.
-        output: what it has generated.
-        choice: how it chooses its tokens, as the device is told.
-        rows: what is wanted of its rows, as far as it is there: float32 logits `[n, vocab]`, float32 hidden states
-            `[n, d_model]`, or records of scores `[n]`; see `score_records`.
-        targets: the tokens to score, the last of which is not among those of the sequence.
-        n_top: how many of the most likely tokens its scores report.
-        scored: the request that scores its prompt, where `params.prompt_logprobs` asked.
-        samples: the other samples of the same prompt, where `params.n` asked for several: requests as well.
-        unborn: requests that wait for the beginning that they share with this one, to begin as forks of it: samples,
-            or other targets after the same context.
-        search: the beam search that it computes a beginning of, if it does.
-        total: of the log-probabilities of that beginning.
-        offers: the most likely next tokens of it, and their log-probabilities; None until they are known.
         error: why it failed.
-        done: whether it has left the engine.
+        done: it has left the engine.
+        owner: the request whose result it is a part of; None for one on its own.
+        n_open: parts of its result that are still in the engine, itself included.
+        on_done: called once with the request when its last part has left, by whoever ran that step.
     """
 
-    sequence: Sequence
-    params: SamplingParams | None = None
-    seed: int = 0
-    output: Output | None = None
-    choice: Choice | None = None
-    rows: list[np.ndarray] = field(default_factory=list)
-    targets: Seq[int] = ()
-    n_top: int = 0
-    scored: Request | None = None
-    samples: tuple[Request, ...] = ()
-    unborn: tuple[Request, ...] = ()
-    search: BeamSearch | None = None
-    total: float = 0.0
-    offers: list[tuple[int, float]] | None = None
     error: RequestError | None = None
     done: bool = False
+    owner: Request | None = None
+    n_open: int = 0
+    on_done: Callable[[Any], None] | None = None
 
     @property
     def parts(self) -> tuple[Request, ...]:
-        """What has to be done before its result is there: itself, its samples, and the scores of its prompt."""
-        return self, *self.samples, *(() if self.scored is None else (self.scored,))
+        """The requests whose end its result waits for, itself first."""
+        return (self,)
+
+    def result(self) -> Any:
+        """The finished request's result.
+
+        Raises:
+            RequestError: it failed, or a part of it.
+        """
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class Generation(Request):
+    """A prompt that is continued.
+
+    Attributes:
+        sequence: its tokens and state.
+        params: its sampling parameters.
+        seed: seed of its draws.
+        output: generated tokens and text.
+        choice: its sampling parameters, packed for the device.
+        samples: further samples of the same prompt (`params.n`), which are requests as well.
+        prompt_scores: the request that scores its prompt, with `params.prompt_logprobs`.
+        followers: samples that start as forks of this one once the prompt is computed.
+    """
+
+    sequence: Sequence
+    params: SamplingParams
+    seed: int
+    output: Output
+    choice: Choice
+    samples: tuple[Generation, ...] = ()
+    prompt_scores: Scoring | None = None
+    followers: tuple[Generation, ...] = ()
 
     @property
-    def is_guided(self) -> bool:
-        """Whether the host has a say in every token."""
-        return self.search is not None or self.output.is_guided
+    def parts(self) -> tuple[Request, ...]:
+        """Itself, its samples, and the scores of its prompt."""
+        return self, *self.samples, *(() if self.prompt_scores is None else (self.prompt_scores,))
 
     @property
     def n_prompt(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.sequence.tokens) - (0 if self.output is None else len(self.output.chunks))
+        """Number of prompt tokens."""
+        return len(self.sequence.tokens) - len(self.output.chunks)
+
+    @property
+    def is_guided(self) -> bool:
+        """The host takes part in sampling every token, so that steps cannot run ahead."""
+        return self.output.is_guided
+
+    def accept(self, sampled: SampledToken) -> bool:
+        """Append a sampled token; returns whether the request is finished, with `error` set if it failed."""
+        tokens, n_top = self.sequence.tokens, self.params.logprobs
+        if self.error is None and sampled.fault:
+            self.error = _FAULTS[sampled.fault](len(tokens))
+        if self.error is not None:
+            return True
+        token, logprob = sampled.token, sampled.logprob
+        pairs: tuple[tuple[int, float], ...] = ()
+        if n_top:
+            top = zip(sampled.top_tokens[:n_top], sampled.top_logprobs[:n_top], strict=True)
+            pairs = (token, logprob), *((i, x) for i, x in top if i != token and x > -math.inf)
+        rank, mu = sampled.rank if n_top else None, sampled.mu if self.params.mirostat else None
+        try:
+            chunk = self.output.push(token, logprob, pairs, rank, mu)
+        except RequestError as error:
+            self.error = error
+            return True
+        tokens.append(token)
+        return chunk.finish_reason is not None
+
+    def result(self) -> Result:
+        """The `Result`; with `best_of`, samples are sorted by mean log-probability. Errors as in `Request`."""
+        raise_first(part.error for part in self.parts)
+        prompt = self.sequence.tokens[: self.n_prompt]
+        results = [result_of_output(prompt, r.output, r.seed) for r in (self, *self.samples)]
+        if self.params.best_of is not None:
+            results = sorted(results, key=lambda r: -sum(r.logprobs) / len(r.logprobs))[: self.params.n]
+        first, *others = results
+        scores = None
+        if self.params.prompt_logprobs is not None:
+            scores = [None, *([] if self.prompt_scores is None else self.prompt_scores.token_scores())]
+        return dataclasses.replace(first, prompt_logprobs=scores, others=tuple(others))
+
+
+@dataclass(eq=False)
+class Scoring(Request):
+    """A continuation whose tokens' log-probabilities are wanted.
+
+    Attributes:
+        sequence: context and continuation, but for the last token.
+        targets: tokens of the continuation.
+        n_top: number of most likely tokens to report at each position.
+        rows: records of `score_records`, as far as they are computed.
+        followers: other continuations of the same context, which start as forks of this one.
+    """
+
+    sequence: Sequence
+    targets: Seq[int]
+    n_top: int = 0
+    rows: list[np.ndarray] = field(default_factory=list)
+    followers: tuple[Scoring, ...] = ()
+
+    def accept(self, records: np.ndarray) -> bool:
+        """Take the next scores; returns whether all are there."""
+        self.rows.append(records)
+        self.sequence.first += len(records)
+        return sum(map(len, self.rows)) == len(self.targets)
+
+    def result(self) -> Score:
+        """The `Score` of all tokens.
+
+        Raises:
+            NonFiniteLogitsError: logits hold NaN or infinity.
+        """
+        found = self._finite()
+        logprobs, ranks = found["logprobs"].tolist(), found["ranks"].tolist()
+        return Score(math.fsum(logprobs), all(rank == 1 for rank in ranks), list(self.targets), logprobs, ranks)
+
+    def token_scores(self) -> list[TokenScore]:
+        """The score of each token; errors as for `result`."""
+        found = self._finite()
+        columns = (found[name].tolist() for name in ("logprobs", "ranks", "top_tokens", "top_logprobs"))
+        scores = []
+        for token, logprob, rank, *top in zip(self.targets, *columns, strict=True):
+            others = [pair for pair in zip(*top, strict=True) if pair[0] != token]
+            scores.append(TokenScore(token, logprob, rank, ((token, logprob), *others)))
+        return scores
+
+    def _finite(self) -> np.ndarray:
+        raise_first([self.error])
+        found = np.concatenate(self.rows)
+        if not found["finite"].all():
+            at = len(self.sequence.tokens) - len(self.targets) + int(np.argmin(found["finite"])) + 1
+            raise NonFiniteLogitsError(f"the logits for position {at} hold NaN or infinity")
+        return found
+
+
+@dataclass(eq=False)
+class Capture(Request):
+    """A prompt whose logits or hidden states are wanted at every position (`sequence.wants`).
+
+    Attributes:
+        sequence: the prompt and its state.
+        rows: float32 logits `[n, vocab]` or hidden states `[n, d_model]`, as far as they are computed.
+    """
+
+    sequence: Sequence
+    rows: list[np.ndarray] = field(default_factory=list)
+    followers: tuple[Request, ...] = ()
+
+    def accept(self, rows: np.ndarray) -> bool:
+        """Take the next rows; returns whether all are there."""
+        self.rows.append(rows)
+        self.sequence.first += len(rows)
+        return self.sequence.first == len(self.sequence.tokens)
+
+    def result(self) -> np.ndarray:
+        """All rows: float32 `[T, vocab]` or `[T, d_model]`."""
+        raise_first([self.error])
+        return np.concatenate(self.rows)
+
+
+def result_of_output(prompt: list[int], output: Output, seed: int) -> Result:
+    """The `Result` of one finished output."""
+    chunks, reports = output.chunks, output.params.logprobs > 0
+    return Result(
+        prompt_token_ids=list(prompt),
+        token_ids=[c.token_id for c in chunks],
+        text="".join(c.text for c in chunks),
+        logprobs=[c.logprob for c in chunks],
+        top_logprobs=[c.top_logprobs for c in chunks] if reports else None,
+        finish_reason=chunks[-1].finish_reason,
+        seed=seed,
+        stop_reason=chunks[-1].stop_reason,
+        ranks=[c.rank for c in chunks] if reports else None,
+    )
 
 
 def score_records(columns: Mapping[str, np.ndarray], rows: slice, n_top: int) -> np.ndarray:
-    """How likely tokens are after those before them; for the fields see `Runner.score`.
+    """A request's scores as records, one per token; for the fields see `Runner.score`.
 
     Args:
-        columns: of all that was scored in a step.
+        columns: everything that was scored in a step.
         rows: those of the request.
-        n_top: how many of the most likely tokens.
+        n_top: number of most likely tokens to keep.
     """
     fields = {name: column[rows, :n_top] if column.ndim > 1 else column[rows] for name, column in columns.items()}
     kind = [(name, column.dtype, column.shape[1:]) for name, column in fields.items()]
@@ -91,3 +251,32 @@ def score_records(columns: Mapping[str, np.ndarray], rows: slice, n_top: int) ->
     for name, column in fields.items():
         records[name] = column
     return records
+
+
+def outcome(request: Request | RequestError) -> Any:
+    """The result of a finished request, or the error that it ended with."""
+    if isinstance(request, RequestError):
+        return request
+    try:
+        return request.result()
+    except RequestError as error:
+        return error
+
+
+def results_or_raise(requests: Iterable[Request | RequestError]) -> list[Any]:
+    """The results of finished requests, in order.
+
+    Raises:
+        RequestError: the first error among them; its `index` says whose, its `results` hold those of the others.
+    """
+    return or_raise([outcome(request) for request in requests])
+
+
+def or_raise(found: list[Any]) -> list[Any]:
+    """Values, or the first error among them with the others; see `results_or_raise`."""
+    values = tuple(None if isinstance(value, RequestError) else value for value in found)
+    for i, error in enumerate(found):
+        if isinstance(error, RequestError):
+            error.index, error.results = i, values
+            raise error
+    return found

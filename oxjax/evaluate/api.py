@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
-from oxjax.engine.request import Request
+from oxjax.engine.request import Scoring, outcome, results_or_raise
 from oxjax.errors import InvalidRequestError, RequestError
 from oxjax.evaluate.pairs import begin, encode_pair, windows
 from oxjax.prompts import refusing_texts
-from oxjax.results import Perplexity, Score, all_or_raise, score_of
-from oxjax.running import reporting, until_done
+from oxjax.results import Perplexity, Score
 from oxjax.tokenizer import Tokenizer
 
 Text = str | Sequence[int]
@@ -54,27 +53,34 @@ class Scores:
                 `index` says which pair it was.
         """
         groups: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
-        found: dict[int, Request | RequestError] = {}
+        found: dict[int, Scoring | RequestError] = {}
+        places: dict[Scoring, int] = {}
         for i, pair in enumerate(pairs):
             try:
                 context, continuation = self._encode_pair(pair)
                 groups.setdefault(tuple(context), []).append((i, continuation))
             except RequestError as error:
                 found[i] = error
-        queued: list[Any] = []
-        places: list[int] = []
-        tell = reporting(on_result, score_of)
-        with until_done(self.engine, queued, progress, tell and (lambda k: tell(places[k], queued[k]))):
+
+        def queue() -> Iterator[Scoring]:
             for context, members in groups.items():
                 requests = self._score_group(list(context), members)
-                queued += requests.values()
-                places += requests
-                found |= requests
-        return all_or_raise([found[i] for i in range(len(found))], score_of)
+                found.update(requests)
+                queued = {request: i for i, request in requests.items() if isinstance(request, Scoring)}
+                places.update(queued)
+                yield from queued
+
+        def report(request: Scoring) -> None:
+            if on_result is not None and not isinstance(score := outcome(request), RequestError):
+                on_result(places[request], score)
+
+        engine = self.engine
+        engine.run(queue(), report, None if progress is None else lambda: progress(engine.metrics()))
+        return results_or_raise(found[i] for i in range(len(found)))
 
     def _score_group(
         self, context: list[int], members: list[tuple[int, list[int]]]
-    ) -> dict[int, Request | RequestError]:
+    ) -> dict[int, Scoring | RequestError]:
         """Queue continuations of a context, or else those of them that can be."""
         places, continuations = zip(*members, strict=True)
         try:

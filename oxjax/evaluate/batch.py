@@ -229,7 +229,8 @@ class _Work:
 
     def __init__(self, llm: LLM, planner: Planner):
         self.llm, self.planner = llm, planner
-        self.running: list[tuple[Line, Plan, list[Request]]] = []
+        self.running: dict[int, tuple[Line, Plan, list[Request]]] = {}  # by place
+        self._ended: deque[int] = deque()  # places of lines all of whose requests are done
         self.texts: list[tuple[Line, Plan]] = []  # for an encoder, which has no engine
 
     def understand(self, lines: list[Line]) -> tuple[list[tuple[Line, Plan]], list[Answer]]:
@@ -268,7 +269,17 @@ class _Work:
         found = _attempt(line, plan.start)
         if isinstance(found, Answer):
             return [found]
-        self.running.append((line, plan, found))
+        self.running[line.place] = line, plan, found
+        n_left = len(found)
+
+        def ended(_: Request) -> None:
+            nonlocal n_left
+            n_left -= 1
+            if not n_left:
+                self._ended.append(line.place)
+
+        for request in found:
+            request.on_done = ended
         return []
 
     def step(self) -> list[Answer]:
@@ -276,13 +287,8 @@ class _Work:
         answers = []
         if self.running:
             self.llm.engine.step()
-            still = []
-            for line, plan, found in self.running:
-                if all(part.done for request in found for part in request.parts):
-                    answers.append(self._finish(line, plan, found))
-                else:
-                    still.append((line, plan, found))
-            self.running = still
+            while self._ended:
+                answers.append(self._finish(*self.running.pop(self._ended.popleft())))
         if self.texts:
             hidden = self.llm.encoder.run([ids for _, plan in self.texts for ids in plan.texts])
             answers += [self._finish(line, plan, [next(hidden) for _ in plan.texts]) for line, plan in self.texts]
@@ -291,18 +297,13 @@ class _Work:
 
     @staticmethod
     def _finish(line: Line, plan: Plan, found: list[Any]) -> Answer:
-        def finish() -> Answer:
-            for part in (p for r in found if isinstance(r, Request) for p in r.parts):
-                if part.error is not None:
-                    raise part.error
-            return _success(line, plan.finish(found))
-
-        return _attempt(line, finish)
+        return _attempt(line, lambda: _success(line, plan.finish(found)))
 
     def cancel(self) -> None:
-        for _, _, requests in self.running:
-            for part in (p for r in requests for p in r.parts):
-                self.llm.engine.cancel(part)
+        for _, _, requests in self.running.values():
+            for request in requests:
+                request.on_done = None
+            self.planner.cancel(requests)
 
 
 def _attempt(line: Line, work: Callable[[], Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -22,7 +22,6 @@ from oxjax.evaluate import answers
 from oxjax.evaluate.dialect import Ask, field, objects, only, params_of, reports
 from oxjax.evaluate.manifest import read_day
 from oxjax.llm import LLM
-from oxjax.results import result_of, score_of
 from oxjax.tokenizer.chat import ChatTemplate
 
 Body = dict[str, Any]
@@ -92,7 +91,7 @@ class Planner:
             return self._queue(lambda i: llm.engine.generate(prompts[i], params, seeds[i]), len(prompts))
 
         def finish(requests: list[Request]) -> Body:
-            found = [result_of(request) for request in requests]
+            found = [request.result() for request in requests]
             results = [result for first in found for result in (first, *first.others)]
             n_prompt = sum(map(len, prompts))
             return answers.completion(results, n_prompt, llm.tokenizer, reports=wants)
@@ -107,10 +106,14 @@ class Planner:
             for i in range(n):
                 requests.append(add(i))
         except BaseException:
-            for part in (p for request in requests for p in request.parts):
-                self.llm.engine.cancel(part)
+            self.cancel(requests)
             raise
         return requests
+
+    def cancel(self, requests: Iterable[Request]) -> None:
+        """Cancel requests with all their parts."""
+        for part in (p for request in requests for p in request.parts):
+            self.llm.engine.cancel(part)
 
     def _session(self, source: str | None) -> Session:
         if source not in self._sessions:
@@ -151,7 +154,7 @@ class Planner:
 
         def finish(requests: list[Request]) -> Body:
             (request,) = requests
-            first = result_of(request)
+            first = request.result()
             results = [first, *first.others]
             by_seed = {r.seed: r for r in (request, *request.samples)}
             read = [message(by_seed[result.seed]) for result in results]
@@ -175,7 +178,7 @@ class Planner:
         n_tokens = len(contexts[0]) + sum(map(len, continuations))
 
         def finish(requests: list[Request]) -> Body:
-            return answers.scores([score_of(r) for r in requests], len(contexts[0]))
+            return answers.scores([r.result() for r in requests], len(contexts[0]))
 
         return Plan(n_tokens, lambda: self.llm.engine.score(contexts[0], continuations), finish)
 
@@ -217,7 +220,7 @@ class Planner:
         llm, n_tokens = self.llm, sum(map(len, texts))
 
         def pooled(found: list[Any]) -> Body:
-            rows = [np.concatenate(r.rows) if isinstance(r, Request) else r for r in found]
+            rows = [r.result() if isinstance(r, Request) else r for r in found]
             return finish([pool(r, pooling, normalize=normalize) for r in rows], n_tokens)
 
         def start() -> list[Request]:

@@ -32,14 +32,14 @@ def make(model, steps=MAX_STEPS, checkpoint_every=128):
     """All engines have one shape, so that programs are few."""
     shape = {"n_pages": 65, "page_size": 8, "max_batch": 4, "max_rows": 32, "max_context": 128}
     engine = Engine(model, **shape, checkpoint_every=checkpoint_every, steps_per_call=steps)
-    engine._step_seconds = 1e-6  # no first call that only measures
+    engine.loop.step_seconds = 1e-6  # no first call that only measures
     return engine
 
 
 def finish(engine, *requests):
     calls = 0
     while not all(r.done for r in requests):
-        engine._step_seconds = 1e-6  # nor short calls because the machine is slow
+        engine.loop.step_seconds = 1e-6  # nor short calls because the machine is slow
         engine.step()
         calls += 1
     return calls
@@ -85,10 +85,10 @@ def test_how_long_steps_take_limits_a_call(model, whole):
     engine = make(model)
     request = engine.generate(IDS, PARAMS, 1)
     engine.step()
-    engine._step_seconds = 0.01
+    engine.loop.step_seconds = 0.01
     engine.step()
     assert len(request.output.chunks) == 1 + 4
-    engine._step_seconds = 1.0
+    engine.loop.step_seconds = 1.0
     engine.step()
     assert len(request.output.chunks) == 1 + 4 + 1
     finish(engine, request)
@@ -147,7 +147,7 @@ def test_who_waits_gets_the_place_of_the_first_that_ends(model, whole):
     short = dataclasses.replace(PARAMS, max_tokens=5)
     requests = [engine.generate(IDS, PARAMS, 1), *(engine.generate(IDS[:20], short, seed) for seed in range(4))]
     while not requests[1].done:
-        engine._step_seconds = 1e-6
+        engine.loop.step_seconds = 1e-6
         engine.step()
     assert len(requests[0].output.chunks) < 10
     finish(engine, *requests)

@@ -42,11 +42,6 @@ def half(engine):
     return request
 
 
-def finish(engine, *requests):
-    while not all(r.done for r in requests):
-        engine.step()
-
-
 @pytest.mark.parametrize("length", [-1, 0, 29, 41])
 def test_lengths_outside_a_request_are_refused(engine, half, length):
     before = engine.snapshot()
@@ -76,7 +71,7 @@ def test_a_fork_that_is_done_already_or_too_long_is_refused(engine, half):
     with pytest.raises(InvalidRequestError, match="one more each time"):
         engine.fork(half, params=dataclasses.replace(PARAMS, n=2))
     assert len(list(engine.scheduler)) == requests
-    finish(engine, half)
+    engine.run([half])
 
 
 def test_forks_share_what_is_computed(engine, half):
@@ -85,7 +80,7 @@ def test_forks_share_what_is_computed(engine, half):
     assert engine.metrics().pages_used == used
     engine.step()
     assert engine.metrics().computed_tokens - computed == 4
-    finish(engine, half, *children)
+    engine.run([half, *children])
 
 
 def test_a_rewind_to_its_own_length_changes_nothing(engine, half):
@@ -95,22 +90,22 @@ def test_a_rewind_to_its_own_length_changes_nothing(engine, half):
 
 
 def test_a_request_that_was_done_comes_back(engine, half):
-    finish(engine, half)
+    engine.run([half])
     tokens = list(half.sequence.tokens)
     engine.rewind(half, 35)
     assert not half.done
     assert engine.metrics().waiting == 1
-    finish(engine, half)
+    engine.run([half])
     assert half.sequence.tokens == tokens
 
 
 def test_a_failed_step_advances_nobody_and_can_be_run_again(model, engine, monkeypatch):
     alone = engine.generate(IDS, PARAMS, 1)
-    finish(engine, alone)
+    engine.run([alone])
     request = engine.generate(IDS[::-1], PARAMS, 1)
     other = make(model)
     again = other.generate(IDS[::-1], PARAMS, 1)
-    finish(other, again)
+    other.run([again])
     decode = engine.runner.decode
 
     def interrupted(*args):
@@ -127,7 +122,7 @@ def test_a_failed_step_advances_nobody_and_can_be_run_again(model, engine, monke
         engine.step()
         if i % 3 == 1:
             fail("decode", interrupted)
-    finish(engine, request)
+    engine.run([request])
     assert [(c.token_id, c.logprob) for c in request.output.chunks] == [
         (c.token_id, c.logprob) for c in again.output.chunks
     ]
@@ -137,7 +132,7 @@ def test_the_leader_of_samples_may_go_before_they_are_born(engine):
     leader = engine.generate(IDS, dataclasses.replace(PARAMS, n=4), 1)
     engine.cancel(leader.samples[0])
     engine.cancel(leader)
-    finish(engine, *leader.samples)
+    engine.run([*leader.samples])
     assert [len(r.output.chunks) for r in leader.samples] == [0, 20, 20]
     metrics = engine.metrics()
     assert (metrics.finished, metrics.cancelled, metrics.pages_used) == (2, 2, 0)
@@ -147,10 +142,10 @@ def test_the_leader_of_samples_may_go_before_they_are_born(engine):
 def test_samples_survive_a_snapshot_before_they_are_born(model, engine):
     leader = engine.generate(IDS, dataclasses.replace(PARAMS, n=3), 1)
     blob = engine.snapshot()
-    finish(engine, leader, *leader.samples)
+    engine.run([leader, *leader.samples])
     other = make(model)
     resumed = other.resume(blob)
-    finish(other, *resumed)
+    other.run([*resumed])
     assert [r.sequence.tokens for r in resumed] == [r.sequence.tokens for r in (leader, *leader.samples)]
 
 
@@ -164,9 +159,9 @@ def test_priority_goes_first_and_is_kept_by_snapshots(model):
     other = make(model, max_batch=1)
     first, second = other.resume(engine.snapshot())
     assert (first.sequence.priority, second.sequence.priority) == (2, 0)
-    finish(engine, high)
+    engine.run([high])
     assert not low.done
-    finish(engine, low)
+    engine.run([low])
 
 
 def test_a_model_that_cannot_reuse_says_so(data, caplog):

@@ -19,6 +19,7 @@ from oxjax import LLM, SamplingParams
 from oxjax.assets import embedded_draft, embedded_model
 from oxjax.engine import snapshot
 from oxjax.engine.engine import Engine
+from oxjax.engine.request import Capture
 from oxjax.errors import SnapshotError, SnapshotMismatchError
 from oxjax.kernels import native
 from oxjax.machine import enable_compilation_cache
@@ -60,14 +61,13 @@ def other(model):
 
 
 def finish(engine, requests):
-    while not all(r.done for r in requests):
-        engine.step()
+    engine.run(requests)
     return [outcome(r) for r in requests]
 
 
 def outcome(request):
     """Everything that a request gave, as JSON would have it."""
-    if request.params is None:
+    if isinstance(request, Capture):
         return np.concatenate(request.rows).tobytes().hex()
     return [
         [c.token_id, c.logprob, [list(p) for p in c.top_logprobs], c.text, c.finish_reason]
@@ -121,7 +121,7 @@ def taken(engine, stops, expected):
             "mid character": any(map(is_mid_character, live)),
             "holding text": any(map(is_holding, live)),
             "mid prefill": any(r.params and 0 < r.sequence.n_computed < 70 and not r.output.chunks for r in live),
-            "half scored": any(r.params is None and r.rows for r in live),
+            "half scored": any(isinstance(r, Capture) and r.rows for r in live),
             "waiting": bool(engine.scheduler.waiting),
         }
         found.append((engine.snapshot(), [requests.index(r) for r in live], {k for k, v in kinds.items() if v}))

@@ -11,6 +11,7 @@ import oxjax
 from oxjax import SamplingParams
 from oxjax.assets import embedded_model
 from oxjax.engine.engine import Engine
+from oxjax.engine.request import Capture
 from oxjax.machine import enable_compilation_cache
 from oxjax.tokenizer import Tokenizer
 from tests.helpers.recurrent_synth import CASES, write
@@ -71,14 +72,9 @@ def load(name, data, *, exact=True, weights="auto"):
     return oxjax.load(data / f"{name}.gguf", exact=exact, weights=weights)
 
 
-def finish(engine, requests):
-    while not all(r.done for r in requests):
-        engine.step()
-
-
 def outcome(request):
     """All that a request gave: logits of every position, or tokens, log-probabilities and the likeliest others."""
-    if request.params is None:
+    if isinstance(request, Capture):
         return np.concatenate(request.rows).tobytes()
     return [(c.token_id, c.logprob, c.top_logprobs) for c in request.output.chunks]
 
@@ -118,12 +114,12 @@ class Harness:
             lambda: self._single.generate(ids, params, params.seed if seed is None else seed),
         ):
             given.append(request())
-            finish(self._single, given)
+            self._single.run(given)
         return [outcome(r) for r in given]
 
     def generated_alone(self, ids, params=PARAMS, seed=None):
         request = self._single.generate(ids, params, params.seed if seed is None else seed)
-        finish(self._single, [request])
+        self._single.run([request])
         return outcome(request)
 
     def run(self, ids, *, neighbours=(), **shape):
@@ -134,7 +130,7 @@ class Harness:
         """The same on an engine that may have run before, or have others running."""
         others = [engine.generate(p, dataclasses.replace(PARAMS, seed=i), i) for i, p in enumerate(neighbours)]
         both = [engine.logits(ids), engine.generate(ids, PARAMS, PARAMS.seed)]
-        finish(engine, both + others)
+        engine.run(both + others)
         if not engine.scheduler.running:
             pools = (engine.pool.pages, engine.pool.slots)
             assert not any(pool.used_count for pool in pools if pool is not None)

@@ -6,7 +6,7 @@ import pytest
 from oxjax.engine.encoder import MAX_TEXTS, Encoder
 from oxjax.kernels.paged_attention import KV_BLOCK
 from oxjax.kernels.text_attention import Q_TILE
-from tests.helpers.law_harness import EMBEDDED, Harness, finish, load, outcome, prompts
+from tests.helpers.law_harness import EMBEDDED, Harness, load, outcome, prompts
 
 MINILM = "models/all-MiniLM-L6-v2/all-MiniLM-L6-v2-Q8_0"
 LENGTHS = [1, 2, 15, 16, 17, Q_TILE - 1, Q_TILE, Q_TILE + 1, KV_BLOCK - 1, KV_BLOCK, KV_BLOCK + 1, 300]
@@ -108,7 +108,7 @@ def test_hidden_states_of_decoders(models, name):
         request = engine.hidden(ids)
         others = [engine.hidden(p) for p in prompts(2, 20, seed=1)] if i in (1, 2) else []
         others += [engine.logits(prompts(1, 30, seed=2)[0])] if i == 2 else []
-        finish(engine, [request, *others])
+        engine.run([request, *others])
         found.append(outcome(request))
     assert len(found[0]) == 4 * 90 * harness.model.config.d_model
     assert all(bits == found[0] for bits in found)

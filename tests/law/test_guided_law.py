@@ -9,7 +9,7 @@ import pytest
 
 from oxjax import BeamParams, Grammar, SamplingParams
 from oxjax.sampling.params import STAGES, sample_seed
-from tests.helpers.law_harness import EMBEDDED, PARAMS, Harness, finish, load, outcome, prompts
+from tests.helpers.law_harness import EMBEDDED, PARAMS, Harness, load, outcome, prompts
 
 SCHEMA = {
     "type": "object",
@@ -91,8 +91,7 @@ def whole(request):
 
 def searched(engine, searches):
     """What beam searches find."""
-    while not all(s.done for s in searches):
-        engine.step()
+    engine.run(searches)
     assert all(s.error is None for s in searches)
     return [[(b.score, [dataclasses.astuple(c) for c in b.output.chunks]) for b in s.found] for s in searches]
 
@@ -133,7 +132,7 @@ def test_guided_rows_and_their_neighbours(harness, alone, shape):
         for _ in range(5 * late):
             engine.step()
         request = engine.generate(IDS, GUIDED, 11) if late else request
-        finish(engine, [request, scored, *(r for *_, r in rows)])
+        engine.run([request, scored, *(r for *_, r in rows)])
         assert outcome(request) == alone(harness)
         for *row, neighbour in rows:
             assert outcome(neighbour) == alone(harness, *row)
@@ -146,7 +145,7 @@ def test_what_is_guided_is_what_was_asked_for(harnesses, alone):
     harness = harnesses[EMBEDDED]
     engine = harness.engine()
     request = engine.generate(IDS, dataclasses.replace(GUIDED, max_tokens=120), 11)
-    finish(engine, [request])
+    engine.run([request])
     value = json.loads("".join(c.text for c in request.output.chunks))
     assert set(value) == set(SCHEMA["required"])
     assert len({c.mu for c in request.output.chunks}) > 10
@@ -159,7 +158,7 @@ def test_several_samples(harness, alone):
     engine = harness.engine(max_batch=3, reuse_prefixes=True)
     leader = engine.generate(IDS, dataclasses.replace(GUIDED, n=2, best_of=5), 11)
     samples = [leader, *leader.samples]
-    finish(engine, samples)
+    engine.run(samples)
     assert [outcome(r) for r in samples] == [alone(harness, seed=sample_seed(11, i)) for i in range(5)]
 
 
@@ -178,13 +177,13 @@ def test_forks_and_rewinds(harness, alone):
         engine.rewind(request, len(request.sequence.tokens) - back)
         while len(request.output.chunks) < 21:
             engine.step()
-    finish(engine, [request, neighbour, elsewhere, *twins])
+    engine.run([request, neighbour, elsewhere, *twins])
     for same in (request, *twins):
         assert outcome(same) == alone(harness)
     assert outcome(elsewhere) == alone(harness, params=other, seed=5)
     assert outcome(neighbour) == alone(harness, IDS[:20], FREE, 3)
     engine.rewind(request, len(IDS) + 5)
-    finish(engine, [request])
+    engine.run([request])
     assert outcome(request) == alone(harness)
 
 
@@ -218,7 +217,7 @@ def test_snapshots(harness, alone):
     while not requests[0].done:
         blobs.append(engine.snapshot())
         engine.step()
-    finish(engine, requests)
+    engine.run(requests)
     shapes = [{}, {"page_size": 64, "reuse_prefixes": True}, {"max_rows": 5, "max_batch": 1, "swap": False}]
     for request in requests:
         chunks[tuple(request.sequence.tokens[: request.n_prompt])] = whole(request)
@@ -226,7 +225,7 @@ def test_snapshots(harness, alone):
         other = harness.engine(**shapes[i % 3])
         resumed = other.resume(blob)
         halfway = [other.fork(r) for r in resumed]
-        finish(other, resumed + halfway)
+        other.run(resumed + halfway)
         for request in resumed + halfway:
             assert whole(request) == chunks[tuple(request.sequence.tokens[: request.n_prompt])]
     for row, request in zip(rows, requests, strict=True):
@@ -245,8 +244,8 @@ def test_snapshots_of_forks_with_other_parameters(harness):
     engine.step()
     other = harness.engine(page_size=32)
     resumed = other.resume(engine.snapshot(forks))
-    finish(engine, forks)
-    finish(other, resumed)
+    engine.run(forks)
+    other.run(resumed)
     assert sorted(map(whole, resumed)) == sorted(map(whole, forks))
 
 
@@ -274,7 +273,7 @@ def test_beams(harness, alone, shape, reuse_prefixes):
     request = engine.generate(IDS, GUIDED, 11)
     searches = [engine.beam_search(*w) for w in wanted]
     found = searched(engine, searches)
-    finish(engine, [request])
+    engine.run([request])
     assert found == [alone(harness, ids, params, 0, beams) for ids, params, beams in wanted]
     assert outcome(request) == alone(harness)
     assert not any(pool.used_count for pool in (engine.pool.pages, engine.pool.slots) if pool is not None)
@@ -292,7 +291,7 @@ def test_beams_under_pressure(harness, alone):
             engine.step()
         requests.append(engine.generate(*row, priority=1))
     assert searched(engine, [search]) == [alone(harness, IDS, BEAM, 0, WIDE)]
-    finish(engine, requests)
+    engine.run(requests)
     assert [outcome(r) for r in requests] == [alone(harness, *row) for row in rows]
     assert engine.metrics().preemptions > 0
 
@@ -369,7 +368,7 @@ def test_nothing_compiles_for_any_parameters(harnesses):
             leader = engine.generate(ids, params, i)
             requests += [leader, *leader.samples]
             used.append(params)
-        finish(engine, requests)
+        engine.run(requests)
         assert all(r.error is None and r.output.chunks[-1].finish_reason for r in requests)
     assert sum(p.grammar is not None for p in used) > 40
     assert sum(p.mirostat > 0 for p in used) > 40

@@ -20,7 +20,7 @@ from oxjax.errors import OxjaxError
 from oxjax.kernels import native
 from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.sampling.params import sample_seed
-from tests.helpers.law_harness import EMBEDDED, PARAMS, RANDOM, STORIES, TOYS, Harness, finish, load, outcome, prompts
+from tests.helpers.law_harness import EMBEDDED, PARAMS, RANDOM, STORIES, TOYS, Harness, load, outcome, prompts
 
 QUICK = [EMBEDDED, STORIES, "toy hybrid"]
 KINDS = ["archs/gemma3", "archs/deepseek2_mla", "archs/mamba2", "archs/qwen35"]  # windows, latents, Mamba-2, delta net
@@ -137,7 +137,7 @@ def test_arrival_order(harness, expected):
             ids, seed = (IDS, PARAMS.seed) if i == 5 else (others[i], i)
             requests[i] = engine.generate(ids, PARAMS, seed)
             engine.step()
-        finish(engine, list(requests.values()))
+        engine.run(requests.values())
         assert outcome(requests[5]) == expected(harness)[1]
         assert outcome(requests[0]) == harness.generated_alone(others[0], seed=0)
 
@@ -177,7 +177,7 @@ def test_preemption(harness, expected, reuse_prefixes, swap):
         engine.step()
     urgent = engine.generate(prompts(1, 30, seed=8)[0], LONG, 11, priority=1)
     assert harness.run_in(engine, IDS) == expected(harness)
-    finish(engine, [*others, urgent])
+    engine.run([*others, urgent])
     assert engine.metrics().preemptions > 0
     for request, ids in zip(others, neighbours, strict=True):
         assert outcome(request) == harness.generated_alone(ids, LONG)
@@ -195,9 +195,9 @@ def test_forks(harness, reuse_prefixes):
     lengths = [n, 90, 96, 97, n - 1]
     children = [engine.fork(parent, length=length, seed=40 + i) for i, length in enumerate(lengths)]
     twin = engine.fork(parent)
-    finish(engine, [parent, twin, *children])
+    engine.run([parent, twin, *children])
     late = engine.fork(parent, length=100, seed=77)
-    finish(engine, [late])
+    engine.run([late])
     whole = harness.generated_alone(IDS, FREE)
     assert outcome(parent) == outcome(twin) == whole
     for i, (child, length) in enumerate(zip([*children, late], [*lengths, 100], strict=True)):
@@ -215,7 +215,7 @@ def test_samples_of_one_prompt(harness, n):
     """`n` samples are what their seeds give alone, and the prompt is computed once when they fit."""
     engine = harness.engine(reuse_prefixes=n > 4)
     leader = engine.generate(IDS, dataclasses.replace(PARAMS, n=n), 11)
-    finish(engine, [leader, *leader.samples])
+    engine.run([leader, *leader.samples])
     seeds = [sample_seed(11, i) for i in range(n)]
     assert [r.seed for r in (leader, *leader.samples)] == seeds
     assert [outcome(r) for r in (leader, *leader.samples)] == [harness.generated_alone(IDS, seed=s) for s in seeds]
@@ -237,10 +237,10 @@ def test_rewind_and_replay(harness, reuse_prefixes):
         engine.rewind(request, length)
         assert len(request.sequence.tokens) == length
         assert outcome(request) == whole[: length - 90]
-    finish(engine, [request, other])
+    engine.run([request, other])
     assert outcome(request) == whole
     engine.rewind(request, 95)
-    finish(engine, [request])
+    engine.run([request])
     assert outcome(request) == whole
     assert outcome(other) == harness.generated_alone(IDS[:40], LONG)
 
@@ -271,12 +271,12 @@ def test_snapshots(harness, expected):
     while not request.done:
         blobs.append(engine.snapshot([request]))
         engine.step()
-    finish(engine, [scored])
+    engine.run([scored])
     shapes = [{}, {"page_size": 64, "reuse_prefixes": True}, {"max_rows": 5, "max_context": 512}]
     for i, blob in enumerate(blobs[::4]):
         other = harness.engine(**shapes[i % 3])
         (resumed,) = other.resume(blob)
-        finish(other, [resumed])
+        other.run([resumed])
         assert outcome(resumed) == expected(harness)[1]
 
 
@@ -285,10 +285,10 @@ import pickle, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
 import tests.conftest
-from tests.helpers.law_harness import Harness, finish, load, outcome
+from tests.helpers.law_harness import Harness, load, outcome
 engine = Harness(load(sys.argv[2], Path(sys.argv[3]))).engine(max_rows=16)
 requests = engine.resume(Path(sys.argv[4]).read_bytes())
-finish(engine, requests)
+engine.run(requests)
 sys.stdout.buffer.write(pickle.dumps([outcome(r) for r in requests]))
 """
 
@@ -306,7 +306,7 @@ def test_a_snapshot_in_a_new_process(harnesses, data, tmp_path, expected, name):
     arguments = [str(Path(__file__).parents[2]), name, str(data), str(tmp_path / "blob")]
     child = subprocess.run([sys.executable, "-c", CHILD, *arguments], check=True, capture_output=True)
     assert pickle.loads(child.stdout) == [expected(harness)[1]]
-    finish(engine, [scored, request])
+    engine.run([scored, request])
 
 
 @for_all
@@ -339,7 +339,7 @@ def test_everything_at_once(harness):
             engine.step()
         done += [r for r in live if r.done]
         live = [r for r in live if not r.done]
-    finish(engine, live)
+    engine.run(live)
     assert len(done + live) > 20
     for request in done + live:
         prompt = request.sequence.tokens[: request.n_prompt]
@@ -450,7 +450,7 @@ class TestTheHarnessCanFail:
         with monkeypatch.context() as patch:
             patch.setattr(StatePool, "truncate", careless)
             engine.rewind(request, 95)
-        finish(engine, [request])
+        engine.run([request])
         assert outcome(request) != harness.generated_alone(IDS, LONG)
 
 
@@ -468,7 +468,7 @@ def test_short_prompts_join_decoding_neighbours(data, exact, max_batch):
     for ids in waves:  # one more in every step
         together.append(engine.generate(ids, greedy, 0))
         engine.step()
-    finish(engine, together)
+    engine.run(together)
     for ids, got in zip(waves, together, strict=True):
         alone = harness.generated_alone(ids, greedy, 0)
         assert [token for token, *_ in outcome(got)] == [token for token, *_ in alone]

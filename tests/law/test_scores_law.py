@@ -7,7 +7,7 @@ import pytest
 from oxjax import LLM, SamplingParams
 from oxjax.engine import programs
 from oxjax.errors import InvalidRequestError, SnapshotError
-from tests.helpers.law_harness import EMBEDDED, PARAMS, TOYS, Harness, finish, load, outcome, prompts
+from tests.helpers.law_harness import EMBEDDED, PARAMS, TOYS, Harness, load, outcome, prompts
 
 IDS = prompts(1, 90)[0]
 
@@ -25,7 +25,7 @@ def llm():
 
 def scored(engine, ids, n_top=3, neighbours=()):
     (request,) = engine.score(ids[:1], [ids[1:]], n_top)
-    finish(engine, [request, *neighbours])
+    engine.run([request, *neighbours])
     return np.concatenate(request.rows)
 
 
@@ -53,7 +53,7 @@ CONTINUATIONS = [prompts(1, n, seed=n)[0] for n in (1, 1, 2, 5, 30)]
 
 def group(engine, neighbours=()):
     requests = engine.score(CONTEXT, CONTINUATIONS)
-    finish(engine, [*requests, *neighbours])
+    engine.run([*requests, *neighbours])
     assert not engine.scheduler.running and not engine.scheduler.n_waiting
     return [np.concatenate(r.rows).tobytes() for r in requests]
 
@@ -95,7 +95,7 @@ def test_the_others_go_on_when_one_is_cancelled(harness, scored_alone):
             for _ in range(n_steps):
                 engine.step()
             engine.cancel(requests[gone])
-            finish(engine, requests)
+            engine.run(requests)
             for i, request in enumerate(requests):
                 if i != gone:
                     assert np.concatenate(request.rows).tobytes() == scored_alone[i]

@@ -1,0 +1,198 @@
+"""One step of the engine: schedule rows, run them, sample, hand tokens and rows to their requests."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from oxjax.engine.active import ActiveRequests
+from oxjax.engine.beams import Hypothesis
+from oxjax.engine.choice import Moment
+from oxjax.engine.request import Generation, SampledToken, Scoring, score_records
+from oxjax.engine.runner import Decoding, Ran, Runner, Wanted
+from oxjax.engine.scheduler import Scheduler, Work
+from oxjax.errors import RequestError
+
+# Columns of `Sampled` and `Decoded`, in the order of `SampledToken`.
+_COLUMNS = "tokens", "logprobs", "ranks", "top_tokens", "top_logprobs", "mus", "faults"
+CALL_SECONDS = 0.04  # longest decode call; bounds the delay for new requests, cancellation and streaming
+
+
+class _Sampler(NamedTuple):
+    """A request that samples from a row of logits: its own or, before it has state, its leader's."""
+
+    row: int
+    request: Generation
+    leader: Generation | None = None
+
+
+class Loop:
+    """Runs steps for the requests of an engine.
+
+    Args:
+        runner: the device side.
+        scheduler: decides which rows run.
+        active: the requests.
+        steps_per_call: most decode steps of one call of the device.
+
+    Attributes:
+        step_seconds: seconds of a decode step in the last call of several; it bounds the steps of the next.
+    """
+
+    def __init__(self, runner: Runner, scheduler: Scheduler, active: ActiveRequests, steps_per_call: int):
+        self.runner = runner
+        self.scheduler = scheduler
+        self.active = active
+        self.steps_per_call = steps_per_call
+        self.step_seconds = math.inf
+
+    def step(self) -> None:
+        """Run one batch, or several steps of one that decodes. If the device fails, no request has advanced."""
+        start = time.perf_counter_ns()
+        work = self.scheduler.schedule()
+        if not work:
+            return
+        only_decodes = len(work) == len(self.scheduler.running) and all(w.decodes for w in work)
+        requests = [self.active.by_sequence[w.sequence] for w in work] if only_decodes else []
+        if only_decodes and not any(r.followers or r.is_guided for r in requests):
+            device = self._decode(work, requests)
+        else:
+            device = self._run(work)
+        counts = self.active.counts
+        counts["nanoseconds"] += time.perf_counter_ns() - start
+        counts["host nanoseconds"] += time.perf_counter_ns() - start - device
+
+    def _decode(self, work: list[Work], requests: list[Generation]) -> int:
+        """Decode all running sequences; returns the device's nanoseconds."""
+        n_left = [w.sequence.max_length - len(w.sequence.tokens) for w in work]
+        wanted = min(self.steps_per_call, max(n_left), max(1, int(CALL_SECONDS / self.step_seconds)))
+        n_steps = self.scheduler.reserve_ahead(work, wanted)
+        someone_waits = self.scheduler.n_waiting > 0  # for the place of one that ends
+        rows = [
+            Decoding(w, r.choice, r.output.moment(w.sequence.tokens), min(n, n_steps), someone_waits)
+            for w, r, n in zip(work, requests, n_left, strict=True)
+        ]
+        device = time.perf_counter_ns()
+        decoded = self.runner.decode(rows, max(r.params.logprobs for r in requests))
+        device = time.perf_counter_ns() - device
+        n_steps = int(decoded["n_steps"])
+        self.step_seconds = device / 1e9 / n_steps
+        columns = [decoded[name][:n_steps, : len(work)].swapaxes(0, 1).tolist() for name in _COLUMNS]
+        taken, finished = [], []
+        for w, request, *sampled in zip(work, requests, *columns, strict=True):
+            n_rows = 0
+            for row in zip(*sampled, strict=True):
+                n_rows += 1
+                if self._accept(request, SampledToken(*row)):
+                    finished.append(request)
+                    break
+            taken.append(Work(w.sequence, w.start, n_rows))
+        # A row's steps after its end are not counted: its state goes when it leaves.
+        self.scheduler.commit(taken, n_steps)
+        for request in finished:
+            self.active.leave(request)
+        self.active.counts["rows"] += sum(w.n_rows for w in taken)
+        return device
+
+    def _accept(self, request: Generation, sampled: SampledToken) -> bool:
+        before = len(request.output.chunks)
+        finished = request.accept(sampled)
+        self.active.counts["generated"] += len(request.output.chunks) - before
+        return finished
+
+    def _run(self, work: list[Work]) -> int:
+        """Run rows of all kinds; returns the device's nanoseconds."""
+        samplers = [s for row, w in enumerate(work) if w.chooses for s in self._samplers(row, w)]
+        device = time.perf_counter_ns()
+        ran = self.runner.run(work)
+        sampled = self._sample(ran.last, samplers) if samplers else []
+        found = self._wanted_rows(ran, work)
+        device = time.perf_counter_ns() - device
+        # The device has done its part: only now has anything advanced.
+        self.scheduler.commit(work)
+        self._deliver_rows(work, found)
+        self._deliver_tokens(samplers, sampled)
+        self.active.counts["rows"] += sum(w.n_rows for w in work)
+        return device
+
+    def _samplers(self, row: int, work: Work) -> list[_Sampler]:
+        """The requests that sample from a sequence's row of logits: its own, and those that will fork from it."""
+        request = self.active.by_sequence[work.sequence]
+        return [_Sampler(row, request), *(_Sampler(row, r, request) for r in request.followers if not r.done)]
+
+    def _sample(self, logits: Any, samplers: list[_Sampler]) -> list[SampledToken]:
+        """Sample a token for each."""
+        rows = [Wanted(row, r.choice, self._moment(r)) for row, r, _ in samplers]
+        sampled = self.runner.sample(logits, rows, max(r.params.logprobs for _, r, _ in samplers))
+        return [SampledToken(*row) for row in zip(*(sampled[name].tolist() for name in _COLUMNS), strict=True)]
+
+    @staticmethod
+    def _moment(request: Generation) -> Moment:
+        """Inputs of the request's next token; it fails if its grammar has none."""
+        try:
+            return request.output.moment(request.sequence.tokens)
+        except RequestError as error:
+            request.error = error
+            return Moment(request.sequence.tokens)
+
+    def _wanted_rows(self, ran: Ran, work: list[Work]) -> list[tuple[Any, np.ndarray]]:
+        """Logits, hidden states and scores of these rows, for the requests that want them, on the host."""
+        found: list[tuple[Any, np.ndarray]] = []
+        arrays = {
+            kind: np.asarray(ran.hidden if kind == "hidden" else ran.logits).astype(np.float32)
+            for kind in {w.sequence.wants for w in work} - {None, "scores"}
+        }
+        scored: list[tuple[Scoring, int]] = []  # and its number of rows here
+        rows: list[int] = []
+        targets: list[int] = []
+        end = 0
+        for w in work:
+            begin, end = end, end + w.n_rows
+            sequence, first = w.sequence, max(w.start, w.sequence.first)
+            if sequence.wants is None or first >= w.stop:
+                continue
+            request, first_row = self.active.by_sequence[sequence], begin + first - w.start
+            if not isinstance(request, Scoring):
+                found.append((request, arrays[sequence.wants][first_row:end].copy()))
+                continue
+            base = len(sequence.tokens) - len(request.targets)  # the row that scores the first target
+            rows += range(first_row, end)
+            targets += request.targets[first - base : w.stop - base]
+            scored.append((request, end - first_row))
+            if w.stop == sequence.pause:
+                followers = [r for r in request.followers if not r.done]
+                rows += [end - 1] * len(followers)
+                targets += [r.targets[0] for r in followers]
+                scored += [(r, 1) for r in followers]
+        if scored:
+            columns, end = self.runner.score(ran.hidden, rows, targets, max(r.n_top for r, _ in scored)), 0
+            for request, n in scored:
+                begin, end = end, end + n
+                found.append((request, score_records(columns, slice(begin, end), request.n_top)))
+        return found
+
+    def _deliver_rows(self, work: list[Work], found: list[tuple[Any, np.ndarray]]) -> None:
+        """Hand rows to their requests; continuations of a context that is computed now fork from it."""
+        finished = [request for request, rows in found if request.accept(rows)]
+        for w in work:
+            request = self.active.by_sequence[w.sequence]
+            if isinstance(request, Scoring) and w.stop == w.sequence.pause:
+                followers, request.followers = [r for r in request.followers if not r.done], ()
+                self.scheduler.fork(w.sequence, *(r.sequence for r in followers if len(r.targets) > 1))
+        for request in finished:
+            self.active.leave(request)
+
+    def _deliver_tokens(self, samplers: list[_Sampler], sampled: list[SampledToken]) -> None:
+        """Hand sampled tokens to their requests; followers fork before their leader goes on."""
+        for (_, request, leader), token in reversed(list(zip(samplers, sampled, strict=True))):
+            if leader is None:
+                request.followers = ()
+            if self._accept(request, token):
+                self.active.leave(request)
+            elif leader is not None:
+                self.scheduler.fork(leader.sequence, request.sequence)
+        for search in {s.request.search for s in samplers if isinstance(s.request, Hypothesis)}:
+            search.advance(self.active)
