@@ -58,13 +58,15 @@ def run(n_pages: int, operations: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--operations", type=int, default=1_000_000)
-    operations = parser.parse_args().operations
+    parser.add_argument("--pages", default="1000,10000,100000", help="sizes of the pool")
+    args = parser.parse_args()
+    operations, sizes = args.operations, [int(n) for n in args.pages.split(",")]
     speeds = []
-    for n_pages in (10**3, 10**4, 10**5):
+    for n_pages in sizes:
         speed, evicted = run(n_pages, operations)
         speeds.append(speed)
         print(f"{n_pages:>7} pages: {speed / 1e6:.2f} M operations/s ({evicted:.0%} of the allocations evict)")
-    print(f"time of an operation, {10**5} to {10**3} pages: {speeds[0] / speeds[-1]:.2f}")
+    print(f"time of an operation, {sizes[-1]} to {sizes[0]} pages: {speeds[0] / speeds[-1]:.2f}")
     tokens, root = list(range(200 * 16)), root_key(model="benchmark")
     begin = time.process_time()
     for _ in range(100):

@@ -51,9 +51,11 @@ def measure(model: Model, n: int, n_steps: int, n_calls: int) -> tuple[float, Co
         n_steps=jnp.int32(n_steps),
         tokens=jnp.full((MAX_STEPS, n), 300, jnp.int32),
         logprobs=jnp.zeros((MAX_STEPS, n)),
+        ranks=jnp.ones((MAX_STEPS, n), jnp.int32),
         top_tokens=jnp.zeros((MAX_STEPS, n, 0), jnp.int32),
         top_logprobs=jnp.zeros((MAX_STEPS, n, 0)),
-        finite=jnp.ones((MAX_STEPS, n), bool),
+        mus=jnp.zeros((MAX_STEPS, n)),
+        faults=jnp.zeros((MAX_STEPS, n), jnp.int32),
     )
     parts: Counter[str] = Counter()
 

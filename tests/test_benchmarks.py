@@ -131,3 +131,19 @@ def test_memory_of_scores_is_measured(model):
     done = run("score", "--model", model, "--memory", 64)
     assert done.returncode == 0, done.stderr
     assert re.search(r"score +of 64 tokens: \d+ MiB\nratio \d\.\d+", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "shown"),
+    [
+        ("host_overhead", ["--running", "2", "--steps", "1,4", "--calls", "2"], "a token"),
+        ("allocator", ["--operations", "2000", "--pages", "100,1000"], ""),
+        ("quality", ["--formats", "Q8_0", "--stories", "1"], "Q8_0"),
+        ("compile_depth", [], ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value else "",
+)
+def test_the_smallest_size_runs(module, arguments, shown):
+    done = run(module, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() and shown in done.stdout
