@@ -74,9 +74,12 @@ class ActiveRequests:
 
     def notify(self) -> list[Request]:
         """Hand requests that were completed since the last call to their waiters; returns those on their own."""
-        complete, self._complete = self._complete, []
-        for request in complete:
+        told = []
+        while self._complete:  # one at a time: should a waiter raise, the next call goes on with the others
+            request = self._complete.pop(0)
+            if request.owner is None:
+                told.append(request)
             waiter, request.on_done = request.on_done, None
             if waiter is not None:
                 waiter(request)
-        return [request for request in complete if request.owner is None]
+        return told

@@ -165,16 +165,17 @@ class Engine:
             on_done: called with each request once it is finished, whoever ran its last step; in the order of
                 `requests` among those of one step.
             on_step: called after every step.
+
+        Raises:
+            ValueError: one of the requests is waited for by somebody else.
         """
         order: dict[Request, int] = {}
         ready: list[Request] = []
         try:
             for request in requests:
-                order[request] = len(order)
-                if request.n_open:
-                    request.on_done = ready.append
-                else:
-                    ready.append(request)
+                if request not in order:
+                    order[request] = len(order)
+                    self._wait_for(request, ready)
             n_left = len(order)
             while n_left:
                 ready.sort(key=order.__getitem__)
@@ -189,10 +190,20 @@ class Engine:
                         on_step()
         finally:
             for request in order:
-                if request.n_open:
+                if request.on_done == ready.append:
                     request.on_done = None
                     for part in request.parts:
                         self.cancel(part)
+
+    @staticmethod
+    def _wait_for(request: Request, ready: list[Request]) -> None:
+        """Have a request appended to a list as soon as it is done."""
+        if not request.n_open:
+            ready.append(request)
+        elif request.on_done is None:
+            request.on_done = ready.append
+        else:
+            raise ValueError("somebody waits for this request already")
 
     def generate(self, prompt: list[int], params: SamplingParams, seed: int, *, priority: int = 0) -> Generation:
         """Queue a prompt to be continued.
@@ -331,7 +342,7 @@ class Engine:
 
     def fork(
         self,
-        request: Generation,
+        request: Request,
         *,
         length: int | None = None,
         params: SamplingParams | None = None,
@@ -349,11 +360,10 @@ class Engine:
             InvalidRequestError: `length` is not one of those, or the shared tokens end a request with these parameters.
             RequestTooLargeError: it can never fit. Nothing is queued.
         """
-        generates = isinstance(request, Generation)
-        if params is None and generates:
-            params = dataclasses.replace(request.params, n=1, best_of=None)
-        if not generates or params.n_samples != 1:
+        if not isinstance(request, Generation) or (params is not None and params.n_samples != 1):
             raise InvalidRequestError("only requests that generate can be forked, into one more each time")
+        if params is None:
+            params = dataclasses.replace(request.params, n=1, best_of=None)
         tokens = self._beginning(request, length)
         child = self._new(tokens[: request.n_prompt], params, request.seed if seed is None else seed, 0)
         child.sequence.tokens, child.sequence.priority = tokens, request.sequence.priority
@@ -362,7 +372,7 @@ class Engine:
         self.active.admit(child)
         return child
 
-    def rewind(self, request: Generation, length: int) -> None:
+    def rewind(self, request: Request, length: int) -> None:
         """Take a request back to when it had `length` tokens, prompt included, and let it go on from there.
 
         It draws the same tokens again, since draws depend on seed and position; `fork` goes on otherwise. Recurrent
@@ -373,6 +383,8 @@ class Engine:
             InvalidRequestError: shorter than the prompt, longer than the request, or it does not generate; nothing
                 was changed.
         """
+        if not isinstance(request, Generation):
+            raise InvalidRequestError("only requests that generate can be rewound: this one generates nothing")
         tokens = self._beginning(request, length)
         if len(tokens) == len(request.sequence.tokens):
             return
@@ -389,12 +401,9 @@ class Engine:
     def _beginning(request: Generation, length: int | None) -> list[int]:
         tokens = request.sequence.tokens
         length = len(tokens) if length is None else length
-        generates = isinstance(request, Generation)
-        n_prompt = request.n_prompt if generates else len(tokens)
-        if not generates or not n_prompt <= length <= len(tokens):
+        if not request.n_prompt <= length <= len(tokens):
             raise InvalidRequestError(
-                f"a length of {length}, for a request with {n_prompt} tokens of prompt and {len(tokens)} in all"
-                + ("" if generates else " that generates nothing")
+                f"a length of {length}, for a request with {request.n_prompt} tokens of prompt and {len(tokens)} in all"
             )
         return tokens[:length]
 
@@ -411,12 +420,12 @@ class Engine:
             SnapshotError: one of them wants hidden states, scores or beams, which snapshots have no place for.
         """
         order = {sequence: i for i, sequence in enumerate(self.scheduler)}
-        chosen = list(self.active.by_sequence.values() if requests is None else requests)
-        chosen = sorted((r for r in chosen if not r.done), key=lambda r: order.get(r.sequence, len(order)))
-        if any(isinstance(r, Hypothesis) or r.sequence.wants not in (None, "logits") for r in chosen):
+        chosen = [r for r in (self.active.by_sequence.values() if requests is None else requests) if not r.done]
+        if any(isinstance(r, BeamSearch | Hypothesis) or r.sequence.wants not in (None, "logits") for r in chosen):
             raise SnapshotError(
                 "hidden states, scores and beams have no place in snapshots: let who wants them end first"
             )
+        chosen.sort(key=lambda r: order.get(r.sequence, len(order)))
         entries = [
             Entry(r.sequence, None, 0, None, None, r.rows)
             if isinstance(r, Capture)

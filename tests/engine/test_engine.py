@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import oxjax
-from oxjax import LLM, SamplingParams
+from oxjax import LLM, BeamParams, SamplingParams
 from oxjax.assets import embedded_model
 from oxjax.engine.engine import Engine
-from oxjax.errors import InvalidRequestError, RequestTooLargeError
+from oxjax.errors import InvalidRequestError, RequestTooLargeError, SnapshotError
 from oxjax.machine import enable_compilation_cache
 
 PARAMS = SamplingParams(max_tokens=20, temperature=0.8, ignore_eos=True)
@@ -198,3 +198,49 @@ def test_llm_gives_all_samples():
             assert alone.logprobs == sample.logprobs
         with pytest.raises(InvalidRequestError, match="one sample"):
             llm.stream("Once", dataclasses.replace(PARAMS, n=2))
+
+
+def test_requests_have_waiters(engine):
+    """Whoever runs the steps, a request is handed once to the caller that waits for it; parts count for their owner."""
+    first, second = (engine.generate(IDS, dataclasses.replace(PARAMS, n=n), 3) for n in (1, 3))
+    told, nested = [], []
+
+    def done(request):
+        told.append(request)
+        if not nested:
+            nested.append(engine.generate(IDS[:5], PARAMS, 4))
+            engine.run(nested)  # which may finish the second as well
+
+    engine.run([first, second, first], done)
+    assert told == [first, second] and nested[0].done and all(r.done for r in second.samples)
+    engine.run([first, first], told.append)  # what is done is told at once
+    assert told == [first, second, first]
+
+    alone = engine.generate(IDS, PARAMS, 3)
+    found = []
+    while not found:
+        found = engine.step()
+    assert found == [alone] and alone.result().token_ids == first.result().token_ids
+
+    waited = engine.generate(IDS, PARAMS, 3)
+    waited.on_done = told.append
+    with pytest.raises(ValueError, match="waits for this request already"):
+        engine.run([waited])
+    engine.cancel(waited)
+    assert told[-1] is waited and not engine.active.by_sequence
+
+
+def test_a_run_that_is_cut_short_leaves_nothing(engine):
+    requests = [engine.generate(IDS, dataclasses.replace(PARAMS, n=2), i) for i in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(requests, on_step=lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert not engine.active.by_sequence and not engine.scheduler.running and not engine.scheduler.n_waiting
+    assert all(part.done for r in requests for part in r.parts)
+
+
+def test_a_beam_search_has_no_snapshot(engine):
+    search = engine.beam_search(IDS, SamplingParams(max_tokens=4, temperature=0.0), BeamParams(width=2))
+    with pytest.raises(SnapshotError, match="beams"):
+        engine.snapshot([search])
+    engine.run([search])
+    assert len(search.result()) == 2
