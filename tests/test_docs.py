@@ -8,7 +8,6 @@ import pytest
 from oxjax import LLM
 from oxjax.evaluate import run
 from oxjax.models.architectures import ARCHITECTURES
-from tools.notebooks import differences
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,4 +65,6 @@ def test_the_parity_table_names_every_architecture():
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook machinery, not ours
 def test_notebooks_print_what_is_stored(name):
+    from tools.notebooks import differences  # imports the kernels
+
     assert differences(ROOT / "notebooks" / name) == []
