@@ -1,4 +1,4 @@
-"""What the machine under us offers: memory for pages, and a place to keep compiled programs."""
+"""Memory for pages, and the folder of compiled programs."""
 
 from __future__ import annotations
 

@@ -3,9 +3,7 @@
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from oxjax import LLM
 from oxjax.evaluate import run
@@ -66,6 +64,7 @@ def test_the_parity_table_names_every_architecture():
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook machinery, not ours
-def test_notebooks_run(name):
-    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
+def test_notebooks_print_what_is_stored(name):
+    from tools.notebooks import differences  # imports the kernels
+
+    assert differences(ROOT / "notebooks" / name) == []

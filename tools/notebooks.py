@@ -5,7 +5,7 @@ python tools/notebooks.py --write | --check [NOTEBOOK ...]
 Text has to be the same; pictures are stored and not compared. Every bit of a number shows in hexadecimal floats and in
 digests, so these are compared only on the kind of processor that a cell's metadata names (`processor`). So is all text
 of a cell with the tag `processor`, which prints rounding errors. A cell with the tag `varies` prints versions or dates,
-and its output is not compared.
+or what fast mode makes of timing, and its output is not compared.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What `LLM` has for conversations."""
+"""`LLM.chat` and `LLM.stream_chat`."""
 
 from __future__ import annotations
 

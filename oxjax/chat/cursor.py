@@ -21,7 +21,7 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 
 class Malformed(Exception):
-    """What was read is not what the reader reads; the text is ordinary text."""
+    """The text does not have the expected form; it is ordinary text."""
 
 
 class Delimiters:
@@ -48,7 +48,7 @@ class Delimiters:
         return (match.start(), match.group()) if match else (len(text), None)
 
     def partial(self, text: str) -> int:
-        """How many last characters may be the beginning of a delimiter."""
+        """Number of trailing characters that may be the start of a delimiter."""
         starts = range(max(0, len(text) - self._longest + 1), len(text))
         return next((len(text) - start for start in starts if text[start:] in self._prefixes), 0)
 

@@ -1,4 +1,4 @@
-"""What a model writes besides its answer: how it marks calls and reasoning, as its chat template shows."""
+"""Dialects: the formats in which models write tool calls and reasoning, detected from chat templates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CallForm = JsonCalls | NamedCalls | TaggedCalls | GemmaCalls | PythonCalls
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a model writes calls and reasoning.
+    """Format in which a model writes tool calls and reasoning.
 
     Attributes:
         name: what it is called here.
@@ -39,7 +39,7 @@ class Dialect:
 
     @property
     def has_calls(self) -> bool:
-        """Whether there is a way to write calls."""
+        """True if the dialect has a format of calls."""
         return self.harmony or bool(self.calls)
 
     def without_calls(self) -> Dialect:

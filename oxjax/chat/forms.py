@@ -1,4 +1,4 @@
-"""How calls are written: as JSON, as a name before JSON, in tags, in Gemma's notation, in Python's.
+"""Forms of tool calls: JSON, a name before JSON, tags, Gemma's notation, Python's.
 
 A form has `begin`, the text that announces a call (empty: a message may begin with a call), `end`, the text that may
 close it, and `repeats`: more calls may come before `end`. `read` reads one call, or an array of them, or raises
@@ -22,7 +22,7 @@ _ID = re.compile(r"[A-Za-z0-9]{9}")  # what Mistral's templates accept; other fo
 
 
 def function_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a tool's description says of its function, which may stand alone."""
+    """The function object of a tool description; the description may be that object itself."""
     return tool.get("function", tool)
 
 
@@ -138,7 +138,7 @@ class TaggedCalls:
 
     @property
     def repeats(self) -> bool:
-        """Whether a call begins with more than `begin`, so that the next can be told from text."""
+        """True if a call begins with more than `begin`, which tells the next call from text."""
         return bool(self.open)
 
     def read(self, cursor: Cursor, types: Types) -> Reader[list[ToolCall]]:

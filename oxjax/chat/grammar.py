@@ -1,4 +1,4 @@
-"""What a call has to look like, so that sampling can be held to it: JSON schemas, and Lark grammars of llguidance."""
+"""Grammars of tool calls for constrained sampling: JSON schemas, and Lark grammars of llguidance."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _RECIPIENT = re.compile(r"to=([^\s<]+)")
 
 @dataclass(frozen=True)
 class Delta:
-    """What became certain of a message: one of these.
+    """New part of a message: exactly one of these.
 
     Attributes:
         content: more of the answer.

@@ -21,7 +21,7 @@ _FIXED = ("role", "type", "id", "tool_call_id")  # fields of messages that progr
 
 @dataclass(frozen=True)
 class Shape:
-    """What a template wants of messages with calls.
+    """Form in which a template expects messages with calls.
 
     Attributes:
         one_call: it shows no more than one call of a message.
@@ -108,7 +108,7 @@ class Prompter:
         return ids, self._guard.plain(text)
 
     def shape(self, tools: Sequence[Mapping[str, Any]], **variables: Any) -> Shape:
-        """How the template wants messages with calls; found out once, on a conversation made for that.
+        """Form in which the template expects messages with calls; probed once, with a conversation made for it.
 
         Args:
             tools, variables: see `prompt`.
@@ -175,7 +175,7 @@ def _answers(message: Mapping[str, Any], call: Mapping[str, Any]) -> bool:
 
 
 def _answered(before: Sequence[Mapping[str, Any]], message: Mapping[str, Any]) -> bool:
-    """Whether a result stands behind its call already."""
+    """True if a result already follows its call."""
     return any(_answers(message, call) for m in before for call in m.get("tool_calls") or ())
 
 

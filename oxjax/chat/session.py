@@ -29,7 +29,7 @@ Generate = Callable[[list[int], SamplingParams], Generator[Chunk, None, Any]]
 
 @dataclass(frozen=True)
 class ChatResult:
-    """What a chat gave.
+    """Result of a chat.
 
     Attributes:
         content: the answer: the text of the last message.
@@ -50,7 +50,7 @@ class ChatResult:
 
 @dataclass(frozen=True)
 class ChatDelta(Delta):
-    """What became certain of a chat: one of a `Delta`'s, or one of these.
+    """New part of a chat: a field of `Delta`, or one of these.
 
     Attributes:
         tool_result: a call was run.
@@ -77,7 +77,7 @@ class Turn:
 
 
 class Session:
-    """What a model, its tokenizer and its template need to chat.
+    """A chat with a model: its template, tokenizer and dialect.
 
     Args:
         template: the model's.

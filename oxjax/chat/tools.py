@@ -60,7 +60,7 @@ def tool_schema(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _docstring(text: str) -> tuple[str, dict[str, str]]:
-    """What a docstring says of the function, and of its parameters."""
+    """Descriptions of a function and of its parameters, from its docstring."""
     summary, *sections = _SECTION.split(text)
     described: dict[str, str] = {}
     for title, body in zip(sections[::2], sections[1::2], strict=True):
@@ -102,7 +102,7 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
 
 
 def _wrong(value: Any, schema: Mapping[str, Any], where: str) -> str | None:
-    """What is wrong with a value, for the schemas that `_schema` makes."""
+    """Error of a value against a schema made by `_schema`, if it has one."""
     if value is None and schema.get("nullable"):
         return None
     if "anyOf" in schema:
@@ -131,7 +131,7 @@ def _is(value: Any, kind: str) -> bool:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What a call gave.
+    """Result of a tool call.
 
     Attributes:
         call: the call.

@@ -222,9 +222,7 @@ def lm_eval(
     """Run lm-evaluation-harness with oxjax as a model: `--model oxjax`."""
     if importlib.util.find_spec("lm_eval") is None:
         raise OxjaxError("lm-evaluation-harness is not installed: pip install 'oxjax[lm-eval]'")
-    from lm_eval.__main__ import cli_evaluate
-
     import oxjax.evaluate.harness  # noqa: F401  (registers the model)
 
     sys.argv = ["oxjax lm-eval", *(arguments or ())]
-    cli_evaluate()
+    importlib.import_module("lm_eval.__main__").cli_evaluate()

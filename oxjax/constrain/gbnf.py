@@ -58,7 +58,7 @@ def gbnf_to_lark(text: str, token_id: Callable[[str], int | None]) -> str:
 
 
 def _is_recursive(rules: dict[str, _Pieces]) -> bool:
-    """Whether a rule uses itself: whether no order has every rule after those that it uses."""
+    """True if a rule uses itself, directly or through others."""
     uses = {name: {p.name for p in pieces if isinstance(p, _Reference)} for name, pieces in rules.items()}
     used_by: dict[str, list[str]] = {name: [] for name in rules}
     for name, used in uses.items():

@@ -1,4 +1,4 @@
-"""What an output has to look like, as a request says it."""
+"""Grammars of requests: GBNF, JSON schema, regular expression, Lark, choices."""
 
 from __future__ import annotations
 

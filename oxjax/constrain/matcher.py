@@ -101,7 +101,7 @@ class GrammarCompiler:
 
 
 class _Pieces:
-    """What llguidance asks a tokenizer for. It never has to encode a text: nothing is forced."""
+    """Tokenizer interface for llguidance. It never encodes text, because no token is forced."""
 
     bos_token_id = None
     special_token_ids = ()
@@ -125,12 +125,12 @@ class Matcher:
 
     @property
     def is_accepting(self) -> bool:
-        """Whether the text is complete: it may end here, or has."""
+        """True if the text may end here, or has ended."""
         return self._has_ended or self._engine.is_accepting()
 
     @property
     def is_done(self) -> bool:
-        """Whether the text is complete and nothing but its end can follow.
+        """True if the text is complete and only its end can follow.
 
         A vocabulary without a token for the end has an empty mask then: whoever generates has to stop by this.
 

@@ -1,4 +1,4 @@
-"""What `LLM` has for evaluations: how likely texts are."""
+"""`LLM.score` and `LLM.perplexity`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Scores:
         progress: Callable[[Metrics], None] | None = None,
         on_result: Callable[[int, Score], None] | None = None,
     ) -> list[Score]:
-        """How likely continuations are after contexts.
+        """Log-likelihoods of continuations after contexts.
 
         All run together, and a context that several share is computed once. In exact mode a score has the same bits
         whatever else is scored, in any order.

@@ -39,7 +39,7 @@ _OK = b'"error": null}\n'  # how a line of a request that did not fail ends
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         done: requests with a result, those of earlier runs included; `failed` are those among them with an error.
@@ -55,7 +55,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run has done.
+    """Summary of a run.
 
     Attributes:
         total, done, failed: requests, as in `Progress`.
@@ -71,7 +71,7 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        """Whether all requests have a result."""
+        """True if all requests have a result."""
         return self.done == self.total
 
 
@@ -252,7 +252,7 @@ class _Work:
 
     @property
     def has_room(self) -> bool:
-        """Whether the next step could do more."""
+        """True if the next step has room for more work."""
         if not self.llm.config.causal:
             return len(self.texts) < MAX_TEXTS
         return self.llm.engine.scheduler.n_waiting < self.llm.max_batch
@@ -307,7 +307,7 @@ class _Work:
 
 
 def _attempt(line: Line, work: Callable[[], Any]) -> Any:
-    """What work on one request gives, or the answer that says why it failed.
+    """Result of work on one request, or an answer with its error.
 
     No request may end the run of the others, which would meet it again each time they go on. So a mistake of ours is
     the answer to the request that shows it, and is logged.

@@ -180,12 +180,12 @@ def params_of(body: Mapping[str, Any], seed: int, *others: str) -> SamplingParam
 
 
 def reports(body: Mapping[str, Any]) -> bool:
-    """Whether log-probabilities are wanted."""
+    """True if the request wants log-probabilities."""
     return body.get("logprobs", False) is not False
 
 
 def _grammar(body: Mapping[str, Any]) -> Grammar | None:
-    """What `response_format` or `grammar`, an object with one of a grammar's kinds, asks for."""
+    """Grammar of `response_format`, or of `grammar`, an object with one of the kinds of grammars."""
     form, own = body.get("response_format"), body.get("grammar")
     if form is None and own is None:
         return None

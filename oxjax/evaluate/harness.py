@@ -220,7 +220,7 @@ class OxjaxLM(LM):
         return answers, keep
 
     def _sampling_params(self, arguments: Mapping[str, Any]) -> SamplingParams:
-        """What generation arguments mean; the seed is the root of those that requests get."""
+        """Sampling parameters of generation arguments; the seeds of requests are derived from their seed."""
         given = {name: value for name, value in arguments.items() if value is not None}
         lengths = {name: given.pop(name) for name in _LENGTHS if name in given}
         if len(set(lengths.values())) > 1:
@@ -339,7 +339,7 @@ class OxjaxLM(LM):
         return f"{self._name}-{blake2b(what.encode(), digest_size=8).hexdigest()}"
 
     def get_model_info(self) -> dict[str, Any]:
-        """What ran, for the harness's records."""
+        """Facts about this run, for the harness's records."""
         return {
             "model_file": self._name,
             "model_fingerprint": model_fingerprint(self.llm.config, self.llm.model.params),

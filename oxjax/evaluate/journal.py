@@ -69,7 +69,7 @@ class Journal:
                 self._append_next()
 
     def is_known(self, place: int) -> bool:
-        """Whether there is a result for this place."""
+        """True if there is a result for this place."""
         return place < self.n_written or place in self.waiting
 
     def _append_next(self) -> None:
@@ -144,12 +144,12 @@ def sync_folder(path: Path) -> None:
 
 
 def has_results(output: Path) -> bool:
-    """Whether a run has left anything in an output or its journal."""
+    """True if a run has left results in an output or its journal."""
     return any(path.exists() and path.stat().st_size > 0 for path in (output, journal_path(output)))
 
 
 def _lock(file: BinaryIO, path: Path) -> bool:
-    """Whether the file is ours now, and still the one of this name: who had it before may have put another there."""
+    """True if we hold the lock of a file and the file still has this name: the last holder may have replaced it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -163,7 +163,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _complete_lines(file: BinaryIO) -> int:
-    """How many lines there are, once a torn one at the end is gone."""
+    """Number of complete lines; an incomplete last one is cut off."""
     file.seek(0)
     n = end = 0
     for line in file:

@@ -1,4 +1,4 @@
-"""What a file of results depends on, written beside it."""
+"""Manifest: everything that a file of results depends on, written beside it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Manifest:
 
 
 def facts(llm: LLM) -> dict[str, Any]:
-    """What answers of an engine depend on, whatever it is asked."""
+    """Facts that all results of an engine depend on."""
     return {
         "model": model_fingerprint(llm.config, llm.model.params),
         "tokenizer": _tokenizer_fingerprint(llm.path),

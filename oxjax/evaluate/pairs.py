@@ -1,4 +1,4 @@
-"""From texts to what is scored: continuations after contexts, and windows over long texts."""
+"""Texts to score as tokens: pairs of context and continuation, and windows over long texts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def begin(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def empty_context(tokenizer: Tokenizer) -> list[int]:
-    """What a text without a context is scored after.
+    """Tokens that stand for the empty context.
 
     Raises:
         InvalidRequestError: the vocabulary has no such token.

@@ -1,4 +1,4 @@
-"""From a request of a file to work for the engine, and from that to its answer."""
+"""Requests of a file as work for the engine, and their answers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Planner:
         self._sessions: dict[str | None, Session] = {}  # by the template that a request brings
 
     def plan(self, ask: Ask) -> Plan:
-        """What a request will do.
+        """Prepare a request.
 
         Raises:
             InvalidRequestError: it asks for what is not there.
@@ -74,7 +74,7 @@ class Planner:
         return getattr(self, f"_{ask.kind}")(ask)
 
     def _seed_of(self, ask: Ask, i: int = 0) -> int:
-        """Of prompt `i` of a request that has no seed."""
+        """Derived seed of prompt `i` of a request without one."""
         data = f"{self.seed} {ask.custom_id}".encode() + (b"\0%d" % i if i else b"")
         return int.from_bytes(blake2b(data, digest_size=8, person=b"oxjax batch").digest(), "little")
 

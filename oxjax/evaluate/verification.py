@@ -1,4 +1,4 @@
-"""Whether results are what their manifest says: some are computed again and compared, byte by byte."""
+"""Verification of results: some are recomputed and compared, byte by byte."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oxjax.llm import LLM
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found.
+    """Result of a verification.
 
     Attributes:
         n_results: in the file.

@@ -60,7 +60,7 @@ def take_grid_apart(blocks: UInt8[np.ndarray, "*n block_bytes"], ggml_type: GGML
 
 
 def has_half_scales(blocks: UInt8[np.ndarray, "n block_bytes"], ggml_type: GGMLType) -> bool:
-    """Whether the scales of blocks are float16 after their division by the unit, too, and finite."""
+    """True if the scales of blocks, divided by the unit, are finite and exact in float16."""
     grid = GRIDS[ggml_type]
     stored, _ = (_read_iq1_m if ggml_type == GGMLType.IQ1_M else _read)(blocks, grid)
     wide = stored.astype(np.float32)

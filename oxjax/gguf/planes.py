@@ -24,7 +24,7 @@ SUPER_BLOCK = 256  # values that share the first level of two
 
 @dataclass(frozen=True)
 class PlaneFormat:
-    """How values are made of integers.
+    """Plane format: how values are computed from integer codes.
 
     Attributes:
         bits: of a code: 4, 5, 6 or 8.
@@ -79,7 +79,7 @@ _IQ4_CODES = (np.array(IQ4_NL.kvalues, np.int16) + 128).astype(np.uint8)
 
 
 def has_planes(raw: UInt8[np.ndarray, " n_bytes"], ggml_type: GGMLType) -> bool:
-    """Whether a tensor of little-endian bytes can be taken apart: its format can, and its scales are float16."""
+    """True if a tensor of little-endian bytes can be split into planes: its format can, and its scales are float16."""
     if ggml_type not in PLANE_FORMATS:
         return False
     blocks = raw.reshape(-1, block_layout(ggml_type)[1])

@@ -101,7 +101,7 @@ def _decode_q2_0(blocks: np.ndarray) -> np.ndarray:
 
 
 def has_big_endian_form(ggml_type: GGMLType) -> bool:
-    """Whether `to_little_endian` knows the type."""
+    """True if `to_little_endian` knows the type."""
     return block_layout(ggml_type)[0] == 1 or ggml_type in _BIG_ENDIAN_FIELDS
 
 

@@ -1,9 +1,8 @@
 """Attention of whole texts in both directions: every row of a text sees all of its rows, before and after it.
 
 As in `paged_attention`, queries come in tiles of one text and keys in blocks of `KV_BLOCK` rows counted from the
-text's first. Tiles are worked off a few at a time,
-always the same number, so nothing as large as text by text is ever held, and every row meets the same products
-in the same order whatever else is in the batch.
+text's first. A fixed number of tiles is processed at a time, so memory never grows with the square of a text, and every
+row meets the same products in the same order, whatever else is in the batch.
 """
 
 from __future__ import annotations

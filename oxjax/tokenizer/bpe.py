@@ -88,7 +88,7 @@ class BytePairEncoder:
 
 
 def _as_bytes(piece: str, vocab: Vocabulary, byte_level: bool) -> list[int]:
-    """What llama.cpp emits for a merged piece that is no token: its bytes, where those are tokens."""
+    """Tokens for a merged piece that is no token, as in llama.cpp: its bytes, if those are tokens."""
     names = [chr(b) for b in piece.encode() if b < 0x80] if byte_level else map(_BYTE_TOKEN.format, piece.encode())
     return [vocab.ids[name] for name in names if name in vocab.ids]
 

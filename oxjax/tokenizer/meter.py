@@ -1,4 +1,4 @@
-"""What one render of a template from a stranger may use, and what is refused before it is computed.
+"""Limits on time and memory of one render of an untrusted template; what exceeds them is refused beforehand.
 
 Three invariants bound a render, whatever the template says:
 
@@ -30,7 +30,7 @@ CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView
 
 
 class Meter:
-    """What one render may still use.
+    """Remaining budget of one render.
 
     Args:
         inputs: the variables given to the template; they are weighed, and the limits grow with them.

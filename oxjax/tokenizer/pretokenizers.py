@@ -1,4 +1,4 @@
-r"""How byte-level BPE vocabularies cut a text into words before they merge: every `tokenizer.ggml.pre` there is.
+r"""Pre-tokenisers of byte-level BPE: the split of a text into words, for every `tokenizer.ggml.pre`.
 
 The names, the expressions behind them and the settings that go with them are llama.cpp's (`llama-vocab.cpp`),
 which are in turn those of each model's `tokenizer.json`. Expressions are applied one after the other, each to

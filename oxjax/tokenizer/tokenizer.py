@@ -106,7 +106,7 @@ class Tokenizer:
 
     @property
     def n_special(self) -> int:
-        """How many tokens `encode` adds to a text."""
+        """Number of tokens that `encode` adds to a text."""
         return len(self._head) + len(self._tail)
 
     def encode(
@@ -219,7 +219,7 @@ class Tokenizer:
         return self._vocab.ids.get(text)
 
     def is_special(self, token: SupportsIndex) -> bool:
-        """Whether a token is a control or unknown token, which a text cannot contain by itself.
+        """True for control and unknown tokens, which ordinary text cannot contain.
 
         Raises:
             TokenizerError: the id is not in the vocabulary.
@@ -227,7 +227,7 @@ class Tokenizer:
         return bool(self._vocab.attrs[self._check(token)] & SPECIAL)
 
     def is_control(self, token: SupportsIndex) -> bool:
-        """Whether a token is a control token.
+        """True for control tokens.
 
         Raises:
             TokenizerError: the id is not in the vocabulary.

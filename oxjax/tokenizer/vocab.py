@@ -29,7 +29,7 @@ _ABSENT = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind of vocabulary (`tokenizer.ggml.model`) takes for granted where the file is silent."""
+    """Defaults of a kind of vocabulary (`tokenizer.ggml.model`), for keys that the file lacks."""
 
     algorithm: str
     bos: int | None = None

@@ -20,7 +20,7 @@ _CHINESE = (
 
 
 class _Normalizer(dict[int, str]):
-    """What each code point becomes, worked out when it is first met: `str.translate` then does a whole text."""
+    """Normalised form of each code point, computed at first use; `str.translate` then handles a whole text."""
 
     def __init__(self, lowercase: bool, strip_accents: bool):
         super().__init__()
