@@ -1,6 +1,9 @@
 """Shared fixtures: where the real files are, and the run-time checks that only tests pay for."""
 
 import os
+import resource
+import time
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -44,8 +47,10 @@ def form(request):
     return request.param
 
 
-_MEASURED = "measured"
+_MEASURED, _PROCESSOR = "measured", "processor seconds"
 _report: list[str] = []
+_processor_seconds: Counter[str] = Counter()  # by test file
+_BEGAN = pytest.StashKey[float]()
 
 
 @pytest.fixture
@@ -58,6 +63,30 @@ def pytest_runtest_logreport(report):
     """Properties of tests travel from the workers, which have no terminal."""
     if report.when == "teardown":
         _report.extend(value for name, value in report.user_properties if name == _MEASURED)
+        for name, value in report.user_properties:
+            if name == _PROCESSOR:
+                _processor_seconds[report.nodeid.partition("::")[0]] += value
+
+
+def _seconds() -> float:
+    """Processor time of this process and of those that it waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item):
+    item.stash[_BEGAN] = _seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item):
+    try:
+        return (yield)
+    finally:
+        if _BEGAN in item.stash:
+            item.user_properties.append((_PROCESSOR, _seconds() - item.stash[_BEGAN]))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -65,6 +94,11 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("measured")
         for line in sorted(_report):
             terminalreporter.line(line)
+    if len(_processor_seconds) > 1:
+        minutes = _processor_seconds.total() / 60
+        terminalreporter.section(f"processor seconds of a file; {minutes:.1f} minutes in all")
+        for name, seconds in _processor_seconds.most_common():
+            terminalreporter.line(f"{seconds:7.1f}  {name}")
 
 
 @pytest.hookimpl(optionalhook=True)
