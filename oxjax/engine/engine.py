@@ -454,7 +454,7 @@ class Engine:
         """
         entries = decode(self._host, blob, self.scheduler.check)
         return [
-            self._add(Capture(e.sequence, e.rows))
+            self._add(Capture(e.sequence, e.logits))
             if e.params is None
             else self._add(Generation(e.sequence, e.params, e.seed, e.output, e.choice))
             for e in entries

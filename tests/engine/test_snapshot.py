@@ -19,7 +19,7 @@ from oxjax import LLM, SamplingParams
 from oxjax.assets import embedded_draft, embedded_model
 from oxjax.engine import snapshot
 from oxjax.engine.engine import Engine
-from oxjax.engine.request import Capture
+from oxjax.engine.request import Capture, Generation
 from oxjax.errors import SnapshotError, SnapshotMismatchError
 from oxjax.kernels import native
 from oxjax.machine import enable_compilation_cache
@@ -104,11 +104,11 @@ def expected(engine, stops):
 
 
 def is_mid_character(request):
-    return request.output is not None and bool(request.output._detokenizer._utf8.getstate()[0])
+    return isinstance(request, Generation) and bool(request.output._detokenizer._utf8.getstate()[0])
 
 
 def is_holding(request):
-    return request.output is not None and bool(request.output._held)
+    return isinstance(request, Generation) and bool(request.output._held)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,9 @@ def taken(engine, stops, expected):
         kinds = {
             "mid character": any(map(is_mid_character, live)),
             "holding text": any(map(is_holding, live)),
-            "mid prefill": any(r.params and 0 < r.sequence.n_computed < 70 and not r.output.chunks for r in live),
+            "mid prefill": any(
+                isinstance(r, Generation) and 0 < r.sequence.n_computed < 70 and not r.output.chunks for r in live
+            ),
             "half scored": any(isinstance(r, Capture) and r.rows for r in live),
             "waiting": bool(engine.scheduler.waiting),
         }
@@ -173,9 +175,10 @@ def test_computed_tokens_are_not_computed_again(engine, taken):
     before = engine.metrics().computed_tokens
     resumed = engine.resume(blob)
     pending = sum(len(r.sequence.tokens) - (r.sequence.saved.n_tokens if r.sequence.saved else 0) for r in resumed)
-    new = [len(r.output.chunks) if r.output else 0 for r in resumed]
+    generating = [r for r in resumed if isinstance(r, Generation)]
+    new = sum(len(r.output.chunks) for r in generating)
     finish(engine, resumed)
-    later = sum(len(r.output.chunks) - n - 1 for r, n in zip(resumed, new, strict=True) if r.output)
+    later = sum(len(r.output.chunks) - 1 for r in generating) - new
     # Each resumed request computes what was pending, then one row per further token but the last.
     assert engine.metrics().computed_tokens - before == pending + later
 
