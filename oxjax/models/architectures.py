@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -84,7 +85,8 @@ def register_folder(path: str | Path) -> None:
     known = {stem for other in _folders for stem in _stems(other)}
     if clash := sorted(known & set(_stems(folder))):
         raise ValueError(f"{folder}: {', '.join(clash)}: there are architectures of these names already")
-    _folders[folder] = f"oxjax_architectures_{len(_folders)}"
+    # The folder's own path is in the package name, so that another folder never gets this one's imported modules.
+    _folders[folder] = f"oxjax_architectures_{sha256(str(folder).encode()).hexdigest()[:16]}"
 
 
 def unregister_folder(path: str | Path) -> None:

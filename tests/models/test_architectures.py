@@ -83,3 +83,16 @@ def test_a_folder_cannot_replace_what_is_there(folder, tmp_path):
     assert folder.resolve() not in architectures._folders
     with pytest.raises(NotADirectoryError, match="nowhere"):
         register_folder(tmp_path / "nowhere")
+
+
+def test_folders_do_not_share_modules(tmp_path):
+    """Two folders, one after the other, with a module of the same name: each gives its own."""
+    for answer in ("first", "second"):
+        folder = tmp_path / answer
+        folder.mkdir()
+        (folder / f"{NAME}.py").write_text(f"def config(hp, tensors):\n    return {answer!r}\n")
+        register_folder(folder)
+        try:
+            assert architecture(NAME).config(None, None) == answer
+        finally:
+            unregister_folder(folder)
