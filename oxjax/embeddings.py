@@ -15,7 +15,7 @@ from oxjax.engine.encoder import Encoder
 from oxjax.engine.engine import Engine
 from oxjax.engine.pooling import check_pooling, pool
 from oxjax.engine.rank import PairEncoder, read_rerank_template, score
-from oxjax.engine.request import or_raise
+from oxjax.engine.request import or_raise, outcome
 from oxjax.errors import EngineClosedError, InvalidRequestError, RequestError
 from oxjax.models.load import Model
 from oxjax.prompts import Prompt, as_list, refusing_texts
@@ -147,7 +147,7 @@ class Embeddings:
         """Float32 `[T, d_model]` of each prompt, or why there is none."""
         if self.config.causal:
             requests = self._run(lambda i: self.engine.hidden(encode(prompts[i])), len(prompts))
-            return [r if isinstance(r, RequestError) else r.result() for r in requests]
+            return [outcome(request) for request in requests]
         found: list[Any] = []
         for prompt in prompts:
             try:

@@ -22,7 +22,7 @@ from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
 from oxjax.engine.rank import score
-from oxjax.engine.request import Generation, Request, outcome, results_or_raise
+from oxjax.engine.request import Generation, Request, reporter, results_or_raise
 from oxjax.engine.snapshot import save
 from oxjax.errors import (
     CacheError,
@@ -383,12 +383,7 @@ class LLM(Chats, Embeddings, Scores):
                     places[request] = i
                     yield request
 
-        def report(request: Request) -> None:
-            if on_result is not None and not isinstance(result := outcome(request), RequestError):
-                on_result(places[request], result)
-
-        engine = self.engine
-        engine.run(queue(), report, None if progress is None else lambda: progress(engine.metrics()))
+        self.engine.run(queue(), reporter(on_result, places), progress)
         return requests
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # of the tests' writer of random models
+sys.path.insert(0, str(ROOT))  # this checkout's package, and its tests' writer of random models
 DATA = Path(os.environ.get("OXJAX_TEST_DATA", ROOT.parent / "shared" / "data"))
 TRAINED = {"embedded": None, "stories260K": "models/stories260K/stories260K.gguf"}
 FILES = {
@@ -88,9 +88,8 @@ def of_results(results: list[Any]) -> str:
     """The bits of results of `generate`, with their other samples."""
     parts: list[Any] = []
     for result in results:
-        samples = getattr(result, "samples", None) or getattr(result, "others", ())
         prompt = [dataclasses.astuple(s) if s else None for s in result.prompt_logprobs or ()]
-        for r in (result, *samples):
+        for r in (result, *result.others):
             parts += [r.token_ids, [x.hex() for x in r.logprobs], r.top_logprobs, r.ranks, r.score, r.seed, prompt]
     return digest(*parts)
 
@@ -194,33 +193,35 @@ def measure(name: str, exact: bool, backend: str, activations: str) -> dict[str,
         return {kind: run() for kind, run in requests}
 
 
-def measured_apart(root: Path, only: str) -> dict[str, str]:
-    """The hashes of a checkout, computed by its own copy of this file.
+def measured_apart(only: str) -> dict[str, str]:
+    """The hashes of this checkout.
 
     Every model and mode has a process of its own: one holds no more compiled programs than the system maps.
     """
     found: dict[str, str] = {}
-    env = {**os.environ, "PYTHONPATH": str(root), "OXJAX_TEST_DATA": str(DATA)}
     for name, exact, backend, activations in places():
         place = f"{name}/{'exact' if exact else 'fast'},{backend},{activations}"
         if only not in place:
             continue
-        command = [sys.executable, "tools/bits.py", "--place", json.dumps([name, exact, backend, activations])]
-        done = subprocess.run(command, cwd=root, env=env, stdout=subprocess.PIPE, check=True)
+        command = [sys.executable, __file__, "--place", json.dumps([name, exact, backend, activations])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         found |= {f"{place}/{kind}": value for kind, value in json.loads(done.stdout).items()}
         print(f"{place}: {len(found)} hashes", file=sys.stderr, flush=True)
     return found
 
 
 def of_revision(revision: str, only: str) -> dict[str, str]:
-    """The hashes of another revision of this repository, or those of a file."""
+    """The hashes of another revision of this repository by its own copy of this file, or those of a file."""
     if Path(revision).is_file():
         return {k: v for k, v in json.loads(Path(revision).read_text()).items() if only in k}
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "tree"
+        root, out = Path(folder) / "tree", Path(folder) / "bits.json"
         subprocess.run(["git", "worktree", "add", "-q", "--detach", root, revision], cwd=ROOT, check=True)
         try:
-            return measured_apart(root, only)
+            command = [sys.executable, root / "tools" / "bits.py", "--only", only, "--json", out]
+            env = {**os.environ, "OXJAX_TEST_DATA": str(DATA), "PYTHONPATH": str(root)}
+            subprocess.run(command, cwd=root, env=env, stdout=subprocess.DEVNULL, check=True)
+            return json.loads(out.read_text())
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", root], cwd=ROOT, check=True)
 
@@ -253,7 +254,7 @@ def main() -> None:
     if args.place:
         json.dump(measure(*args.place), sys.stdout)
         return
-    found = measured_apart(ROOT, args.only)
+    found = measured_apart(args.only)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
     if args.against:

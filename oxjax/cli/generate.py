@@ -16,10 +16,17 @@ from oxjax.cli.options import (
     DtypeOption,
     FastOption,
     JsonOption,
+    MaxTokensOption,
+    MinPOption,
     ModelOption,
     ParamOption,
     PromptArgument,
     QuantizeOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
     WeightsOption,
     load,
     progress_bar,
@@ -35,29 +42,18 @@ _DEMO_PROMPT = "Once upon a time"
 def generate(
     prompt: PromptArgument = None,
     model: ModelOption = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-tokens", "-n", help="Maximum number of tokens to generate. Default: until the model ends the text."
-        ),
-    ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="Divides the logits; 0 is greedy.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Keep the most likely tokens with this total probability; 1 keeps all.")
-    ] = 1.0,
-    min_p: Annotated[
-        float, typer.Option(help="Minimum probability relative to the most likely token; 0 keeps all.")
-    ] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Divides the logits of recent tokens; 1 is off.")] = 1.0,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = 1.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionPenaltyOption = 1.0,
     frequency_penalty: Annotated[float, typer.Option(help="Subtracted from a logit per recent occurrence.")] = 0.0,
     presence_penalty: Annotated[float, typer.Option(help="Subtracted once from the logit of a recent token.")] = 0.0,
     penalty_window: Annotated[
         int, typer.Option(help="Number of recent tokens that the penalties count; -1 is all.")
     ] = 64,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the random draws. Default: from the operating system.")
-    ] = None,
+    seed: SeedOption = None,
     logprobs: Annotated[int, typer.Option(help="Number of most likely tokens to report per step (with --json).")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
     stop_token: Annotated[list[int] | None, typer.Option(help="Stop at this token id; repeatable.")] = None,
@@ -185,24 +181,13 @@ def chat(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=JSON, a variable of the template; repeatable.")
     ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-tokens", "-n", help="Maximum number of tokens to generate. Default: until the model ends the text."
-        ),
-    ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="Divides the logits; 0 is greedy.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Keep the most likely tokens with this total probability; 1 keeps all.")
-    ] = 1.0,
-    min_p: Annotated[
-        float, typer.Option(help="Minimum probability relative to the most likely token; 0 keeps all.")
-    ] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Divides the logits of recent tokens; 1 is off.")] = 1.0,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the random draws. Default: from the operating system.")
-    ] = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = 1.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionPenaltyOption = 1.0,
+    seed: SeedOption = None,
     param: ParamOption = None,
     max_context: Annotated[int | None, typer.Option(help="Maximum number of tokens of the conversation.")] = None,
     dtype: DtypeOption = None,

@@ -23,6 +23,20 @@ ActivationsOption = Annotated[
 QuantizeOption = Annotated[str | None, typer.Option(help="q8_0 or q4_0: quantise plain weights while loading.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Faster; bits then depend on the batch.")]
 MaxContextOption = Annotated[int | None, typer.Option(help="Maximum number of tokens that the model reads.")]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", "-n", help="Maximum number of tokens to generate. Default: until the model ends the text."
+    ),
+]
+TemperatureOption = Annotated[float, typer.Option("--temperature", "-t", help="Divides the logits; 0 is greedy.")]
+TopKOption = Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")]
+TopPOption = Annotated[
+    float, typer.Option(help="Keep the most likely tokens with this total probability; 1 keeps all.")
+]
+MinPOption = Annotated[float, typer.Option(help="Minimum probability relative to the most likely token; 0 keeps all.")]
+RepetitionPenaltyOption = Annotated[float, typer.Option(help="Divides the logits of recent tokens; 1 is off.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of the random draws. Default: from the operating system.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ParamOption = Annotated[
     list[str] | None,

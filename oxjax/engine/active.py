@@ -54,7 +54,7 @@ class ActiveRequests:
         del self.by_sequence[request.sequence]
         request.done = True
         self.counts[how or ("failed" if request.error is not None else "finished")] += 1
-        followers: list = [r for r in request.followers if not r.done]
+        followers = [r for r in request.followers if not r.done]
         request.followers = ()
         if followers:
             first, *others = followers

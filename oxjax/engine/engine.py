@@ -143,6 +143,7 @@ class Engine:
 
         Raises:
             EngineClosedError: the engine was closed.
+            Exception: of an `on_done`; the next step calls those that are left.
         """
         if self.runner.params is None:
             raise EngineClosedError("this engine was closed")
@@ -153,7 +154,7 @@ class Engine:
         self,
         requests: Iterable[Request],
         on_done: Callable[[Any], None] | None = None,
-        on_step: Callable[[], None] | None = None,
+        on_step: Callable[[Metrics], None] | None = None,
     ) -> None:
         """Run requests to their ends; others in the engine go on beside them.
 
@@ -164,7 +165,7 @@ class Engine:
             requests: requests of this engine. They may be queued while they are iterated over.
             on_done: called with each request once it is finished, whoever ran its last step; in the order of
                 `requests` among those of one step.
-            on_step: called after every step.
+            on_step: called with the metrics after every step.
 
         Raises:
             ValueError: one of the requests is waited for by somebody else.
@@ -187,13 +188,9 @@ class Engine:
                 if n_left:
                     self.step()
                     if on_step is not None:
-                        on_step()
+                        on_step(self.metrics())
         finally:
-            for request in order:
-                if request.on_done == ready.append:
-                    request.on_done = None
-                    for part in request.parts:
-                        self.cancel(part)
+            self.cancel_all(request for request in order if request.on_done == ready.append)
 
     @staticmethod
     def _wait_for(request: Request, ready: list[Request]) -> None:
@@ -462,7 +459,7 @@ class Engine:
 
     @cached_property
     def _host(self) -> Host:
-        """What a snapshot depends on; reads all parameters once."""
+        """Fingerprint and state layout that snapshots are checked against; reads all parameters once."""
         config, state = self.runner.config, self.runner.state
         fingerprint = model_fingerprint(config, self.runner.params)
         return Host(fingerprint, config.vocab_size, self.tokenizer, self._matcher, *state_specs(state))
@@ -472,10 +469,23 @@ class Engine:
 
         Nothing happens to one that is done. Other samples of its prompt go on.
         """
+        self._drop(request)
+        self.active.notify()
+
+    def cancel_all(self, requests: Iterable[Request]) -> None:
+        """Cancel requests with all their parts; their waiters are not called."""
+        requests = list(requests)
+        for request in requests:
+            request.on_done = None
+        for request in requests:
+            for part in request.parts:
+                self._drop(part)
+        self.active.notify()
+
+    def _drop(self, request: Request) -> None:
         if request.done:
             return
         if isinstance(request, BeamSearch):
             request.cancel(self.active)
         else:
             self.active.leave(request, "cancelled")
-        self.active.notify()

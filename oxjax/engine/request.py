@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class SampledToken(NamedTuple):
 
 
 @dataclass(eq=False, kw_only=True)
-class Request:
+class Request(ABC):
     """A request in the engine, of any kind.
 
     Attributes:
@@ -47,6 +48,7 @@ class Request:
         owner: the request whose result it is a part of; None for one on its own.
         n_open: parts of its result that are still in the engine, itself included.
         on_done: called once with the request when its last part has left, by whoever ran that step.
+        followers: requests that start as forks of this one, once what they share with it is computed.
     """
 
     error: RequestError | None = None
@@ -54,19 +56,20 @@ class Request:
     owner: Request | None = None
     n_open: int = 0
     on_done: Callable[[Any], None] | None = None
+    followers: tuple[Any, ...] = ()
 
     @property
     def parts(self) -> tuple[Request, ...]:
         """The requests whose end its result waits for, itself first."""
         return (self,)
 
+    @abstractmethod
     def result(self) -> Any:
         """The finished request's result.
 
         Raises:
             RequestError: it failed, or a part of it.
         """
-        raise NotImplementedError
 
 
 @dataclass(eq=False)
@@ -81,7 +84,6 @@ class Generation(Request):
         choice: its sampling parameters, packed for the device.
         samples: further samples of the same prompt (`params.n`), which are requests as well.
         prompt_scores: the request that scores its prompt, with `params.prompt_logprobs`.
-        followers: samples that start as forks of this one once the prompt is computed.
     """
 
     sequence: Sequence
@@ -91,7 +93,6 @@ class Generation(Request):
     choice: Choice
     samples: tuple[Generation, ...] = ()
     prompt_scores: Scoring | None = None
-    followers: tuple[Generation, ...] = ()
 
     @property
     def parts(self) -> tuple[Request, ...]:
@@ -152,14 +153,12 @@ class Scoring(Request):
         targets: tokens of the continuation.
         n_top: number of most likely tokens to report at each position.
         rows: records of `score_records`, as far as they are computed.
-        followers: other continuations of the same context, which start as forks of this one.
     """
 
     sequence: Sequence
     targets: Seq[int]
     n_top: int = 0
     rows: list[np.ndarray] = field(default_factory=list)
-    followers: tuple[Scoring, ...] = ()
 
     def accept(self, records: np.ndarray) -> bool:
         """Take the next scores; returns whether all are there."""
@@ -207,7 +206,6 @@ class Capture(Request):
 
     sequence: Sequence
     rows: list[np.ndarray] = field(default_factory=list)
-    followers: tuple[Request, ...] = ()
 
     def accept(self, rows: np.ndarray) -> bool:
         """Take the next rows; returns whether all are there."""
@@ -261,6 +259,21 @@ def outcome(request: Request | RequestError) -> Any:
         return request.result()
     except RequestError as error:
         return error
+
+
+def reporter(
+    on_result: Callable[[int, Any], None] | None, places: Mapping[Any, int]
+) -> Callable[[Request], None] | None:
+    """An `on_done` of `Engine.run` that reports results with their places; those of failed requests are left out."""
+    if on_result is None:
+        return None
+
+    def report(request: Request) -> None:
+        result = outcome(request)
+        if not isinstance(result, RequestError):
+            on_result(places[request], result)
+
+    return report
 
 
 def results_or_raise(requests: Iterable[Request | RequestError]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
-from oxjax.engine.request import Scoring, outcome, results_or_raise
+from oxjax.engine.request import Scoring, reporter, results_or_raise
 from oxjax.errors import InvalidRequestError, RequestError
 from oxjax.evaluate.pairs import begin, encode_pair, windows
 from oxjax.prompts import refusing_texts
@@ -70,12 +70,7 @@ class Scores:
                 places.update(queued)
                 yield from queued
 
-        def report(request: Scoring) -> None:
-            if on_result is not None and not isinstance(score := outcome(request), RequestError):
-                on_result(places[request], score)
-
-        engine = self.engine
-        engine.run(queue(), report, None if progress is None else lambda: progress(engine.metrics()))
+        self.engine.run(queue(), reporter(on_result, places), progress)
         return results_or_raise(found[i] for i in range(len(found)))
 
     def _score_group(

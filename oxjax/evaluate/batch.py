@@ -300,10 +300,8 @@ class _Work:
         return _attempt(line, lambda: _success(line, plan.finish(found)))
 
     def cancel(self) -> None:
-        for _, _, requests in self.running.values():
-            for request in requests:
-                request.on_done = None
-            self.planner.cancel(requests)
+        if self.running:  # else there may be no engine
+            self.llm.engine.cancel_all(request for _, _, requests in self.running.values() for request in requests)
 
 
 def _attempt(line: Line, work: Callable[[], Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -106,14 +106,9 @@ class Planner:
             for i in range(n):
                 requests.append(add(i))
         except BaseException:
-            self.cancel(requests)
+            self.llm.engine.cancel_all(requests)
             raise
         return requests
-
-    def cancel(self, requests: Iterable[Request]) -> None:
-        """Cancel requests with all their parts."""
-        for part in (p for request in requests for p in request.parts):
-            self.llm.engine.cancel(part)
 
     def _session(self, source: str | None) -> Session:
         if source not in self._sessions:

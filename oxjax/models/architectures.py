@@ -10,9 +10,8 @@ import difflib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
-from importlib import util
+from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,7 +44,7 @@ class Architecture:
 
 def architecture_names() -> list[str]:
     """Names of all architectures, sorted; imports every module."""
-    return sorted(_name(_module(folder, stem)) for folder in _folders for stem in _stems(folder))
+    return sorted(_name(import_module(f"{package}.{stem}")) for package, stem in _listed())
 
 
 def architecture(name: str) -> Architecture:
@@ -54,12 +53,12 @@ def architecture(name: str) -> Architecture:
     Raises:
         UnsupportedArchitectureError: no module has this name.
     """
-    for folder in _folders:
-        for stem in _stems(folder):
-            if stem == name.replace("-", "_") and _name(module := _module(folder, stem)) == name:
-                defaults = {"layer": load_layer, "FINAL_NORM": "output_norm"}
-                return Architecture(module.config, *(getattr(module, n, value) for n, value in defaults.items()))
-    stems = [stem for folder in _folders for stem in _stems(folder)]
+    for package, stem in _listed():
+        if stem == name.replace("-", "_") and _name(module := import_module(f"{package}.{stem}")) == name:
+            fields = {"layer": "layer", "final_norm": "FINAL_NORM"}
+            given = {field: getattr(module, n) for field, n in fields.items() if hasattr(module, n)}
+            return Architecture(module.config, **given)
+    stems = [stem for _, stem in _listed()]
     shown = name if len(name) <= 40 else f"{name[:40]}..."
     near = difflib.get_close_matches(shown, stems) or stems
     raise UnsupportedArchitectureError(
@@ -82,11 +81,14 @@ def register_folder(path: str | Path) -> None:
         return
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder of architectures")
-    known = {stem for other in _folders for stem in _stems(other)}
-    if clash := sorted(known & set(_stems(folder))):
+    if clash := sorted({stem for _, stem in _listed()} & set(_stems(folder))):
         raise ValueError(f"{folder}: {', '.join(clash)}: there are architectures of these names already")
-    # The folder's own path is in the package name, so that another folder never gets this one's imported modules.
-    _folders[folder] = f"oxjax_architectures_{sha256(str(folder).encode()).hexdigest()[:16]}"
+    # A package of its own, named after its path, so that another folder never gets this one's imported modules.
+    name = f"oxjax_architectures_{sha256(str(folder).encode()).hexdigest()[:16]}"
+    package = sys.modules[name] = ModuleType(name)
+    package.__path__ = [str(folder)]
+    invalidate_caches()
+    _folders[folder] = name
 
 
 def unregister_folder(path: str | Path) -> None:
@@ -95,27 +97,14 @@ def unregister_folder(path: str | Path) -> None:
 
 
 def _stems(folder: Path) -> list[str]:
-    return sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
+    return sorted(p.stem for p in folder.glob("*.py") if p.stem.isidentifier() and p.stem != "__init__")
+
+
+def _listed() -> list[tuple[str, str]]:
+    """Packages and module names of all architectures."""
+    return [(package, stem) for folder, package in _folders.items() for stem in _stems(folder)]
 
 
 def _name(module: ModuleType) -> str:
     """The architecture's name: the module's `NAME`, which it needs where there is a dash, or that of its file."""
     return getattr(module, "NAME", module.__name__.rpartition(".")[2])
-
-
-def _module(folder: Path, stem: str) -> ModuleType:
-    return _imported(f"{_folders[folder]}.{stem}", folder / f"{stem}.py")
-
-
-@cache
-def _imported(name: str, path: Path) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    if path.parent == _BUILT_IN:
-        __import__(name)
-        return sys.modules[name]
-    spec = util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, path
-    module = sys.modules[name] = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

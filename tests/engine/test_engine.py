@@ -233,9 +233,18 @@ def test_requests_have_waiters(engine):
 def test_a_run_that_is_cut_short_leaves_nothing(engine):
     requests = [engine.generate(IDS, dataclasses.replace(PARAMS, n=2), i) for i in range(3)]
     with pytest.raises(KeyboardInterrupt):
-        engine.run(requests, on_step=lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        engine.run(requests, on_step=lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     assert not engine.active.by_sequence and not engine.scheduler.running and not engine.scheduler.n_waiting
     assert all(part.done for r in requests for part in r.parts)
+
+
+def test_a_run_that_is_cut_short_cancels_all_even_if_somebody_elses_waiter_raises(engine):
+    requests = [engine.generate(IDS, dataclasses.replace(PARAMS, n=2), i) for i in range(3)]
+    (sample,) = requests[0].samples
+    sample.on_done = lambda _: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        engine.run(requests, on_step=lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert not engine.active.by_sequence and not engine.scheduler.running and not engine.scheduler.n_waiting
 
 
 def test_a_beam_search_has_no_snapshot(engine):

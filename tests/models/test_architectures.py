@@ -96,3 +96,14 @@ def test_folders_do_not_share_modules(tmp_path):
             assert architecture(NAME).config(None, None) == answer
         finally:
             unregister_folder(folder)
+
+
+def test_a_module_that_fails_fails_every_time(tmp_path):
+    (tmp_path / "broken.py").write_text("raise RuntimeError('half written')\n")
+    register_folder(tmp_path)
+    try:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="half written"):
+                architecture("broken")
+    finally:
+        unregister_folder(tmp_path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.arch import bert
-from oxjax.models.arch.bert import bert_config
 from oxjax.models.base import Frequencies
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.encoder import EncoderLayer
@@ -25,7 +24,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     up = tensors.file.tensors.get("blk.0.ffn_up.weight")
     gated = tensors.has("blk.0.ffn_gate.weight") or (up is not None and up.shape[0] == 2 * d_ff)
     attention = {"alibi": _MAX_ALIBI_BIAS}
-    return bert_config(hp, tensors, mlp=MLPSpec(d_ff, "gelu", gated=gated), attention=attention)
+    return bert.bert_config(hp, tensors, mlp=MLPSpec(d_ff, "gelu", gated=gated), attention=attention)
 
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> EncoderLayer:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.arch import nemotron_h
-from oxjax.models.arch.nemotron_h import one_thing_config, plain
 from oxjax.models.base import Frequencies
 from oxjax.models.experts import expert_spec, weighing
 from oxjax.models.hyperparameters import Hyperparameters
@@ -20,7 +19,7 @@ layer = nemotron_h.layer
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config: a mixture where `feed_forward_length` is not 0."""
     hp.key("expert_shared_count")  # the shared expert's width says it all
-    shared = plain(hp.get("expert_shared_feed_forward_length", int, 0))
+    shared = nemotron_h.plain(hp.get("expert_shared_feed_forward_length", int, 0))
     more = {"activation": "relu2", "gated": False, "gating": "sigmoid", "shared": shared, **weighing(hp)}
     more["d_latent"] = hp.get("moe_latent_size", int, 0) or None
     widths = hp.per_layer("feed_forward_length"), hp.per_layer("expert_feed_forward_length", 0)
@@ -28,4 +27,4 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         expert_spec(hp, expert_d_ff or d_ff // max(n_used, 1), n_used=n_used, **more) if d_ff else None
         for d_ff, expert_d_ff, n_used in zip(*widths, hp.per_layer("expert_used_count"), strict=True)
     ]
-    return one_thing_config(hp, tensors, feeds)
+    return nemotron_h.one_thing_config(hp, tensors, feeds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from oxjax.config import MLPSpec, ModelConfig
 from oxjax.models.arch import bert
-from oxjax.models.arch.bert import bert_config
 from oxjax.models.base import Frequencies
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
@@ -16,4 +15,4 @@ layer = bert.layer
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
-    return bert_config(hp, tensors, pairing="neox", mlp=MLPSpec(hp.uniform("feed_forward_length"), "silu"))
+    return bert.bert_config(hp, tensors, pairing="neox", mlp=MLPSpec(hp.uniform("feed_forward_length"), "silu"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.arch import bert
-from oxjax.models.arch.bert import bert_config
 from oxjax.models.base import Frequencies, plain_mlp
 from oxjax.models.experts import expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
@@ -17,7 +16,7 @@ layer = bert.layer
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config; of `moe_every_n_layers` the second has experts."""
-    base, frequencies = bert_config(hp, tensors, pairing="neox", mlp=plain_mlp(hp))
+    base, frequencies = bert.bert_config(hp, tensors, pairing="neox", mlp=plain_mlp(hp))
     every = hp.get("moe_every_n_layers", int, 0)
     if every <= 0:
         return base, frequencies

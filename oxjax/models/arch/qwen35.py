@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from oxjax.config import MLPSpec, ModelConfig
 from oxjax.models.arch import qwen3next
-from oxjax.models.arch.qwen3next import delta_net_config
 from oxjax.models.base import Frequencies
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
@@ -18,4 +17,4 @@ layer = qwen3next.layer
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
     hp.key("rope.dimension_sections")
-    return delta_net_config(hp, tensors, MLPSpec(hp.uniform("feed_forward_length"), "silu"), tiled=True)
+    return qwen3next.delta_net_config(hp, tensors, MLPSpec(hp.uniform("feed_forward_length"), "silu"), tiled=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.arch import qwen3next
-from oxjax.models.arch.qwen3next import delta_net_config, experts
 from oxjax.models.base import Frequencies
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
@@ -15,4 +14,4 @@ layer = qwen3next.layer
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
     hp.key("rope.dimension_sections")
-    return delta_net_config(hp, tensors, experts(hp), tiled=True)
+    return qwen3next.delta_net_config(hp, tensors, qwen3next.experts(hp), tiled=True)
