@@ -30,6 +30,8 @@ from oxjax.engine.choice import Choice, Moment, room_for
 from oxjax.engine.packed import n_words, sampling_record
 from oxjax.engine.programs import choose
 from oxjax.engine.runner import LEAST_TOP
+from oxjax.kernels.native import resolve_backend
+from oxjax.kernels.numerics import Numerics
 from oxjax.sampling.dry import Dry
 from oxjax.sampling.edits import edits_of
 from oxjax.tokenizer import Tokenizer
@@ -118,7 +120,8 @@ def chooser(logits: jax.Array, name: str) -> Callable[[], object]:
     if mask is None:
         masks = jax.device_put(masks)  # one that is there already, as in the engine
     n_top = LEAST_TOP if params.logprobs else 0
-    return lambda: jax.block_until_ready(choose(logits, packed, masks, n_top=n_top, room=room, exact=True))
+    numerics = Numerics(backend=resolve_backend("auto"))
+    return lambda: jax.block_until_ready(choose(logits, packed, masks, n_top=n_top, room=room, numerics=numerics))
 
 
 def taken(function: Callable[[], object]) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 
+from oxjax.kernels.numerics import Numerics
 from oxjax.models.layers.rope import RopeSpec
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -219,7 +220,7 @@ class ModelConfig:
         logit_scale: multiplier of the logits.
         final_softcap: cap of the logits; None for no cap.
         dtype: of activations and pages. Norms, softmax, RoPE and logits are float32 always.
-        exact: bits of a row do not depend on batch, chunking or padding.
+        numerics: exactness, activations of quantised products, and backend.
         causal: positions see those before them; otherwise whole texts are encoded, and nothing is generated.
         pooling: how a text's hidden states become its embedding unless a call says; a value of `POOLINGS`.
         rank: the head that ranks documents; None where the file has none.
@@ -241,7 +242,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     final_softcap: float | None = None
     dtype: str = "float32"
-    exact: bool = True
+    numerics: Numerics = field(default_factory=Numerics)
     causal: bool = True
     pooling: str = "last"
     rank: RankSpec | None = None

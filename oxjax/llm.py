@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -35,6 +36,7 @@ from oxjax.evaluate.api import Scores
 from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load
+from oxjax.models.options import LoadOptions, refuse_keywords
 from oxjax.prompts import Prompt, as_list, refusing_texts
 from oxjax.results import Result
 from oxjax.sampling.params import SamplingParams
@@ -55,12 +57,12 @@ class LLM(Chats, Embeddings, Scores):
     Args:
         model: a GGUF file, any shard of a split one, a directory that holds one model, or
             `hf://org/repo/file.gguf`. None is the small story model that comes with the package.
-        exact: bits do not depend on batch mates, chunking or padding.
-        weights: how matrices are held: "auto", "quantized" (as in the file: less memory, and faster on CPUs, where
-            products round activations to 8 bits), "float32" or "bfloat16"; see `load`.
-        activations: "int8" or "float32", what quantised matrices are multiplied with; see `load`.
-        quantize: "q8_0" or "q4_0" quantises plain matrices while they are loaded; see `load`.
-        dtype: "float32" or "bfloat16"; None takes float32 on CPU and bfloat16 on accelerators.
+        exact: bits do not depend on the rest of the batch, on chunking or padding.
+        dtype: "float32" or "bfloat16", of activations and pages; None is float32 on CPUs and bfloat16 elsewhere.
+        weights: form of the matrices: "auto", "file" (less memory, and faster on CPUs, where products round activations
+            to 8 bits), "float32", "bfloat16", "q8_0" or "q4_0"; see `LoadOptions`.
+        activations: "int8" or "float32", in native products with quantised weights; see `LoadOptions`.
+        backend: "auto", "native" or "xla"; see `LoadOptions`.
         max_batch: sequences that run at once, as far as memory for their keys and values goes; others wait.
         max_context: most tokens of a prompt and its output together; None takes what the model was trained
             for, up to 4096.
@@ -68,6 +70,7 @@ class LLM(Chats, Embeddings, Scores):
 
     Raises:
         GGUFError, ModelError, UnsupportedArchitectureError, TokenizerError: the file cannot be used; see `load`.
+        BackendUnavailableError: the native backend was asked for, and cannot run here.
     """
 
     def __init__(
@@ -78,11 +81,13 @@ class LLM(Chats, Embeddings, Scores):
         dtype: str | None = None,
         weights: str = "auto",
         activations: str = "int8",
-        quantize: str | None = None,
+        backend: str = "auto",
         max_batch: int = 8,
         max_context: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        **removed: Any,
     ):
+        refuse_keywords(removed)
         for name, value in {"max_batch": max_batch, "max_context": max_context}.items():
             if value is not None and value < 1:
                 raise InvalidRequestError(f"{name} {value}: expected at least 1")
@@ -92,25 +97,19 @@ class LLM(Chats, Embeddings, Scores):
         self.path = Path(embedded_model() if model is None else resolve(model))
         self.model: Model | None = load(
             self.path,
+            exact=exact,
             dtype=dtype,
             weights=weights,
             activations=activations,
-            quantize=quantize,
-            exact=exact,
+            backend=backend,
             max_context=max_context,
             progress=progress,
         )
         self.config = self.model.config
         self.tokenizer: Tokenizer = self.model.tokenizer
         self.max_batch, self.max_rows = max_batch, MAX_ROWS
-        self.options = {
-            "exact": exact,
-            "dtype": dtype,
-            "weights": weights,
-            "activations": activations,
-            "quantize": quantize,
-            "max_context": max_context,
-        }
+        backend = self.config.numerics.backend
+        self.options = asdict(LoadOptions(exact, dtype, weights, activations, backend, max_context))
         self.max_context = min(self.config.context_length, DEFAULT_CONTEXT) if max_context is None else max_context
 
     @cached_property

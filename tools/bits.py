@@ -154,20 +154,10 @@ def write_synthetic(case: str, folder: Path) -> Path:
 
 
 def open_model(path: Path | None, exact: bool, backend: str, activations: str) -> Any:
-    """An `LLM`; the process has one backend."""
     from oxjax import LLM  # noqa: PLC0415
 
     weights = "float32" if backend == "xla" else "auto"
-    return LLM(path, exact=exact, weights=weights, activations=activations, max_context=256)
-
-
-def use_backend(backend: str) -> None:
-    from oxjax.kernels import native  # noqa: PLC0415
-
-    if backend == "xla":
-        native.kernels = lambda: None
-    elif native.kernels() is None:
-        raise SystemExit(native.describe())
+    return LLM(path, exact=exact, weights=weights, activations=activations, backend=backend, max_context=256)
 
 
 def places() -> Iterator[tuple[str, bool, str, str]]:
@@ -180,7 +170,6 @@ def places() -> Iterator[tuple[str, bool, str, str]]:
 
 def measure(name: str, exact: bool, backend: str, activations: str) -> dict[str, str]:
     """The hashes of one model in one mode, by kind of request."""
-    use_backend(backend)
     with tempfile.TemporaryDirectory() as folder:
         if name in SYNTHETIC:
             path = write_synthetic(name, Path(folder))

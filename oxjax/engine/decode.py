@@ -134,7 +134,7 @@ def decode_steps(
             logits_rows=jnp.arange(n_seqs, dtype=jnp.int32),
         )
         logits, state = step(params, state, batch, config)
-        chosen = _apart(jnp.any(goes), lambda: vars(sample(logits, draws, n_top=n_top, exact=config.exact)))
+        chosen = _apart(jnp.any(goes), lambda: vars(sample(logits, draws, n_top=n_top, numerics=config.numerics)))
         lines = jax.tree.map(lambda line, new: line.at[i].set(new), lines, chosen)
         ended = rows.heeds_ends & jnp.any(chosen["tokens"][:, None] == end_ids, axis=-1)
         goes &= (chosen["faults"] == 0) & ~ended & (i + 1 < rows.n_steps)

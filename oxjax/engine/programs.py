@@ -20,7 +20,8 @@ from oxjax.config import ModelConfig
 from oxjax.engine.decode import decode_steps
 from oxjax.engine.packed import Room, n_numbers, sampling_record, sampling_rows, split, unpack
 from oxjax.engine.scheduler import Work
-from oxjax.kernels.dot import least_rows
+from oxjax.kernels.dot import min_rows
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.row_best import row_best
 from oxjax.models.decoder import EngineState, Params, hidden_states, logits_of, step
 from oxjax.sampling.pipeline import Sampled, report, sample
@@ -112,7 +113,7 @@ def scores(
     def score(i: Int[Array, ""]) -> dict[str, Array]:
         tokens = tokens_of[i]
         logits = logits_of(params, rows[i], config)
-        _, largest, log_sum = row_best(logits, exact=config.exact)
+        _, largest, log_sum = row_best(logits, numerics=config.numerics)
         logprobs, ranks, top_tokens, top_logprobs = report(logits, tokens, largest, log_sum, n_top=n_top, ranks=True)
         return {
             "logprobs": logprobs,
@@ -131,7 +132,7 @@ def scores(
     return jax.tree.map(lambda a: a.reshape(len(hidden), *a.shape[2:]), found)
 
 
-@partial(jax.jit, static_argnames=("n_top", "room", "exact"))
+@partial(jax.jit, static_argnames=("n_top", "room", "numerics"))
 def choose(
     logits: Float[Array, "N vocab"],
     packed: Int[Array, "N words"],
@@ -139,15 +140,15 @@ def choose(
     *,
     n_top: int,
     room: Room,
-    exact: bool,
+    numerics: Numerics,
 ) -> Sampled:
     """`sample` with packed parameters."""
-    return sample(logits, sampling_rows(unpack(packed, sampling_record(room))), masks, n_top=n_top, exact=exact)
+    return sample(logits, sampling_rows(unpack(packed, sampling_record(room))), masks, n_top=n_top, numerics=numerics)
 
 
-def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
+def row_buckets(max_rows: int, numerics: Numerics) -> tuple[int, ...]:
     """Numbers of rows that steps are compiled for: powers of two, from what a product takes at least."""
-    sizes = [least_rows(exact=exact)]
+    sizes = [min_rows(numerics)]
     while sizes[-1] < max_rows:
         sizes.append(sizes[-1] * 2)
     return tuple(sizes)

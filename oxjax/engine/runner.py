@@ -111,7 +111,7 @@ class Runner:
     ):
         self.config, self.params, self.max_batch = config, params, max_batch
         self.state = init_state(config, n_pages=n_pages, page_size=page_size, n_slots=n_slots)
-        self.buckets = programs.row_buckets(max_rows, exact=config.exact)
+        self.buckets = programs.row_buckets(max_rows, config.numerics)
         # Rows whose scores are found together: few, or blocks of as many as there are logits at once.
         small = [size for size in self.buckets if size <= programs.SCORED_ROWS]
         self.score_sizes = sorted({*small, programs.whole_blocks(self.buckets[-1] + 1)})
@@ -231,7 +231,7 @@ class Runner:
                 choice.place(records, row, moment, room)
             masks = self._masks(len(packed), {row: wanted[place].moment.mask for row, place in wave.items()})
             with self._counted(programs.choose, f"sampling of {len(packed)} rows, {n_top} most likely, {room}"):
-                sampled = programs.choose(logits, packed, masks, n_top=n_top, room=room, exact=self.config.exact)
+                sampled = programs.choose(logits, packed, masks, n_top=n_top, room=room, numerics=self.config.numerics)
             for name in sampled.__dataclass_fields__:
                 part = np.asarray(getattr(sampled, name))
                 column = columns.setdefault(name, np.empty((len(wanted), *part.shape[1:]), part.dtype))

@@ -39,12 +39,11 @@ from oxjax.engine.choice import Choice
 from oxjax.engine.output import Chunk, Output
 from oxjax.engine.scheduler import Sequence
 from oxjax.errors import RequestError, SnapshotError, SnapshotMismatchError, TokenizerError
-from oxjax.kernels import native
 from oxjax.sampling.edits import edits_of
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
-FORMAT, VERSION = "oxjax snapshot", 3
+FORMAT, VERSION = "oxjax snapshot", 4
 _KEY = "oxjax"  # of the header among the metadata
 _NO_CHECKSUM = "0" * 64
 _DTYPE_NAMES = {"int32": "I32", "float32": "F32", "float64": "F64", "bfloat16": "BF16"}
@@ -115,7 +114,7 @@ def model_fingerprint(config: ModelConfig, params: Any) -> str:
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8))
-    kind = f"{config.dtype} {'exact' if config.exact else 'fast'} {'native' if native.kernels() else 'XLA'}"
+    kind = f"{config.dtype} {'exact' if config.numerics.exact else 'fast'} {config.numerics.backend}"
     return f"{config.architecture} {kind} {digest.hexdigest()}"
 
 
@@ -204,7 +203,7 @@ def decode(host: Host, blob: bytes, check: Callable[[Sequence], None]) -> list[E
         check: raises RequestTooLargeError for a sequence that can never run there.
 
     Raises:
-        SnapshotMismatchError: another model, dtype or exactness, or one of the two computed without native kernels.
+        SnapshotMismatchError: another model, dtype, exactness or backend.
         SnapshotError: damaged, of another version, inconsistent, or a request does not fit.
     """
     header = _header(blob)

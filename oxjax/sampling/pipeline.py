@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
 from oxjax.kernels.gumbel_max import gumbel_max
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.row_best import row_best
 from oxjax.sampling.edits import Edits, add_edits
 from oxjax.sampling.penalties import Penalties, penalize
@@ -73,7 +74,7 @@ def sample(
     masks: UInt32[Array, "N words"] | None = None,
     *,
     n_top: int,
-    exact: bool,
+    numerics: Numerics,
 ) -> Sampled:
     """Choose one token per row.
 
@@ -82,9 +83,9 @@ def sample(
         rows: each row's parameters.
         masks: bit `i % 32` of word `i // 32` says whether token `i` may be chosen; for rows that are masked.
         n_top: how many of the most likely tokens to report for every row; static.
-        exact: log-probabilities do not depend on the number of rows, to the bit.
+        numerics: see `Numerics`; activations play no part.
     """
-    greedy, largest, log_sum = row_best(logits, exact=exact)
+    greedy, largest, log_sum = row_best(logits, numerics=numerics)
     changes = jnp.any(rows.edits.at(rows.positions) != 0.0) | jnp.any(rows.penalties.penalizes)
     changes |= jnp.any(rows.masked > 0)
     draws = rows.stages.temperature > 0.0
@@ -96,15 +97,15 @@ def sample(
         changed = add_edits(changed, rows.edits, rows.positions, late=True)
         if masks is not None:
             changed = jnp.where(_allowed(masks, logits.shape[1]) | (rows.masked == 0)[:, None], changed, -jnp.inf)
-        return changed, *row_best(changed, exact=exact)[:2]
+        return changed, *row_best(changed, numerics=numerics)[:2]
 
     def choose() -> tuple[Array, ...]:
         changed, best, most = lax.cond(changes, change, lambda: (logits, greedy, largest))
         nothing_left = most == -jnp.inf
 
         def draw() -> tuple[Array, ...]:
-            final = _shaped(changed, rows)
-            tokens = jnp.where(draws, gumbel_max(final, _keys(rows, DRAW_STREAM)), best)
+            final = _shaped(changed, rows, numerics)
+            tokens = jnp.where(draws, gumbel_max(final, _keys(rows, DRAW_STREAM), numerics=numerics), best)
             return tokens, *finish(final, tokens), nothing_left
 
         return lax.cond(jnp.any(draws), draw, lambda: (best, *finish(changed, best), nothing_left))
@@ -140,13 +141,13 @@ def _allowed(masks: Array, vocab: int) -> Array:
     return bits.reshape(len(masks), -1)[:, :vocab] > 0
 
 
-def _shaped(logits: Array, rows: SamplingRows) -> Array:
+def _shaped(logits: Array, rows: SamplingRows, numerics: Numerics) -> Array:
     """The logits that rows draw from; those of rows of temperature 0 as they are."""
     chances = jax.vmap(jax.random.uniform)(jax.random.wrap_key_data(_keys(rows, XTC_STREAM), impl="threefry2x32"))
 
     def one(row: tuple[Array, Stages, Array, Array]) -> Array:
         logits, stages, *now = row
-        return lax.cond(stages.temperature > 0.0, lambda: run_stages(logits, stages, *now), lambda: logits)
+        return lax.cond(stages.temperature > 0.0, lambda: run_stages(logits, stages, *now, numerics), lambda: logits)
 
     return lax.map(one, (logits, rows.stages, chances, rows.mus))
 

@@ -12,7 +12,8 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from oxjax.kernels.keep_largest import keep_largest, keep_most_likely, keep_share
+from oxjax.kernels.keep_top_mass import keep_top_k, keep_top_mass, keep_top_p
+from oxjax.kernels.numerics import Numerics
 
 _ZIPF = 100  # tokens that mirostat's first version fits, as its authors do
 
@@ -50,10 +51,11 @@ Logits = Float[Array, " V"]  # of one row, by token id; -inf for tokens that are
 
 
 class Now(NamedTuple):
-    """What changes from token to token; see `run_stages`."""
+    """Inputs of a stage besides logits and parameters; see `run_stages`."""
 
     chance: Float[Array, ""]
     mu: Float[Array, ""]
+    numerics: Numerics
 
 
 def _only(x: Logits, stays: Bool[Array, " V"]) -> Logits:
@@ -97,19 +99,19 @@ def temperature(x: Logits, s: Stages, now: Now) -> Logits:
 
 def top_k(x: Logits, s: Stages, now: Now) -> Logits:
     """The k most likely."""
-    return keep_most_likely(x, s.top_k.astype(jnp.float32))
+    return keep_top_k(x, s.top_k.astype(jnp.float32), numerics=now.numerics)
 
 
 def typical_p(x: Logits, s: Stages, now: Now) -> Logits:
     """Those whose surprise is closest to the entropy, until they hold more than the share (Meister et al. 2023)."""
     p = _probabilities(x)
     near = jnp.where(p > 0.0, -jnp.abs(_surprise(p) - _entropy(p)), -jnp.inf)
-    return keep_largest(x, near, p, jnp.nextafter(s.typical_p, jnp.float32(2.0)))
+    return keep_top_mass(x, near, p, jnp.nextafter(s.typical_p, jnp.float32(2.0)), numerics=now.numerics)
 
 
 def top_p(x: Logits, s: Stages, now: Now) -> Logits:
     """The most likely, until they hold the share."""
-    return keep_share(x, s.top_p)
+    return keep_top_p(x, s.top_p, numerics=now.numerics)
 
 
 def min_p(x: Logits, s: Stages, now: Now) -> Logits:
@@ -167,7 +169,7 @@ def mirostat_1(x: Logits, s: Stages, now: Now) -> Logits:
     share = jnp.where(epsilon == 0.0, 1.0 / jnp.log(vocab), epsilon / -jnp.expm1(-epsilon * jnp.log(vocab)))
     k = jnp.exp2((now.mu + jnp.log2(share)) / slope)
     k = jnp.floor(jnp.clip(jnp.where(jnp.isnan(k), 1.0, k), 1.0, vocab))
-    return keep_most_likely(x, k)
+    return keep_top_k(x, k, numerics=now.numerics)
 
 
 def mirostat_2(x: Logits, s: Stages, now: Now) -> Logits:
@@ -198,7 +200,7 @@ _FUNCTIONS = (
 
 
 def run_stages(
-    logits: Float[Array, " V"], s: Stages, chance: Float[Array, ""], mu: Float[Array, ""]
+    logits: Float[Array, " V"], s: Stages, chance: Float[Array, ""], mu: Float[Array, ""], numerics: Numerics
 ) -> Float[Array, " V"]:
     """The logits of a row after its stages, by token id; -inf for tokens that are out.
 
@@ -207,7 +209,8 @@ def run_stages(
         s: the row's.
         chance: from 0 to 1, for stages that act at times.
         mu: the most surprise that mirostat lets through, in bits.
+        numerics: only the backend matters.
     """
-    now = Now(chance, mu)
+    now = Now(chance, mu, numerics)
     branches = [lambda x, f=f: f(x, s, now) for f in _FUNCTIONS]
     return lax.fori_loop(0, s.n_stages, lambda i, x: lax.switch(s.order[i], branches, x), logits)

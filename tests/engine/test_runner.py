@@ -10,7 +10,8 @@ import pytest
 
 from oxjax import LLM, SamplingParams
 from oxjax.engine.programs import row_buckets
-from oxjax.kernels.dot import least_rows
+from oxjax.kernels.dot import min_rows
+from oxjax.kernels.numerics import Numerics
 
 
 @pytest.fixture
@@ -77,10 +78,10 @@ def test_compilations_are_counted_and_logged_with_their_cause(data, caplog):
 
 @pytest.mark.parametrize("max_rows", [1, 15, 16, 17, 256])
 def test_buckets_cover_the_row_budget(max_rows):
-    for exact in (True, False):
-        sizes = row_buckets(max_rows, exact=exact)
+    for numerics in (Numerics(), Numerics(exact=False), Numerics(backend="native")):
+        sizes = row_buckets(max_rows, numerics)
         assert max_rows <= sizes[-1] < 2 * max(max_rows, 16)
-        assert all(size % least_rows(exact=exact) == 0 for size in sizes)
+        assert all(size % min_rows(numerics) == 0 for size in sizes)
 
 
 ANALYSE = """

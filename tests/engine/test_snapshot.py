@@ -21,7 +21,6 @@ from oxjax.engine import snapshot
 from oxjax.engine.engine import Engine
 from oxjax.engine.request import Capture, Generation
 from oxjax.errors import SnapshotError, SnapshotMismatchError
-from oxjax.kernels import native
 from oxjax.machine import enable_compilation_cache
 
 NAMED = {"logit_bias": {300: 4.0, 7: -1.0}, "banned_tokens": (301,), "stop_token_ids": (300, 12), "min_tokens": 5}
@@ -462,7 +461,7 @@ def test_a_snapshot_of_another_model_is_refused(model, engine, blob):
     variants = [
         replace(model, params=jax.tree.unflatten(tree, [jnp.asarray(changed), *leaves[1:]])),
         oxjax.load(embedded_model(), weights="bfloat16"),
-        oxjax.load(embedded_model(), weights="quantized", activations="float32"),
+        oxjax.load(embedded_model(), weights="file", activations="float32"),
         oxjax.load(embedded_draft()),
         oxjax.load(embedded_model(), exact=False),
         oxjax.load(embedded_model(), dtype="bfloat16"),
@@ -478,12 +477,12 @@ def test_a_snapshot_of_another_model_is_refused(model, engine, blob):
     assert make(oxjax.load(embedded_model()))._host.fingerprint == ours
 
 
-def test_a_snapshot_of_other_kernels_is_refused(model, blob, monkeypatch):
-    """The bits of one model differ between native kernels and XLA."""
-    there = native.kernels()
-    monkeypatch.setattr(native, "kernels", lambda: None if there else "some")
-    with pytest.raises(SnapshotMismatchError):
-        make(model).resume(blob)
+def test_a_snapshot_of_another_backend_is_refused(model, blob):
+    """Bits of one model differ between backends; parameters and their forms are the same here."""
+    other = {"native": "xla", "xla": "native"}[model.config.numerics.backend]
+    numerics = replace(model.config.numerics, backend=other)
+    with pytest.raises(SnapshotMismatchError, match=f"fast|exact {other}"):
+        make(replace(model, config=replace(model.config, numerics=numerics))).resume(blob)
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])

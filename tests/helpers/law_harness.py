@@ -56,20 +56,21 @@ def prompts(n, length, seed=0):
     return [rng.integers(3, 500, length + 7 * i).tolist() for i in range(n)]
 
 
-def load(name, data, *, exact=True, weights="auto"):
+def load(name, data, *, exact=True, weights="auto", backend="auto"):
     """A model by name: the embedded one, a toy, a random file, or a file of the data folder."""
     enable_compilation_cache()
+    options = {"exact": exact, "weights": weights, "backend": backend}
     if name == EMBEDDED:
-        return oxjax.load(embedded_model(), exact=exact, weights=weights)
+        return oxjax.load(embedded_model(), **options)
     if name in TOYS:
-        return toy_model(name.removeprefix("toy "), Tokenizer.from_gguf(embedded_model()), exact=exact)
+        return toy_model(name.removeprefix("toy "), Tokenizer.from_gguf(embedded_model()), exact=exact, backend=backend)
     if name.startswith(RANDOM):
         case = name.removeprefix(RANDOM)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
             write(path, case.split(":")[0], *CASES[case], data / "archs" / "llama.gguf")
-            return oxjax.load(path, exact=exact, weights=weights)
-    return oxjax.load(data / f"{name}.gguf", exact=exact, weights=weights)
+            return oxjax.load(path, **options)
+    return oxjax.load(data / f"{name}.gguf", **options)
 
 
 def outcome(request):

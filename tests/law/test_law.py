@@ -95,11 +95,10 @@ def test_shapes(harness, expected, shape):
     assert harness.run(IDS, **shape) == expected(harness)
 
 
-@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize("name", [STORIES, *(pytest.param(n, marks=pytest.mark.slow) for n in (EMBEDDED, *KINDS))])
-def test_shapes_without_native_kernels(data, name):
-    """XLA's own forms, in row tiles."""
-    harness = Harness(load(name, data))
+def test_shapes_on_the_xla_backend(data, name):
+    """Products in row tiles."""
+    harness = Harness(load(name, data, backend="xla"))
     expected = harness.alone(IDS)
     for shape in list(SHAPES.values())[:4]:
         assert harness.run(IDS, **shape) == expected

@@ -11,6 +11,7 @@ import pytest
 
 from oxjax.config import MLPSpec, MoESpec
 from oxjax.gguf import GGUFFile
+from oxjax.kernels.numerics import Numerics
 from oxjax.models.layers.linear import Linear
 from oxjax.models.layers.mlp import MLP
 from oxjax.models.layers.moe import Experts, MoE, moe, route
@@ -115,22 +116,20 @@ def x():
     return jnp.asarray(np.random.default_rng(1).standard_normal((ROWS, D), np.float32))
 
 
-@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("rows", [1, ROWS])
 @pytest.mark.parametrize("name", KINDS)
-def test_the_sum_of_the_chosen_experts(x, name, rows):
+def test_the_sum_of_the_chosen_experts(numerics, x, name, rows):
     spec, p = KINDS[name], params(KINDS[name])
     # Float32 products of width 64 and 48 and a few sums of size about one, against float64.
     for exact in (True, False):
-        got = jax.jit(partial(moe, spec=spec, exact=exact))(p, x[:rows])
+        got = jax.jit(partial(moe, spec=spec, numerics=dataclasses.replace(numerics, exact=exact)))(p, x[:rows])
         np.testing.assert_allclose(got, textbook(p, x[:rows], spec), rtol=0, atol=1e-5 * (1 + spec.scale))
 
 
-@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("name", ["groups", "chosen", "shared", "weighed inputs", "latent"])
-def test_bits_of_a_row_do_not_depend_on_its_company(x, name):
+def test_bits_of_a_row_do_not_depend_on_its_company(numerics, x, name):
     spec, p = KINDS[name], params(KINDS[name])
-    run = jax.jit(lambda x, real: moe(p, x, spec, exact=True, is_real=real))
+    run = jax.jit(lambda x, real: moe(p, x, spec, numerics, is_real=real))
     whole = np.asarray(run(x, jnp.ones(ROWS, bool)))
     shuffled = np.random.default_rng(2).permutation(ROWS)
     np.testing.assert_array_equal(run(x[shuffled], jnp.ones(ROWS, bool)), whole[shuffled])
@@ -140,26 +139,25 @@ def test_bits_of_a_row_do_not_depend_on_its_company(x, name):
         np.testing.assert_array_equal(run(padded, real)[:rows], whole[start : start + rows])
 
 
-@pytest.mark.usefixtures("form")
-def test_padding_reads_no_experts(x):
+def test_padding_reads_no_experts(numerics, x):
     """An expert full of NaN that only padding chose leaves no trace."""
     p, spec = params(PLAIN, bias=False), PLAIN
-    chosen = np.asarray(route(p, x, spec, exact=True)[0])
+    chosen = np.asarray(route(p, x, spec, numerics)[0])
     bad = int(chosen[0, 0])
     real = jnp.asarray((chosen != bad).all(axis=1))
     assert 0 < int(real.sum()) < ROWS
     poisoned = p.replace(down=Experts(p.down.weight.at[bad].set(jnp.nan)))
-    y = np.asarray(moe(poisoned, x, spec, exact=True, is_real=real))
+    y = np.asarray(moe(poisoned, x, spec, numerics, is_real=real))
     assert np.isfinite(y).all()
-    np.testing.assert_array_equal(y[np.asarray(real)], np.asarray(moe(p, x, spec, exact=True))[np.asarray(real)])
-    assert np.isnan(np.asarray(moe(poisoned, x, spec, exact=True))).any()
+    np.testing.assert_array_equal(y[np.asarray(real)], np.asarray(moe(p, x, spec, numerics))[np.asarray(real)])
+    assert np.isnan(np.asarray(moe(poisoned, x, spec, numerics))).any()
 
 
 def test_weights_of_vanishing_scores_stay_finite(x):
     """Sigmoids that underflow: their sum is taken for no less than the smallest normal float16."""
     p = params(dataclasses.replace(PLAIN, gating="sigmoid"), bias=False)
     p = p.replace(router=Linear(p.router.weight, p.router.bias - 200.0))
-    weights = route(p, x, dataclasses.replace(PLAIN, gating="sigmoid"), exact=True)[1]
+    weights = route(p, x, dataclasses.replace(PLAIN, gating="sigmoid"), Numerics())[1]
     np.testing.assert_array_equal(weights, 0.0)
 
 

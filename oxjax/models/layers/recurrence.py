@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
-from oxjax.kernels import native
+from oxjax.kernels.numerics import Numerics
 
 # Rows of a chunk, powers of two; the work inside of a chunk grows with its square. On two CPU cores 512 rows of gated
 # DeltaNet (16 heads of 128 by 128) take 104 ms one by one, 20 ms in chunks of 16 and 32 ms in chunks of 64. Elsewhere
@@ -23,20 +23,25 @@ from oxjax.kernels import native
 CPU_CHUNK, ACCELERATOR_CHUNK = 16, 64
 MIN_CHUNK = 16  # fewer rows at the end of a sequence go one by one
 
+NATIVE, ROWS = "native", "rows"
+ScanMethod = str | int  # `NATIVE`, `ROWS`, or the rows of a chunk
+
 # (state, a row's inputs ...) -> (new state, the row's output); the same with the rows of a chunk stacked.
 Step = Callable[..., tuple[Array, Array]]
 
 
-def chunk_size(*, exact: bool, rows_on_cpu: bool = False) -> int | None:
-    """Rows of a chunk on this machine, or None to go row by row, as exact mode has to and native kernels do.
+def scan_method(numerics: Numerics, *, has_kernel: bool = True) -> ScanMethod:
+    """The way to run a recurrence: native kernel, row by row, or chunks, which only fast mode may use.
 
     Args:
-        exact: see above.
-        rows_on_cpu: CPUs without native kernels go row by row too.
+        numerics: exact ones go row by row.
+        has_kernel: `linear_scan` computes this recurrence; others go row by row on CPUs, where that is faster.
     """
     on_cpu = jax.default_backend() == "cpu"
-    if exact or (on_cpu and (rows_on_cpu or native.kernels())):
-        return None
+    if numerics.native and has_kernel:
+        return NATIVE
+    if numerics.exact or (on_cpu and not has_kernel):
+        return ROWS
     return CPU_CHUNK if on_cpu else ACCELERATOR_CHUNK
 
 
@@ -47,26 +52,26 @@ def recurrence(
     rows: tuple[Float[Array, "T ..."], ...],
     layout: RowLayout,
     *,
-    size: int | None,
+    method: ScanMethod,
 ) -> tuple[Float[Array, "T ..."], Float[Array, "S ..."]]:
     """Run each sequence's rows, one sequence after the other, so that only rows that exist cost anything.
 
     Args:
         step: one row.
-        chunk: `size` rows. Rows of zeros must leave the state as it is: they fill the last chunk up.
+        chunk: rows of a chunk at once. Rows of zeros must leave the state as it is: they fill the last chunk up.
         initial: state of each sequence before its rows.
         rows: inputs of the recurrence, several arrays with one entry per row.
         layout: which rows belong to which sequence.
-        size: see `chunk_size`.
+        method: `ROWS` or the rows of a chunk.
 
     Returns:
         the output of every row, finite for padding, and the state after each sequence's rows.
     """
     n_rows = rows[0].shape[0]
-    in_chunks = size is not None and n_rows >= MIN_CHUNK
+    size = method if isinstance(method, int) and n_rows >= MIN_CHUNK else 0
     output = jax.eval_shape(step, initial[0], *(a[0] for a in rows))[1]
-    empty = jnp.zeros((n_rows + (size if in_chunks else 0), *output.shape), output.dtype)
-    if in_chunks:
+    empty = jnp.zeros((n_rows + size, *output.shape), output.dtype)
+    if size:
         padded = tuple(jnp.pad(a, ((0, size), *((0, 0),) * (a.ndim - 1))) for a in rows)
 
     def one_row(row: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -80,7 +85,7 @@ def recurrence(
         states, out = carry
         start, end = layout.starts[seq], layout.ends[seq]
         state = lax.dynamic_index_in_dim(states, seq, keepdims=False)
-        if in_chunks:
+        if size:
 
             def one_chunk(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
                 state, out = carry

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.rotate import rotate
 
 
@@ -91,6 +92,7 @@ def apply_rope(
     x: Float[Array, "rows heads head_dim"],
     angles: tuple[Float[Array, "rows half"], Float[Array, "rows half"]],
     spec: RopeSpec,
+    numerics: Numerics,
 ) -> Float[Array, "rows heads head_dim"]:
     """Rotate the first `spec.dim` dimensions of every head, in float32; the others pass through."""
-    return rotate(x, *angles, adjacent=spec.pairing == "norm")
+    return rotate(x, *angles, adjacent=spec.pairing == "norm", numerics=numerics)
