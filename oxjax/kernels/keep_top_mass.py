@@ -10,17 +10,17 @@ from jaxtyping import Array, Float
 from oxjax.kernels.native import ffi_call
 from oxjax.kernels.numerics import Numerics
 
-_GIVEN, _ONES, _SHARES = 0, 1, 2  # what the native kernel knows of masses
+_GIVEN, _ONES, _SHARES = 0, 1, 2  # kinds of masses; only given ones are read
 
 
 def keep_top_k(x: Float[Array, " n"], count: Float[Array, ""], *, numerics: Numerics) -> Float[Array, " n"]:
     """The `count` largest logits, lower places first among equals; elsewhere -inf."""
-    return _keep(x, x, None, count, _ONES, numerics)
+    return _keep(x, x, x, count, _ONES, numerics)
 
 
 def keep_top_p(x: Float[Array, " n"], share: Float[Array, ""], *, numerics: Numerics) -> Float[Array, " n"]:
     """The largest logits, lower places first among equals, until they hold a share of the softmax; elsewhere -inf."""
-    return _keep(x, x, None, share, _SHARES, numerics)
+    return _keep(x, x, x, share, _SHARES, numerics)
 
 
 def keep_top_mass(
@@ -45,10 +45,10 @@ def keep_top_mass(
     return _keep(x, keys, mass, wanted, _GIVEN, numerics)
 
 
-def _keep(x: Array, keys: Array, mass: Array | None, wanted: Array, kind: int, numerics: Numerics) -> Array:
+def _keep(x: Array, keys: Array, mass: Array, wanted: Array, kind: int, numerics: Numerics) -> Array:
     if numerics.native:
         call = ffi_call("keep_largest", jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="sequential")
-        return call(x, keys, x if mass is None else mass, wanted, kind=kind)
+        return call(x, keys, mass, wanted, kind=kind)
     if kind == _ONES:
         mass = jnp.ones_like(x)
     elif kind == _SHARES:

@@ -146,8 +146,9 @@ def _shaped(logits: Array, rows: SamplingRows, numerics: Numerics) -> Array:
     chances = jax.vmap(jax.random.uniform)(jax.random.wrap_key_data(_keys(rows, XTC_STREAM), impl="threefry2x32"))
 
     def one(row: tuple[Array, Stages, Array, Array]) -> Array:
-        logits, stages, *now = row
-        return lax.cond(stages.temperature > 0.0, lambda: run_stages(logits, stages, *now, numerics), lambda: logits)
+        logits, stages, chance, mu = row
+        shape = partial(run_stages, logits, stages, chance, mu, numerics)
+        return lax.cond(stages.temperature > 0.0, shape, lambda: logits)
 
     return lax.map(one, (logits, rows.stages, chances, rows.mus))
 
