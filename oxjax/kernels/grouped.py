@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from oxjax.kernels.dot import ROW_TILE, dot
+from oxjax.kernels.loops import bounded_loop
 from oxjax.kernels.native import ffi_call
 from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.quantized import QuantizedTensor, dequantize, format_fields
@@ -80,8 +81,8 @@ def _by_loops(x: Array, chosen: Array, weights: tuple[Matrices, ...], numerics: 
             at = jnp.where(places < stop, pairs, n_pairs)  # past the end: a row that is thrown away
             return tuple(out.at[at].set(y) for out, y in zip(outs, given, strict=True))
 
-        return lax.fori_loop(0, (stop - start + tile - 1) // tile, one_tile, outs)
+        return bounded_loop(0, (stop - start + tile - 1) // tile, -(-n_pairs // tile), one_tile, outs)
 
     empty = tuple(jnp.zeros((n_pairs + 1, _shape(w)[1]), jnp.float32) for w in weights)
-    outs = lax.fori_loop(0, jnp.sum(some, dtype=jnp.int32), one_expert, empty)
+    outs = bounded_loop(0, jnp.sum(some, dtype=jnp.int32), n_experts, one_expert, empty)
     return tuple(out[:n_pairs].reshape(*chosen.shape, -1) for out in outs)

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
+from oxjax.kernels.loops import bounded_loop
 from oxjax.kernels.native import ffi_call
 from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
@@ -111,7 +112,7 @@ def paged_attention(
     oldest = jnp.min(jnp.where(layout.tile_positions < 0, last, layout.tile_positions))
     first = jnp.maximum(oldest_seen(oldest), 0) // KV_BLOCK
     empty = no_sums(n_tiles, n_kv, q_tile * group, value_dim=value_dim)
-    best, total = lax.fori_loop(first, last // KV_BLOCK + 1, one_block, empty)
+    best, total = bounded_loop(first, last // KV_BLOCK + 1, tables.shape[1], one_block, empty)
     values, denominator = total[..., :-1], total[..., -1:]
     if sinks is not None:
         sink = jnp.tile(sinks.reshape(n_kv, group), (1, q_tile))[..., None]

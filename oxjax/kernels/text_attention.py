@@ -13,6 +13,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from oxjax.kernels.loops import bounded_loop
 from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
 from oxjax.kernels.paged_attention import KV_BLOCK
 
@@ -127,8 +128,8 @@ def text_attention(
             first = jnp.where(length > 0, jnp.maximum(place - half, 0), n_rows)
             stop = jnp.minimum(length, place + Q_TILE + half)
         empty = no_sums(TILES_AT_ONCE, n_kv, Q_TILE * group, value_dim=value_dim)
-        blocks = jnp.min(first) // KV_BLOCK, (jnp.max(stop) + KV_BLOCK - 1) // KV_BLOCK
-        _, total = lax.fori_loop(*blocks, one_block, empty)
+        first_block, end_block = jnp.min(first) // KV_BLOCK, (jnp.max(stop) + KV_BLOCK - 1) // KV_BLOCK
+        _, total = bounded_loop(first_block, end_block, -(-n_rows // KV_BLOCK), one_block, empty)
         values, denominator = total[..., :-1], total[..., -1:]
         out = values / jnp.where(denominator == 0.0, 1.0, denominator)
         return out.reshape(TILES_AT_ONCE, n_kv, Q_TILE, group, value_dim).swapaxes(1, 2)

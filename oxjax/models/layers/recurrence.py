@@ -8,6 +8,8 @@ is the same up to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
+from oxjax.kernels.loops import hoist
 from oxjax.kernels.numerics import Numerics
 
 # Rows of a chunk, powers of two; the work inside of a chunk grows with its square. On two CPU cores 512 rows of gated
@@ -67,23 +70,44 @@ def recurrence(
     Returns:
         the output of every row, finite for padding, and the state after each sequence's rows.
     """
-    n_rows = rows[0].shape[0]
-    size = method if isinstance(method, int) and n_rows >= MIN_CHUNK else 0
-    output = jax.eval_shape(step, initial[0], *(a[0] for a in rows))[1]
-    empty = jnp.zeros((n_rows + size, *output.shape), output.dtype)
+    size = method if isinstance(method, int) and rows[0].shape[0] >= MIN_CHUNK else 0
+    step, step_consts = hoist(step, initial[0], *(a[0] for a in rows))
+    chunk_consts: list[Array] = []
     if size:
-        padded = tuple(jnp.pad(a, ((0, size), *((0, 0),) * (a.ndim - 1))) for a in rows)
+        one_chunk = (jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for a in rows)
+        chunk, chunk_consts = hoist(chunk, initial[0], *one_chunk)
+    places = layout.starts, layout.ends, layout.row_seq, layout.is_real
+    return _run(step, chunk, size, initial, rows, places, step_consts, chunk_consts)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _run(
+    step: Step,
+    chunk: Step,
+    size: int,
+    initial: Array,
+    rows: tuple[Array, ...],
+    places: tuple[Array, ...],
+    step_consts: list[Array],
+    chunk_consts: list[Array],
+) -> tuple[Array, Array]:
+    """`recurrence`, in chunks of `size` rows or, for 0, row by row; `places` are those of the `RowLayout`."""
+    starts, ends, *_ = places
+    n_rows = rows[0].shape[0]
+    output = jax.eval_shape(step, initial[0], *(a[0] for a in rows), step_consts)[1]
+    empty = jnp.zeros((n_rows + size, *output.shape), output.dtype)
+    padded = tuple(jnp.pad(a, ((0, size), *((0, 0),) * (a.ndim - 1))) for a in rows) if size else rows
 
     def one_row(row: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         state, out = carry
         inputs = tuple(lax.dynamic_index_in_dim(a, row, keepdims=False) for a in rows)
         # The barriers keep the step's own code the same in every program.
-        state, y = lax.optimization_barrier(step(*lax.optimization_barrier((state, *inputs))))
+        state, y = lax.optimization_barrier(step(*lax.optimization_barrier((state, *inputs)), step_consts))
         return state, lax.dynamic_update_index_in_dim(out, y, row, 0)
 
     def one_sequence(seq: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         states, out = carry
-        start, end = layout.starts[seq], layout.ends[seq]
+        start, end = starts[seq], ends[seq]
         state = lax.dynamic_index_in_dim(states, seq, keepdims=False)
         if size:
 
@@ -92,7 +116,8 @@ def recurrence(
                 first = start + index * size
                 here = first + jnp.arange(size, dtype=jnp.int32) < end
                 cut = (lax.dynamic_slice_in_dim(a, first, size) for a in padded)
-                state, y = chunk(state, *(jnp.where(here.reshape(-1, *(1,) * (a.ndim - 1)), a, 0.0) for a in cut))
+                cut = (jnp.where(here.reshape(-1, *(1,) * (a.ndim - 1)), a, 0.0) for a in cut)
+                state, y = chunk(state, *cut, chunk_consts)
                 # Outputs past the sequence's end lie where later sequences write theirs.
                 return state, lax.dynamic_update_slice_in_dim(out, y, first, 0)
 
@@ -104,3 +129,26 @@ def recurrence(
 
     states, out = lax.fori_loop(0, initial.shape[0], one_sequence, (initial, empty))
     return out[:n_rows], states
+
+
+@_run.defjvp
+def _run_jvp(
+    step: Step, chunk: Step, size: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Derivatives row by row: reverse mode needs one loop with a static number of trips."""
+
+    def by_rows(
+        initial: Array, rows: tuple[Array, ...], places: tuple[Array, ...], step_consts: list[Array], _: list[Array]
+    ) -> tuple[Array, Array]:
+        row_seq, is_real = places[2:]
+
+        def one_row(states: Array, row: tuple[Any, ...]) -> tuple[Array, Array]:
+            seq, is_real, inputs = row
+            state, y = step(lax.dynamic_index_in_dim(states, seq, keepdims=False), *inputs, step_consts)
+            updated = lax.dynamic_update_index_in_dim(states, state, seq, 0)
+            return jnp.where(is_real, updated, states), jnp.where(is_real, y, 0.0)
+
+        states, out = lax.scan(one_row, initial, (row_seq, is_real, rows))
+        return out, states
+
+    return jax.jvp(by_rows, primals, tangents)
