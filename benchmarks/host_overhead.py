@@ -23,6 +23,7 @@ import oxjax
 from oxjax import SamplingParams
 from oxjax.assets import embedded_model
 from oxjax.engine import programs
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.decode import MAX_STEPS, Decoded
 from oxjax.engine.engine import Engine
 from oxjax.models.load import Model
@@ -33,8 +34,7 @@ PARAMS = SamplingParams(temperature=0.8, top_p=0.95, ignore_eos=True, stop="neve
 
 def measure(model: Model, n: int, n_steps: int, n_calls: int) -> tuple[float, Counter[str]]:
     """Microseconds of the host for a call, and of its parts."""
-    engine = Engine(
-        model,
+    config = EngineConfig(
         n_pages=1 + n * CONTEXT // 16,
         page_size=16,
         max_batch=n,
@@ -42,6 +42,7 @@ def measure(model: Model, n: int, n_steps: int, n_calls: int) -> tuple[float, Co
         max_context=CONTEXT,
         steps_per_call=n_steps,
     )
+    engine = Engine(model, config)
     rng = np.random.default_rng(0)
     for i in range(n):
         engine.generate(rng.integers(300, model.config.vocab_size, PROMPT).tolist(), PARAMS, i)

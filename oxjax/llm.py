@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -19,6 +19,7 @@ from oxjax.cache.blocks import NULL_PAGE
 from oxjax.chat.api import Chats
 from oxjax.embeddings import Embeddings
 from oxjax.engine.beams import BeamParams
+from oxjax.engine.config import MAX_STEPS, EngineConfig
 from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
@@ -34,7 +35,7 @@ from oxjax.errors import (
 )
 from oxjax.evaluate.api import Scores
 from oxjax.hub import resolve
-from oxjax.machine import enable_compilation_cache, pool_bytes
+from oxjax.machine import enable_compilation_cache, pool_bytes, use_threads
 from oxjax.models.load import Model, load
 from oxjax.models.options import LoadOptions, refuse_keywords
 from oxjax.prompts import Prompt, as_list, refusing_texts
@@ -42,8 +43,6 @@ from oxjax.results import Result
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
-PAGE_SIZE = 16
-MAX_ROWS = 256  # a step's row budget: larger prefills faster, smaller lets decodes wait less
 DEFAULT_CONTEXT = 4096
 MAX_CHECKPOINTS, CHECKPOINT_SHARE = 1024, 4  # recurrent states kept for reuse, in a quarter of what pages may take
 
@@ -63,9 +62,13 @@ class LLM(Chats, Embeddings, Scores):
             to 8 bits), "float32", "bfloat16", "q8_0" or "q4_0"; see `LoadOptions`.
         activations: "int8" or "float32", in native products with quantised weights; see `LoadOptions`.
         backend: "auto", "native" or "xla"; see `LoadOptions`.
+        max_context: maximum number of tokens of a prompt and its output together; None is the context that the model
+            was trained for, up to 4096.
         max_batch: sequences that run at once, as far as memory for their keys and values goes; others wait.
-        max_context: most tokens of a prompt and its output together; None takes what the model was trained
-            for, up to 4096.
+        max_rows: rows (tokens) of a step; larger ones prefill faster, smaller ones let decoding requests wait less.
+        page_size: tokens of a page of keys and values, a divisor of 128.
+        steps_per_call: maximum number of decode steps of one call of the device, 1 to 64.
+        threads: of the processor that compute; None is all. The first `LLM` of a process decides.
         progress: called with (bytes read, bytes in all) while the model loads.
 
     Raises:
@@ -82,15 +85,24 @@ class LLM(Chats, Embeddings, Scores):
         weights: str = "auto",
         activations: str = "int8",
         backend: str = "auto",
-        max_batch: int = 8,
         max_context: int | None = None,
+        max_batch: int = 8,
+        max_rows: int = 256,
+        page_size: int = 16,
+        steps_per_call: int = MAX_STEPS,
+        threads: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         **removed: Any,
     ):
         refuse_keywords(removed)
-        for name, value in {"max_batch": max_batch, "max_context": max_context}.items():
+        sizes = {"max_batch": max_batch, "max_rows": max_rows, "max_context": max_context, "threads": threads}
+        for name, value in sizes.items():
             if value is not None and value < 1:
                 raise InvalidRequestError(f"{name} {value}: expected at least 1")
+        # Pages are counted when the engine is made; the other sizes are checked before a model is loaded.
+        self._sizes = EngineConfig(1, page_size, max_batch, max(max_rows, max_batch), steps_per_call=steps_per_call)
+        if threads is not None:
+            use_threads(threads)
         enable_compilation_cache()
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -107,7 +119,7 @@ class LLM(Chats, Embeddings, Scores):
         )
         self.config = self.model.config
         self.tokenizer: Tokenizer = self.model.tokenizer
-        self.max_batch, self.max_rows = max_batch, MAX_ROWS
+        self.max_batch, self.max_rows = max_batch, self._sizes.max_rows
         backend = self.config.numerics.backend
         self.options = asdict(LoadOptions(exact, dtype, weights, activations, backend, max_context))
         self.max_context = min(self.config.context_length, DEFAULT_CONTEXT) if max_context is None else max_context
@@ -121,8 +133,8 @@ class LLM(Chats, Embeddings, Scores):
             raise UnsupportedArchitectureError(
                 f"{self.config.architecture} models encode texts and generate nothing: use embed"
             )
-        pages_per_sequence = -(-self.max_context // PAGE_SIZE)
-        page, (affordable, memory) = self.config.page_bytes(PAGE_SIZE), pool_bytes()
+        pages_per_sequence = -(-self.max_context // self._sizes.page_size)
+        page, (affordable, memory) = self.config.page_bytes(self._sizes.page_size), pool_bytes()
         if pages_per_sequence * page > memory:
             raise CacheError(
                 f"keys and values of {self.max_context} tokens take {pages_per_sequence * page} bytes, and the device "
@@ -132,15 +144,13 @@ class LLM(Chats, Embeddings, Scores):
         if page:
             n_pages = max(min(self.max_batch * pages_per_sequence, affordable // page), pages_per_sequence)
         slot = self.config.slot_bytes
-        return Engine(
-            self.model,
+        sizes = replace(
+            self._sizes,
             n_pages=n_pages + NULL_PAGE + 1,
-            page_size=PAGE_SIZE,
-            max_batch=self.max_batch,
-            max_rows=max(self.max_rows, self.max_batch),
             max_context=self.max_context,
             n_checkpoints=min(MAX_CHECKPOINTS, affordable // (CHECKPOINT_SHARE * slot)) if slot else 0,
         )
+        return Engine(self.model, sizes)
 
     def generate(
         self,

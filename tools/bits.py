@@ -129,10 +129,11 @@ def generating(llm: Any, prompts: list[Any]) -> Iterator[tuple[str, Callable[[],
 
 def preempted(model: Any, ids: list[list[int]], params: Any) -> str:
     """The bits of requests on an engine with too few pages for all of them."""
+    from oxjax.engine.config import EngineConfig  # noqa: PLC0415
     from oxjax.engine.engine import Engine  # noqa: PLC0415
 
     n_pages = 1 + -(-(len(ids[2]) + 41) // 16) + 2
-    engine = Engine(model, n_pages=n_pages, page_size=16, max_batch=3, max_rows=32, max_context=128)
+    engine = Engine(model, EngineConfig(n_pages, max_batch=3, max_rows=32, max_context=128))
     requests = [engine.generate(prompt, params, i) for i, prompt in enumerate(ids)]
     engine.run(requests)
     assert engine.metrics().preemptions or not engine.pool.pages, "nothing was preempted"

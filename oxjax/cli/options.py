@@ -57,6 +57,7 @@ _LOAD_OPTIONS = {
     ),
     "backend": (Annotated[str, typer.Option(help="auto, native (kernels in C++) or xla.")], "auto"),
     "fast": (Annotated[bool, typer.Option("--fast", help="Faster; bits then depend on the batch.")], False),
+    "threads": (Annotated[int | None, typer.Option(help="Number of processor threads. Default: all.")], None),
     "quantize": (Annotated[str | None, typer.Option(hidden=True)], None),
 }
 

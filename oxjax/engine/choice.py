@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt32
 
-from oxjax.engine.decode import MAX_STEPS
+from oxjax.engine.config import MAX_STEPS
 from oxjax.engine.packed import STAGE_PARAMETERS, Room, sampling_record, sizes
 from oxjax.sampling.edits import ALWAYS, EDIT, LEAST_EDITS
 from oxjax.sampling.params import ALL_STAGES, SamplingParams

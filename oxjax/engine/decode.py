@@ -13,11 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from oxjax.batch import Batch
 from oxjax.config import ModelConfig
+from oxjax.engine.config import MAX_STEPS
 from oxjax.engine.packed import Room, decoding_record, n_words, sampling_rows, unpack
 from oxjax.models.decoder import EngineState, Params, step
 from oxjax.sampling.pipeline import SamplingRows, sample
-
-MAX_STEPS = 64  # of a call: they share what it costs beside them
 
 
 @struct.dataclass

@@ -15,7 +15,7 @@ from oxjax.constrain.matcher import GrammarCompiler, Matcher
 from oxjax.engine.active import ActiveRequests
 from oxjax.engine.beams import BeamParams, BeamSearch, Hypothesis
 from oxjax.engine.choice import Choice
-from oxjax.engine.decode import MAX_STEPS
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.loop import Loop
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Output
@@ -37,65 +37,29 @@ class Engine:
 
     Args:
         model: loaded.
-        n_pages: pages of the pool, the null page included.
-        page_size: tokens of a page; a divisor of the attention block.
-        max_batch: sequences that run at once.
-        max_rows: rows of a step.
-        max_context: tokens that a sequence may reach.
-        reuse_prefixes: find the state of prompts that begin as others did instead of computing it.
-        swap: keep the state of a preempted request on the host instead of computing it again.
-        n_checkpoints: recurrent states that are kept for reuse and rewinding, for models with recurrent layers.
-        checkpoint_every: tokens between them; a multiple of `page_size`.
-        steps_per_call: most decode steps that the device takes without the host, up to `MAX_STEPS`. Fewer are taken
-            where that takes long. It changes no result.
+        config: its sizes.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        n_pages: int,
-        page_size: int,
-        max_batch: int,
-        max_rows: int,
-        max_context: int,
-        reuse_prefixes: bool = True,
-        swap: bool = True,
-        n_checkpoints: int = 16,
-        checkpoint_every: int = 256,
-        steps_per_call: int = MAX_STEPS,
-    ):
-        if not 1 <= steps_per_call <= MAX_STEPS:
-            raise ValueError(f"{steps_per_call} steps per call: expected 1 to {MAX_STEPS}")
+    def __init__(self, model: Model, config: EngineConfig):
+        self.config = config
         self.tokenizer = model.tokenizer
-        config = model.config
-        n_slots = 1 + SLOTS_PER_SEQUENCE * max_batch + n_checkpoints if config.slot_bytes else 1
-        self.runner = Runner(
-            config,
-            model.params,
-            n_pages=n_pages,
-            page_size=page_size,
-            max_batch=max_batch,
-            max_rows=max_rows,
-            max_context=max_context,
-            n_slots=n_slots,
-            end_ids=self.tokenizer.eog_ids,
-        )
-        pages = BlockAllocator(n_pages) if config.page_bytes(1) else None
-        slots = BlockAllocator(n_slots, "slot") if config.slot_bytes else None
-        if slots is not None and not n_checkpoints and reuse_prefixes:
+        has_slots = model.config.slot_bytes > 0
+        n_slots = 1 + SLOTS_PER_SEQUENCE * config.max_batch + config.n_checkpoints if has_slots else 1
+        self.runner = Runner(model.config, model.params, config, n_slots=n_slots, end_ids=self.tokenizer.eog_ids)
+        pages = BlockAllocator(config.n_pages) if model.config.page_bytes(1) else None
+        slots = BlockAllocator(n_slots, "slot") if has_slots else None
+        reuse_prefixes = config.reuse_prefixes
+        if slots is not None and not config.n_checkpoints and reuse_prefixes:
             reuse_prefixes = False
             log.warning("prefixes are not reused: this model has recurrent layers, and no checkpoints are kept")
         prefix = None
         if reuse_prefixes:
-            root = root_key(model=repr(config))  # the cache lives no longer than these parameters do
-            prefix = PrefixCache(pages, page_size, root, slots=slots, checkpoint_every=checkpoint_every)
-        self.pool = StatePool(self.runner, page_size=page_size, pages=pages, slots=slots, prefix=prefix)
-        self.scheduler = Scheduler(
-            self.pool, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=swap
-        )
+            root = root_key(model=repr(model.config))  # the cache lives no longer than these parameters do
+            prefix = PrefixCache(pages, config.page_size, root, slots=slots, checkpoint_every=config.checkpoint_every)
+        self.pool = StatePool(self.runner, page_size=config.page_size, pages=pages, slots=slots, prefix=prefix)
+        self.scheduler = Scheduler(self.pool, config)
         self.active = ActiveRequests(self.scheduler)
-        self.loop = Loop(self.runner, self.scheduler, self.active, steps_per_call)
+        self.loop = Loop(self.runner, self.scheduler, self.active, config.steps_per_call)
 
     def metrics(self) -> Metrics:
         """Counters since the engine was made, and how full it is now."""

@@ -19,6 +19,7 @@ from oxjax.cache.transfer import copy_page, export_state, gather, import_state, 
 from oxjax.config import ModelConfig
 from oxjax.engine import programs
 from oxjax.engine.choice import Choice, Moment, room_for
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.packed import (
     Room,
     decoding_record,
@@ -87,11 +88,7 @@ class Runner:
     Args:
         config: static.
         params: on the device.
-        n_pages: pages of the pool, the null page included.
-        page_size: tokens of a page.
-        max_batch: sequences of a step.
-        max_rows: rows of a step.
-        max_context: tokens of a sequence; gives the width of block tables.
+        sizes: of the engine.
         n_slots: slots of the pool, the null slot included.
         end_ids: tokens that end a text.
     """
@@ -100,22 +97,18 @@ class Runner:
         self,
         config: ModelConfig,
         params: Params,
+        sizes: EngineConfig,
         *,
-        n_pages: int,
-        page_size: int,
-        max_batch: int,
-        max_rows: int,
-        max_context: int,
         n_slots: int = 1,
         end_ids: Iterable[int] = (),
     ):
-        self.config, self.params, self.max_batch = config, params, max_batch
-        self.state = init_state(config, n_pages=n_pages, page_size=page_size, n_slots=n_slots)
-        self.buckets = programs.row_buckets(max_rows, config.numerics)
+        self.config, self.params, self.max_batch = config, params, sizes.max_batch
+        self.state = init_state(config, n_pages=sizes.n_pages, page_size=sizes.page_size, n_slots=n_slots)
+        self.buckets = programs.row_buckets(sizes.max_rows, config.numerics)
         # Rows whose scores are found together: few, or blocks of as many as there are logits at once.
         small = [size for size in self.buckets if size <= programs.SCORED_ROWS]
         self.score_sizes = sorted({*small, programs.whole_blocks(self.buckets[-1] + 1)})
-        self.table_width = -(-max_context // page_size)
+        self.table_width = -(-sizes.max_context // sizes.page_size)
         self._mask_words = -(-config.vocab_size // 32)
         counts = {self._shape(bucket, False).n_seqs for bucket in self.buckets}
         self._no_masks = {n: jax.device_put(np.zeros((n, self._mask_words), np.uint32)) for n in counts}

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from oxjax.cache.prefix import PrefixTrail
 from oxjax.cache.states import Saved, SequenceState, StatePool
+from oxjax.engine.config import EngineConfig
 from oxjax.errors import PoolExhaustedError, RequestTooLargeError
 
 HEAD_START = 256  # steps
@@ -107,17 +108,12 @@ class Scheduler:
 
     Args:
         pool: of pages and slots.
-        max_batch: sequences that run at once.
-        max_rows: row budget of a step; at least `max_batch`.
-        max_context: tokens that a sequence may reach.
-        swap: keep the state of a sequence that has to give way on the host; otherwise it is computed again.
+        config: sizes of the engine.
     """
 
-    def __init__(self, pool: StatePool, *, max_batch: int, max_rows: int, max_context: int, swap: bool = True):
-        if max_rows < max_batch:
-            raise ValueError(f"a row budget of {max_rows} cannot serve {max_batch} sequences a row each")
-        self.pool, self.swap = pool, swap
-        self.max_batch, self.max_rows, self.max_context = max_batch, max_rows, max_context
+    def __init__(self, pool: StatePool, config: EngineConfig):
+        self.pool, self.swap = pool, config.swap
+        self.max_batch, self.max_rows, self.max_context = config.max_batch, config.max_rows, config.max_context
         self.running: list[Sequence] = []
         self.preemptions = self.steps = 0
         self._queue: list[tuple[tuple[int, ...], Sequence]] = []  # a heap; those that left are skipped

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import eval_jaxpr
 from jaxtyping import Array, Int
 
 Body = Callable[..., Any]  # (index, carry) -> carry
@@ -48,7 +49,7 @@ def hoist(fn: Callable[..., Any], *example: Any) -> tuple[Callable[..., Any], li
 
     def converted(*arguments: Any) -> Any:
         *own, consts = arguments
-        return tree.unflatten(jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(own)))
+        return tree.unflatten(eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(own)))
 
     return converted, closed.consts
 

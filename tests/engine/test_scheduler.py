@@ -9,6 +9,7 @@ import pytest
 from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import StatePool
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.scheduler import Scheduler, Sequence
 from oxjax.errors import RequestTooLargeError
 
@@ -29,7 +30,7 @@ def make(*, pages=65, max_batch=4, max_rows=16, max_context=64, page_size=4, pre
     allocator = BlockAllocator(pages)
     cache = PrefixCache(allocator, page_size, root_key(model="test")) if prefix else None
     pool = StatePool(NoDevice(), page_size=page_size, pages=allocator, prefix=cache)
-    return Scheduler(pool, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=False)
+    return Scheduler(pool, EngineConfig(1, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=False))
 
 
 def sequence(prompt, new=4):

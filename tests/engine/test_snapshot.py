@@ -18,6 +18,7 @@ import oxjax
 from oxjax import LLM, SamplingParams
 from oxjax.assets import embedded_draft, embedded_model
 from oxjax.engine import snapshot
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.engine import Engine
 from oxjax.engine.request import Capture, Generation
 from oxjax.errors import SnapshotError, SnapshotMismatchError
@@ -35,8 +36,7 @@ def model():
 
 
 def make(model, *, page_size=16, n_pages=None, max_batch=4, max_rows=16, max_context=128, reuse_prefixes=False):
-    return Engine(
-        model,
+    config = EngineConfig(
         n_pages=1 + (max_batch * max_context // page_size if n_pages is None else n_pages),
         page_size=page_size,
         max_batch=max_batch,
@@ -45,6 +45,7 @@ def make(model, *, page_size=16, n_pages=None, max_batch=4, max_rows=16, max_con
         reuse_prefixes=reuse_prefixes,
         steps_per_call=1,
     )
+    return Engine(model, config)
 
 
 @pytest.fixture(scope="module")

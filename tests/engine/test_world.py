@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.states import StatePool
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.scheduler import HEAD_START, Scheduler, Sequence, Work
 from tests.helpers.world import KINDS, Contents, World, play
 
@@ -155,7 +156,7 @@ def rewound_and_asked_for_the_old():
 def test_a_long_prompt_never_delays_a_decoding_neighbour():
     """32k tokens in chunks: the neighbour gets its token in every single step."""
     pool = StatePool(Contents(16, paged=True, recurrent=False), page_size=16, pages=BlockAllocator(3000))
-    scheduler = Scheduler(pool, max_batch=4, max_rows=256, max_context=40_000)
+    scheduler = Scheduler(pool, EngineConfig(n_pages=1, max_batch=4, max_rows=256, max_context=40_000))
     short, long = Sequence([1, 2, 3], 400), Sequence([5] * 32_768, 32_770)
     scheduler.add(short)
     scheduler.commit(scheduler.schedule())

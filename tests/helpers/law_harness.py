@@ -10,6 +10,7 @@ import numpy as np
 import oxjax
 from oxjax import SamplingParams
 from oxjax.assets import embedded_model
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.engine import Engine
 from oxjax.engine.request import Capture
 from oxjax.machine import enable_compilation_cache
@@ -87,8 +88,7 @@ class Harness:
         self.model = model
 
     def engine(self, *, max_rows=64, max_batch=4, max_context=192, page_size=16, n_pages=None, **options):
-        return Engine(
-            self.model,
+        config = EngineConfig(
             n_pages=1 + (max_batch * -(-max_context // page_size) if n_pages is None else n_pages),
             page_size=page_size,
             max_batch=max_batch,
@@ -102,6 +102,7 @@ class Harness:
                 **options,
             },
         )
+        return Engine(self.model, config)
 
     @cached_property
     def _single(self):

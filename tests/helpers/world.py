@@ -13,6 +13,7 @@ import numpy as np
 from oxjax.cache.blocks import BlockAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import SLOTS_PER_SEQUENCE, Saved, StatePool
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.scheduler import Scheduler, Sequence, Work
 
 ROOT = root_key(model="world")
@@ -87,9 +88,8 @@ class World:
         slots = BlockAllocator(1 + SLOTS_PER_SEQUENCE * max_batch + n_checkpoints, "slot") if recurrent else None
         prefix = PrefixCache(pages, self.PAGE, ROOT, slots=slots, checkpoint_every=self.EVERY) if reuse else None
         self.pool = StatePool(self.device, page_size=self.PAGE, pages=pages, slots=slots, prefix=prefix)
-        self.scheduler = Scheduler(
-            self.pool, max_batch=max_batch, max_rows=max_rows, max_context=self.CONTEXT, swap=swap
-        )
+        sizes = EngineConfig(n_pages + 1, self.PAGE, max_batch, max_rows, self.CONTEXT, swap=swap)
+        self.scheduler = Scheduler(self.pool, sizes)
         self.live: list[Sequence] = []
         self.finished: list[Sequence] = []
         self.counts = Counter()
