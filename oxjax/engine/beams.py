@@ -277,7 +277,7 @@ def _branch(growth: Growth) -> Hypothesis:
         parent.params,
         0,
         growth.output,
-        parent.choice,
+        parent.metadata,
         search=parent.search,
         owner=parent.search,
         total=growth.total,

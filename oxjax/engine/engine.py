@@ -14,7 +14,6 @@ from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool
 from oxjax.constrain.matcher import GrammarCompiler, Matcher
 from oxjax.engine.active import ActiveRequests
 from oxjax.engine.beams import BeamParams, BeamSearch, Hypothesis
-from oxjax.engine.choice import Choice
 from oxjax.engine.config import EngineConfig
 from oxjax.engine.loop import Loop
 from oxjax.engine.metrics import Metrics
@@ -26,6 +25,7 @@ from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint
 from oxjax.errors import EngineClosedError, InvalidRequestError, SnapshotError
 from oxjax.models.load import Model
 from oxjax.sampling.edits import edits_of
+from oxjax.sampling.packing import SamplingMetadata
 from oxjax.sampling.params import SamplingParams, sample_seed
 
 _R = TypeVar("_R", Generation, Scoring, Capture)
@@ -200,7 +200,7 @@ class Engine:
         sequence = Sequence(tokens=list(prompt), max_length=len(prompt) + max_new, priority=priority)
         output = Output(self.tokenizer, prompt, params, max_new, self._matcher(params))
         edits = edits_of(params, self.tokenizer.eog_ids, len(prompt), self.runner.config.vocab_size)
-        return Generation(sequence, params, seed, output, Choice(params, seed, edits))
+        return Generation(sequence, params, seed, output, SamplingMetadata(params, seed, edits))
 
     def _matcher(self, params: SamplingParams) -> Matcher | None:
         return None if params.grammar is None else self._grammars.start(params.grammar)
@@ -288,10 +288,10 @@ class Engine:
         n_offers = min(search.n_offers, self.runner.config.vocab_size)
         plain = self._new(prompt, params, 0, priority)
         # Of the model itself where nothing changes its distribution: that is the same, and costs less.
-        changes = bool(len(plain.choice.edits)) or params.penalizes or plain.is_guided
+        changes = bool(len(plain.metadata.edits)) or params.penalizes or plain.is_guided
         params = dataclasses.replace(params, logprobs=n_offers, logprobs_of="sampling" if changes else "model")
-        choice = Choice(params, 0, plain.choice.edits)
-        root = Hypothesis(plain.sequence, params, 0, plain.output, choice, search=search, owner=search)
+        metadata = SamplingMetadata(params, 0, plain.metadata.edits)
+        root = Hypothesis(plain.sequence, params, 0, plain.output, metadata, search=search, owner=search)
         search.start(root)
         self._add(root)
         return search
@@ -390,7 +390,7 @@ class Engine:
         entries = [
             Entry(r.sequence, None, 0, None, None, r.rows)
             if isinstance(r, Capture)
-            else Entry(r.sequence, r.params, r.seed, r.output, r.choice, [])
+            else Entry(r.sequence, r.params, r.seed, r.output, r.metadata, [])
             for r in chosen
         ]
         return encode(self._host, entries, [self._saved(r.sequence) for r in chosen])
@@ -417,7 +417,7 @@ class Engine:
         return [
             self._add(Capture(e.sequence, e.logits))
             if e.params is None
-            else self._add(Generation(e.sequence, e.params, e.seed, e.output, e.choice))
+            else self._add(Generation(e.sequence, e.params, e.seed, e.output, e.metadata))
             for e in entries
         ]
 

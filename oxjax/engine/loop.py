@@ -10,14 +10,12 @@ import numpy as np
 
 from oxjax.engine.active import ActiveRequests
 from oxjax.engine.beams import Hypothesis
-from oxjax.engine.choice import Moment
-from oxjax.engine.request import Generation, SampledToken, Scoring, score_records
-from oxjax.engine.runner import Decoding, Ran, Runner, Wanted
+from oxjax.engine.request import Generation, SampledToken, Scoring, sampled_tokens, score_records
+from oxjax.engine.runner import DecodeRow, ModelOutput, Runner, SampleRow
 from oxjax.engine.scheduler import Scheduler, Work
 from oxjax.errors import RequestError
+from oxjax.sampling.packing import SamplingInputs
 
-# Columns of `Sampled` and `Decoded`, in the order of `SampledToken`.
-_COLUMNS = "tokens", "logprobs", "ranks", "top_tokens", "top_logprobs", "mus", "faults"
 CALL_SECONDS = 0.04  # longest decode call; bounds the delay for new requests, cancellation and streaming
 
 
@@ -72,21 +70,20 @@ class Loop:
         n_steps = self.scheduler.reserve_ahead(work, wanted)
         someone_waits = self.scheduler.n_waiting > 0  # for the place of one that ends
         rows = [
-            Decoding(w, r.choice, r.output.moment(w.sequence.tokens), min(n, n_steps), someone_waits)
+            DecodeRow(w, r.metadata, r.output.sampling_inputs(w.sequence.tokens), min(n, n_steps), someone_waits)
             for w, r, n in zip(work, requests, n_left, strict=True)
         ]
         device = time.perf_counter_ns()
         decoded = self.runner.decode(rows, max(r.params.logprobs for r in requests))
         device = time.perf_counter_ns() - device
-        n_steps = int(decoded["n_steps"])
+        n_steps = int(decoded.n_steps)
         self.step_seconds = device / 1e9 / n_steps
-        columns = [decoded[name][:n_steps, : len(work)].swapaxes(0, 1).tolist() for name in _COLUMNS]
         taken, finished = [], []
-        for w, request, *sampled in zip(work, requests, *columns, strict=True):
+        for i, (w, request) in enumerate(zip(work, requests, strict=True)):
             n_rows = 0
-            for row in zip(*sampled, strict=True):
+            for token in sampled_tokens(decoded.chosen, np.s_[:n_steps, i]):
                 n_rows += 1
-                if self._accept(request, SampledToken(*row)):
+                if self._accept(request, token):
                     finished.append(request)
                     break
             taken.append(Work(w.sequence, w.start, n_rows))
@@ -125,20 +122,19 @@ class Loop:
 
     def _sample(self, logits: Any, samplers: list[_Sampler]) -> list[SampledToken]:
         """Sample a token for each."""
-        rows = [Wanted(row, r.choice, self._moment(r)) for row, r, _ in samplers]
-        sampled = self.runner.sample(logits, rows, max(r.params.logprobs for _, r, _ in samplers))
-        return [SampledToken(*row) for row in zip(*(sampled[name].tolist() for name in _COLUMNS), strict=True)]
+        rows = [SampleRow(row, r.metadata, self._inputs(r)) for row, r, _ in samplers]
+        return sampled_tokens(self.runner.sample(logits, rows, max(r.params.logprobs for _, r, _ in samplers)))
 
     @staticmethod
-    def _moment(request: Generation) -> Moment:
+    def _inputs(request: Generation) -> SamplingInputs:
         """Inputs of the request's next token; it fails if its grammar has none."""
         try:
-            return request.output.moment(request.sequence.tokens)
+            return request.output.sampling_inputs(request.sequence.tokens)
         except RequestError as error:
             request.error = error
-            return Moment(request.sequence.tokens)
+            return SamplingInputs(request.sequence.tokens)
 
-    def _wanted_rows(self, ran: Ran, work: list[Work]) -> list[tuple[Any, np.ndarray]]:
+    def _wanted_rows(self, ran: ModelOutput, work: list[Work]) -> list[tuple[Any, np.ndarray]]:
         """Logits, hidden states and scores of these rows, for the requests that want them, on the host."""
         found: list[tuple[Any, np.ndarray]] = []
         arrays = {

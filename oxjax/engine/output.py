@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from oxjax.constrain.matcher import Matcher
-from oxjax.engine.choice import Moment
 from oxjax.errors import InvalidRequestError
 from oxjax.sampling.dry import Dry
+from oxjax.sampling.packing import SamplingInputs
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
@@ -96,8 +96,8 @@ class Output:
         """Whether the host has a say in every token."""
         return self._dry is not None or self._matcher is not None
 
-    def moment(self, tokens: list[int]) -> Moment:
-        """What the choice of the next token depends on.
+    def sampling_inputs(self, tokens: list[int]) -> SamplingInputs:
+        """Inputs that the next token is sampled with.
 
         Args:
             tokens: so far, prompt included.
@@ -108,7 +108,7 @@ class Output:
         repeating = [] if self._dry is None else self._dry.penalties(tokens)
         mu = self.chunks[-1].mu if self.chunks else None
         mask = None if self._matcher is None else self._matcher.mask()
-        return Moment(tokens, 2.0 * self.params.mirostat_tau if mu is None else mu, repeating, mask)
+        return SamplingInputs(tokens, self.params.initial_mu if mu is None else mu, repeating, mask)
 
     def _remember(self, token: int) -> None:
         if self._dry is not None:

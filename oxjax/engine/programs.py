@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from functools import partial
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +21,12 @@ from oxjax.batch import Batch
 from oxjax.cache.blocks import NULL_PAGE
 from oxjax.config import ModelConfig
 from oxjax.engine.decode import decode_steps
-from oxjax.engine.packed import Room, n_numbers, sampling_record, sampling_rows, split, unpack
 from oxjax.engine.scheduler import Work
 from oxjax.kernels.dot import min_rows
 from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.row_best import row_best
 from oxjax.models.decoder import EngineState, Params, hidden_states, logits_of, step
+from oxjax.sampling.packing import SamplingBucket, sampling_record, sampling_rows, unpack
 from oxjax.sampling.pipeline import Sampled, report, sample
 
 log = logging.getLogger("oxjax")
@@ -53,6 +56,17 @@ class BatchShape(NamedTuple):
         }
 
 
+def n_numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Total size of arrays of these shapes."""
+    return sum(map(math.prod, shapes.values()))
+
+
+def split(flat: Int[Any, " n"], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arrays of these shapes, one after the other in `flat`: views of a NumPy array, or parts of a traced one."""
+    ends = accumulate(map(math.prod, shapes.values()))
+    return {n: flat[end - math.prod(s) : end].reshape(s) for (n, s), end in zip(shapes.items(), ends, strict=True)}
+
+
 _jit_batch = partial(jax.jit, static_argnames=("shape", "config"), donate_argnames="state")
 
 
@@ -73,7 +87,7 @@ def batch_hidden(
 
 
 logits_of_hidden = jax.jit(logits_of, static_argnames="config")
-decode = jax.jit(decode_steps, static_argnames=("config", "n_top", "room"), donate_argnames="state")
+decode = jax.jit(decode_steps, static_argnames=("config", "n_top", "bucket"), donate_argnames="state")
 
 
 @jax.jit
@@ -114,14 +128,8 @@ def scores(
         tokens = tokens_of[i]
         logits = logits_of(params, rows[i], config)
         _, largest, log_sum = row_best(logits, numerics=config.numerics)
-        logprobs, ranks, top_tokens, top_logprobs = report(logits, tokens, largest, log_sum, n_top=n_top, ranks=True)
-        return {
-            "logprobs": logprobs,
-            "ranks": ranks,
-            "top_tokens": top_tokens,
-            "top_logprobs": top_logprobs,
-            "finite": jnp.isfinite(log_sum),
-        }
+        found = report(logits, tokens, largest, log_sum, n_top=n_top, ranks=True)
+        return {**found._asdict(), "finite": jnp.isfinite(log_sum)}
 
     def put(i: Int[Array, ""], found: dict[str, Array]) -> dict[str, Array]:
         return jax.tree.map(lambda a, part: lax.dynamic_update_index_in_dim(a, part, i, 0), found, score(i))
@@ -132,18 +140,18 @@ def scores(
     return jax.tree.map(lambda a: a.reshape(len(hidden), *a.shape[2:]), found)
 
 
-@partial(jax.jit, static_argnames=("n_top", "room", "numerics"))
+@partial(jax.jit, static_argnames=("n_top", "bucket", "numerics"))
 def choose(
     logits: Float[Array, "N vocab"],
     packed: Int[Array, "N words"],
     masks: UInt32[Array, "N mask_words"],
     *,
     n_top: int,
-    room: Room,
+    bucket: SamplingBucket,
     numerics: Numerics,
 ) -> Sampled:
     """`sample` with packed parameters."""
-    return sample(logits, sampling_rows(unpack(packed, sampling_record(room))), masks, n_top=n_top, numerics=numerics)
+    return sample(logits, sampling_rows(unpack(packed, sampling_record(bucket))), masks, n_top=n_top, numerics=numerics)
 
 
 def row_buckets(max_rows: int, numerics: Numerics) -> tuple[int, ...]:

@@ -10,15 +10,16 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from oxjax.engine.choice import Choice
 from oxjax.engine.output import Output
 from oxjax.engine.scheduler import Sequence
 from oxjax.errors import NonFiniteLogitsError, NothingLeftError, RequestError
 from oxjax.results import Result, Score, TokenScore, raise_first
+from oxjax.sampling.packing import SamplingMetadata
 from oxjax.sampling.params import SamplingParams
-from oxjax.sampling.pipeline import NOT_FINITE, NOTHING_LEFT
+from oxjax.sampling.pipeline import NOT_FINITE, NOTHING_LEFT, Sampled
 
 _FAULTS = {
     NOT_FINITE: lambda at: NonFiniteLogitsError(f"the logits for position {at} hold NaN or infinity"),
@@ -27,7 +28,7 @@ _FAULTS = {
 
 
 class SampledToken(NamedTuple):
-    """A row of `Sampled`, on the host."""
+    """An entry of `Sampled`, on the host, with its fields in their order."""
 
     token: int
     logprob: float
@@ -36,6 +37,12 @@ class SampledToken(NamedTuple):
     top_logprobs: list[float]
     mu: float
     fault: int
+
+
+def sampled_tokens(sampled: Sampled, index: Any = np.s_[:]) -> list[SampledToken]:
+    """The sampled tokens at an index of NumPy arrays whose first axis is left."""
+    columns = ([*column[index].tolist()] for column in jax.tree.leaves(sampled))
+    return [SampledToken(*entry) for entry in zip(*columns, strict=True)]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -81,7 +88,7 @@ class Generation(Request):
         params: its sampling parameters.
         seed: seed of its draws.
         output: generated tokens and text.
-        choice: its sampling parameters, packed for the device.
+        metadata: its sampling parameters, packed for the device.
         samples: further samples of the same prompt (`params.n`), which are requests as well.
         prompt_scores: the request that scores its prompt, with `params.prompt_logprobs`.
     """
@@ -90,7 +97,7 @@ class Generation(Request):
     params: SamplingParams
     seed: int
     output: Output
-    choice: Choice
+    metadata: SamplingMetadata
     samples: tuple[Generation, ...] = ()
     prompt_scores: Scoring | None = None
 

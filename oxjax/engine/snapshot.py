@@ -35,11 +35,11 @@ from oxjax.cache.transfer import page_arrays, slot_arrays
 from oxjax.config import ModelConfig
 from oxjax.constrain import Grammar
 from oxjax.constrain.matcher import Matcher
-from oxjax.engine.choice import Choice
 from oxjax.engine.output import Chunk, Output
 from oxjax.engine.scheduler import Sequence
 from oxjax.errors import RequestError, SnapshotError, SnapshotMismatchError, TokenizerError
 from oxjax.sampling.edits import edits_of
+from oxjax.sampling.packing import SamplingMetadata
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
@@ -79,7 +79,7 @@ class Entry(NamedTuple):
     params: SamplingParams | None
     seed: int
     output: Output | None
-    choice: Choice | None
+    metadata: SamplingMetadata | None
     logits: list[np.ndarray]
 
 
@@ -255,8 +255,9 @@ def _entry(host: Host, counts: _Counts, parts: dict[str, np.ndarray]) -> Entry:
             f"{counts.max_length} at the most"
         )
     edits = edits_of(params, host.tokenizer.eog_ids, counts.n_prompt, host.vocab_size)
-    output, choice = _replay(host, counts, params, parts), Choice(params, counts.seed, edits)
-    return Entry(sequence, params, counts.seed, output, choice, logits)
+    output = _replay(host, counts, params, parts)
+    metadata = SamplingMetadata(params, counts.seed, edits)
+    return Entry(sequence, params, counts.seed, output, metadata, logits)
 
 
 def _replay(host: Host, counts: _Counts, params: SamplingParams, parts: dict[str, np.ndarray]) -> Output:

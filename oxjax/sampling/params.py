@@ -265,6 +265,11 @@ class SamplingParams:
         return self.n if self.best_of is None else self.best_of
 
     @property
+    def initial_mu(self) -> float:
+        """Mirostat's mu before the first token, in bits (Basu et al. 2021, algorithm 2)."""
+        return 2.0 * self.mirostat_tau
+
+    @property
     def penalizes(self) -> bool:
         """Whether the last tokens matter."""
         lowers = self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0

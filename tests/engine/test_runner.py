@@ -90,15 +90,16 @@ from functools import partial
 import jax, jax.numpy as jnp
 import oxjax
 from oxjax.engine.decode import decode_steps
-from oxjax.engine.packed import Room, decoding_record, n_words
+from oxjax.engine.decode import decoding_record
+from oxjax.sampling.packing import SamplingBucket, n_words
 model = oxjax.load(sys.argv[1], exact=sys.argv[2] == "True")
 state = oxjax.init_state(model.config, n_pages=4000, page_size=16)
 shapes = {"tokens": 16, "positions": 16, "cu_q_lens": 3, "kv_lens": 2, "logits_rows": 2, "block_tables": (2, 8)}
 shapes |= {"read_slots": 2, "write_slots": 2}
 batch = oxjax.Batch(**{name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()})
 step = jax.jit(partial(oxjax.step, config=model.config), donate_argnums=1)
-decode = jax.jit(partial(decode_steps, config=model.config, n_top=0, room=Room()), donate_argnums=1)
-rows, ends = jnp.zeros((2, n_words(decoding_record(Room())) + 8), jnp.int32), jnp.zeros(1, jnp.int32)
+decode = jax.jit(partial(decode_steps, config=model.config, n_top=0, bucket=SamplingBucket()), donate_argnums=1)
+rows, ends = jnp.zeros((2, n_words(decoding_record(SamplingBucket())) + 8), jnp.int32), jnp.zeros(1, jnp.int32)
 size = sum(a.nbytes for a in jax.tree.leaves(state))
 for program in (step.lower(model.params, state, batch), decode.lower(model.params, state, rows, ends)):
     analysis = program.compile().memory_analysis()

@@ -1,5 +1,7 @@
 """Gradients through whole models on the XLA backend, against finite differences and forward mode."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
