@@ -26,13 +26,12 @@ import numpy as np
 from oxjax import LLM, Grammar, SamplingParams
 from oxjax.assets import embedded_model
 from oxjax.constrain.matcher import GrammarCompiler
-from oxjax.engine.programs import choose
-from oxjax.engine.runner import LEAST_TOP
 from oxjax.kernels.native import resolve_backend
 from oxjax.kernels.numerics import Numerics
 from oxjax.sampling.dry import Dry
 from oxjax.sampling.edits import edits_of
-from oxjax.sampling.packing import SamplingInputs, SamplingMetadata, bucket_for, n_words, sampling_record
+from oxjax.sampling.packing import SamplingInputs, SamplingMetadata, bucket_for, n_words, sample_packed, sampling_record
+from oxjax.sampling.single import MIN_TOP
 from oxjax.tokenizer import Tokenizer
 
 MASK = "grammar mask"
@@ -117,9 +116,11 @@ def chooser(logits: jax.Array, name: str) -> Callable[[], object]:
         metadata.write(records, i, inputs, bucket)
     if mask is None:
         masks = jax.device_put(masks)  # one that is there already, as in the engine
-    n_top = LEAST_TOP if params.logprobs else 0
+    n_top = MIN_TOP if params.logprobs else 0
     numerics = Numerics(backend=resolve_backend("auto"))
-    return lambda: jax.block_until_ready(choose(logits, packed, masks, n_top=n_top, bucket=bucket, numerics=numerics))
+    return lambda: jax.block_until_ready(
+        sample_packed(logits, packed, masks, n_top=n_top, bucket=bucket, numerics=numerics)
+    )
 
 
 def taken(function: Callable[[], object]) -> float:

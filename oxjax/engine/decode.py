@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -115,7 +115,10 @@ def decode_steps(
         What was chosen, and the new state.
     """
     rows = unpack_rows(packed, bucket)
-    choose = partial(sample, n_top=n_top, numerics=config.numerics)
+
+    def choose(logits: Array, draws: SamplingRows) -> dict[str, Array]:
+        return vars(sample(logits, draws, n_top=n_top, numerics=config.numerics))
+
     n_seqs = len(packed)
     is_real = rows.n_steps > 0
     cuts = jnp.minimum(jnp.arange(n_seqs + 1, dtype=jnp.int32), jnp.sum(is_real, dtype=jnp.int32))
@@ -140,11 +143,11 @@ def decode_steps(
         logits, state = step(params, state, batch, config)
         chosen = _isolate(jnp.any(goes), lambda: choose(logits, draws))
         steps = jax.tree.map(lambda all_steps, new: all_steps.at[i].set(new), steps, chosen)
-        ended = rows.stops_at_eos & jnp.any(chosen.tokens[:, None] == end_ids, axis=-1)
-        goes &= (chosen.faults == 0) & ~ended & (i + 1 < rows.n_steps)
-        tokens = jnp.where(goes, chosen.tokens, tokens)
+        ended = rows.stops_at_eos & jnp.any(chosen["tokens"][:, None] == end_ids, axis=-1)
+        goes &= (chosen["faults"] == 0) & ~ended & (i + 1 < rows.n_steps)
+        tokens = jnp.where(goes, chosen["tokens"], tokens)
         penalties = draws.penalties.followed_by(tokens)  # of rows that have ended, anything
-        mus = jnp.where(goes, chosen.mus, draws.mus)
+        mus = jnp.where(goes, chosen["mus"], draws.mus)
         draws = draws.replace(positions=positions + goes.astype(jnp.int32), penalties=penalties, mus=mus)
         return i + 1, state, tokens, draws, goes, steps
 
@@ -154,4 +157,4 @@ def decode_steps(
     )
     start = jnp.int32(0), state, rows.tokens, rows.sampling, is_real, steps
     n_steps, state, *_, steps = lax.while_loop(goes_on, one_step, start)
-    return Decoded(n_steps=n_steps, chosen=steps), state
+    return Decoded(n_steps=n_steps, chosen=Sampled(**steps)), state

@@ -10,11 +10,12 @@ import numpy as np
 
 from oxjax.engine.active import ActiveRequests
 from oxjax.engine.beams import Hypothesis
-from oxjax.engine.request import Generation, SampledToken, Scoring, sampled_tokens, score_records
+from oxjax.engine.request import Generation, Scoring, score_records
 from oxjax.engine.runner import DecodeRow, ModelOutput, Runner, SampleRow
 from oxjax.engine.scheduler import Scheduler, Work
 from oxjax.errors import RequestError
 from oxjax.sampling.packing import SamplingInputs
+from oxjax.sampling.sampled import SampledToken, sampled_tokens
 
 CALL_SECONDS = 0.04  # longest decode call; bounds the delay for new requests, cancellation and streaming
 
@@ -74,14 +75,13 @@ class Loop:
             for w, r, n in zip(work, requests, n_left, strict=True)
         ]
         device = time.perf_counter_ns()
-        decoded = self.runner.decode(rows, max(r.params.logprobs for r in requests))
+        n_steps, columns = self.runner.decode(rows, max(r.params.logprobs for r in requests))
         device = time.perf_counter_ns() - device
-        n_steps = int(decoded.n_steps)
         self.step_seconds = device / 1e9 / n_steps
         taken, finished = [], []
         for i, (w, request) in enumerate(zip(work, requests, strict=True)):
             n_rows = 0
-            for token in sampled_tokens(decoded.chosen, np.s_[:n_steps, i]):
+            for token in sampled_tokens(columns, np.s_[:n_steps, i]):
                 n_rows += 1
                 if self._accept(request, token):
                     finished.append(request)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 from oxjax.batch import Batch
 from oxjax.cache.blocks import NULL_PAGE
@@ -26,8 +26,7 @@ from oxjax.kernels.dot import min_rows
 from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.row_best import row_best
 from oxjax.models.decoder import EngineState, Params, hidden_states, logits_of, step
-from oxjax.sampling.packing import SamplingBucket, sampling_record, sampling_rows, unpack
-from oxjax.sampling.pipeline import Sampled, report, sample
+from oxjax.sampling.pipeline import report
 
 log = logging.getLogger("oxjax")
 SCORED_ROWS = 64  # whose logits are there at once
@@ -138,20 +137,6 @@ def scores(
     found = jax.tree.map(lambda a: jnp.zeros((len(rows), *a.shape), a.dtype), block)
     found = lax.fori_loop(0, (n_wanted + n - 1) // n, put, found)
     return jax.tree.map(lambda a: a.reshape(len(hidden), *a.shape[2:]), found)
-
-
-@partial(jax.jit, static_argnames=("n_top", "bucket", "numerics"))
-def choose(
-    logits: Float[Array, "N vocab"],
-    packed: Int[Array, "N words"],
-    masks: UInt32[Array, "N mask_words"],
-    *,
-    n_top: int,
-    bucket: SamplingBucket,
-    numerics: Numerics,
-) -> Sampled:
-    """`sample` with packed parameters."""
-    return sample(logits, sampling_rows(unpack(packed, sampling_record(bucket))), masks, n_top=n_top, numerics=numerics)
 
 
 def row_buckets(max_rows: int, numerics: Numerics) -> tuple[int, ...]:

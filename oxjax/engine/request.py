@@ -8,41 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from oxjax.engine.output import Output
 from oxjax.engine.scheduler import Sequence
-from oxjax.errors import NonFiniteLogitsError, NothingLeftError, RequestError
+from oxjax.errors import NonFiniteLogitsError, RequestError
 from oxjax.results import Result, Score, TokenScore, raise_first
 from oxjax.sampling.packing import SamplingMetadata
 from oxjax.sampling.params import SamplingParams
-from oxjax.sampling.pipeline import NOT_FINITE, NOTHING_LEFT, Sampled
-
-_FAULTS = {
-    NOT_FINITE: lambda at: NonFiniteLogitsError(f"the logits for position {at} hold NaN or infinity"),
-    NOTHING_LEFT: lambda at: NothingLeftError(f"no token may follow at position {at}: all are forbidden"),
-}
-
-
-class SampledToken(NamedTuple):
-    """An entry of `Sampled`, on the host, with its fields in their order."""
-
-    token: int
-    logprob: float
-    rank: int
-    top_tokens: list[int]
-    top_logprobs: list[float]
-    mu: float
-    fault: int
-
-
-def sampled_tokens(sampled: Sampled, index: Any = np.s_[:]) -> list[SampledToken]:
-    """The sampled tokens at an index of NumPy arrays whose first axis is left."""
-    columns = ([*column[index].tolist()] for column in jax.tree.leaves(sampled))
-    return [SampledToken(*entry) for entry in zip(*columns, strict=True)]
+from oxjax.sampling.sampled import SampledToken
 
 
 @dataclass(eq=False, kw_only=True)
@@ -119,22 +95,17 @@ class Generation(Request):
     def accept(self, sampled: SampledToken) -> bool:
         """Append a sampled token; returns whether the request is finished, with `error` set if it failed."""
         tokens, n_top = self.sequence.tokens, self.params.logprobs
-        if self.error is None and sampled.fault:
-            self.error = _FAULTS[sampled.fault](len(tokens))
+        if self.error is None:
+            self.error = sampled.error(len(tokens))
         if self.error is not None:
             return True
-        token, logprob = sampled.token, sampled.logprob
-        pairs: tuple[tuple[int, float], ...] = ()
-        if n_top:
-            top = zip(sampled.top_tokens[:n_top], sampled.top_logprobs[:n_top], strict=True)
-            pairs = (token, logprob), *((i, x) for i, x in top if i != token and x > -math.inf)
         rank, mu = sampled.rank if n_top else None, sampled.mu if self.params.mirostat else None
         try:
-            chunk = self.output.push(token, logprob, pairs, rank, mu)
+            chunk = self.output.push(sampled.token, sampled.logprob, sampled.pairs(n_top), rank, mu)
         except RequestError as error:
             self.error = error
             return True
-        tokens.append(token)
+        tokens.append(sampled.token)
         return chunk.finish_reason is not None
 
     def result(self) -> Result:

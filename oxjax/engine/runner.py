@@ -19,7 +19,7 @@ from oxjax.cache.transfer import copy_page, export_state, gather, import_state, 
 from oxjax.config import ModelConfig
 from oxjax.engine import programs
 from oxjax.engine.config import MAX_STEPS, EngineConfig
-from oxjax.engine.decode import Decoded, decoding_record
+from oxjax.engine.decode import decoding_record
 from oxjax.engine.scheduler import Work
 from oxjax.models.decoder import Params, init_state
 from oxjax.sampling.edits import LEAST_EDITS
@@ -30,13 +30,14 @@ from oxjax.sampling.packing import (
     bucket_for,
     bucket_sizes,
     n_words,
+    sample_packed,
     sampling_record,
 )
 from oxjax.sampling.penalties import LEAST_RECENT
-from oxjax.sampling.pipeline import Sampled
+from oxjax.sampling.sampled import Columns, to_host
+from oxjax.sampling.single import MIN_TOP
 
 log = logging.getLogger("oxjax")
-LEAST_TOP = 8  # most likely tokens to report, where any are wanted
 
 
 class ModelOutput(NamedTuple):
@@ -196,7 +197,7 @@ class Runner:
 
     def sample(
         self, logits: Float[Array, "N vocab"], rows: Seq[SampleRow], n_top: int, bucket: SamplingBucket | None = None
-    ) -> Sampled:
+    ) -> Columns:
         """Sample tokens from rows of logits.
 
         Args:
@@ -206,7 +207,7 @@ class Runner:
             bucket: of the program; None is the smallest that holds the rows.
 
         Returns:
-            NumPy arrays with an entry for each of `rows`.
+            Columns with an entry for each of `rows`.
         """
         n_top = self._top_sizes(n_top)[-1]
         bucket = bucket_for(((r.metadata, r.inputs) for r in rows), MAX_STEPS) if bucket is None else bucket
@@ -217,21 +218,20 @@ class Runner:
             if wave is None:
                 waves.append(wave := {})
             wave[row] = place
-        found: list[Sampled] = []
+        found: list[Columns] = []
         for wave in waves:
             packed = np.zeros((logits.shape[0], n_words(record)), np.int32)  # other rows are greedy
             records = packed.view(record)[:, 0]
             for row, place in wave.items():
                 rows[place].metadata.write(records, row, rows[place].inputs, bucket)
             masks = self._masks(len(packed), {row: rows[place].inputs.mask for row, place in wave.items()})
-            with self._counted(programs.choose, f"sampling of {len(packed)} rows, {n_top} most likely, {bucket}"):
-                sampled = programs.choose(
+            with self._counted(sample_packed, f"sampling of {len(packed)} rows, {n_top} most likely, {bucket}"):
+                sampled = sample_packed(
                     logits, packed, masks, n_top=n_top, bucket=bucket, numerics=self.config.numerics
                 )
-            sampled = jax.device_get(sampled)
-            found.append(jax.tree.map(lambda a, taken=list(wave): a[taken], sampled))
+            found.append([column[list(wave)] for column in to_host(sampled)])
         order = np.argsort([place for wave in waves for place in wave.values()])
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[order], *found)
+        return [np.concatenate(parts)[order] for parts in zip(*found, strict=True)]
 
     def _masks(self, n_rows: int, masks: Mapping[int, np.ndarray | None]) -> Array:
         """An array of these masks of rows, on the device: jax would take NumPy's for another signature."""
@@ -243,7 +243,7 @@ class Runner:
                 packed[row] = mask
         return jax.device_put(packed)
 
-    def decode(self, rows: Seq[DecodeRow], n_top: int) -> Decoded:
+    def decode(self, rows: Seq[DecodeRow], n_top: int) -> tuple[int, Columns]:
         """Run steps of sequences that decode, in one call; see `decode_steps`.
 
         Args:
@@ -251,7 +251,7 @@ class Runner:
             n_top: as for `sample`.
 
         Returns:
-            NumPy arrays with a column for each sequence, and more of padding.
+            Number of steps that ran, and columns `[step, sequence]`, with more steps and sequences as padding.
         """
         bucket = bucket_for(((r.metadata, r.inputs) for r in rows), MAX_STEPS)
         record = decoding_record(bucket)
@@ -275,17 +275,18 @@ class Runner:
         n = n_words(decoding_record(bucket)) + self.table_width
         return np.zeros((min(n_rows, self.max_batch), n), np.int32)
 
-    def _decode(self, packed: Int[np.ndarray, "S words"], n_top: int, bucket: SamplingBucket) -> Decoded:
+    def _decode(self, packed: Int[np.ndarray, "S words"], n_top: int, bucket: SamplingBucket) -> tuple[int, Columns]:
         with self._counted(programs.decode, f"decoding of {len(packed)} rows, {n_top} most likely, {bucket}"):
             decoded, self.state = programs.decode(
                 self.params, self.state, packed, self._end_ids, config=self.config, n_top=n_top, bucket=bucket
             )
-        return jax.device_get(decoded)
+        n_steps, *columns = jax.device_get(jax.tree.leaves(decoded))
+        return int(n_steps), columns
 
     def _top_sizes(self, most: int) -> list[int]:
         """All numbers of reported tokens that programs are compiled for, where up to so many are wanted."""
         vocab = self.config.vocab_size
-        return [0, *(min(n, vocab) for n in bucket_sizes(LEAST_TOP, min(most, vocab)))] if most else [0]
+        return [0, *(min(n, vocab) for n in bucket_sizes(MIN_TOP, min(most, vocab)))] if most else [0]
 
     def export(self, pages: Seq[int], slot: int | None, n_tokens: int) -> Saved:
         """A sequence's state on the host; see `export_state`."""

@@ -7,17 +7,19 @@ Most of a record is constant over a request (`SamplingMetadata`), the rest depen
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
+from oxjax.kernels.numerics import Numerics
 from oxjax.sampling.edits import ALWAYS, EDIT, LEAST_EDITS, Edits
 from oxjax.sampling.params import ALL_STAGES, SamplingParams
 from oxjax.sampling.penalties import LEAST_RECENT, Penalties, recent_tokens
-from oxjax.sampling.pipeline import SamplingRows
+from oxjax.sampling.pipeline import Sampled, SamplingRows, sample
 from oxjax.sampling.stages import Stages
 
 _INTEGERS = "top_k", "mirostat"
@@ -153,6 +155,21 @@ def sampling_rows(fields: dict[str, Any]) -> SamplingRows:
     """The `SamplingRows` of unpacked `sampling_record`s."""
     parts = {"edits": Edits, "penalties": Penalties, "stages": Stages}
     return SamplingRows(**{**fields, **{name: part(**fields[name]) for name, part in parts.items()}})
+
+
+@partial(jax.jit, static_argnames=("n_top", "bucket", "numerics"))
+def sample_packed(
+    logits: Float[Array, "N vocab"],
+    packed: Int[Array, "N words"],
+    masks: UInt32[Array, "N mask_words"],
+    *,
+    n_top: int,
+    bucket: SamplingBucket,
+    numerics: Numerics,
+) -> Sampled:
+    """`sample` with packed parameters, jitted."""
+    rows = sampling_rows(unpack(packed, sampling_record(bucket)))
+    return sample(logits, rows, masks, n_top=n_top, numerics=numerics)
 
 
 def n_words(record: np.dtype) -> int:

@@ -48,7 +48,7 @@ class SamplingRows:
 
 @struct.dataclass
 class Sampled:
-    """What was chosen.
+    """Sampled tokens of `N` rows, perhaps with an axis of steps before them.
 
     Attributes:
         tokens: chosen ids, `[N]`.
@@ -60,13 +60,13 @@ class Sampled:
         faults: 0, `NOT_FINITE` for rows with logits that are not, or `NOTHING_LEFT` to choose from, `[N]`.
     """
 
-    tokens: Int[Array, " N"]
-    logprobs: Float[Array, " N"]
-    ranks: Int[Array, " N"]
-    top_tokens: Int[Array, "N n_top"]
-    top_logprobs: Float[Array, "N n_top"]
-    mus: Float[Array, " N"]
-    faults: Int[Array, " N"]
+    tokens: Int[Array, "*N"]
+    logprobs: Float[Array, "*N"]
+    ranks: Int[Array, "*N"]
+    top_tokens: Int[Array, "*N n_top"]
+    top_logprobs: Float[Array, "*N n_top"]
+    mus: Float[Array, "*N"]
+    faults: Int[Array, "*N"]
 
 
 class Report(NamedTuple):
