@@ -187,11 +187,17 @@ class Engine:
             self.active.attach(scores, leader)
             leader.prompt_scores = scores
         leader.samples = leader.followers = tuple(others)
-        leader.sequence.places = len(requests)
+        leader.sequence.reserved_seqs = len(requests)
+        for request in requests if others else ():  # any of them may have to lead
+            request.sequence.fork_at = len(prompt) - 1
         self._add(leader)
         for request in others:
             request.owner = leader
             self.active.admit(request)
+        if len(prompt) == 1:  # there is nothing to share
+            leader.followers, leader.sequence.reserved_seqs = (), 1
+            for request in others:
+                self.scheduler.add(request.sequence)
         return leader
 
     def _new(self, prompt: list[int], params: SamplingParams, seed: int, priority: int) -> Generation:
@@ -247,12 +253,12 @@ class Engine:
         requests = []
         for targets in continuations:
             sequence = self._whole([*context, *targets[:-1]], "scores", priority)
-            sequence.first, sequence.pause = len(context) - 1, len(context) if len(continuations) > 1 else 0
+            sequence.first, sequence.fork_at = len(context) - 1, len(context) if len(continuations) > 1 else 0
             self.scheduler.check(sequence)
             requests.append(Scoring(sequence, tuple(targets), n_top))
         leader = max(requests, key=lambda r: len(r.targets))
         leader.followers = tuple(r for r in requests if r is not leader)
-        leader.sequence.places = 1 + sum(len(r.targets) > 1 for r in leader.followers)
+        leader.sequence.reserved_seqs = 1 + sum(len(r.targets) > 1 for r in leader.followers)
         self._add(leader)
         for request in leader.followers:
             self.active.admit(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +18,6 @@ from oxjax.sampling.packing import SamplingInputs
 from oxjax.sampling.sampled import SampledToken, sampled_tokens
 
 CALL_SECONDS = 0.04  # longest decode call; bounds the delay for new requests, cancellation and streaming
-
-
-class _Sampler(NamedTuple):
-    """A request that samples from a row of logits: its own or, before it has state, its leader's."""
-
-    row: int
-    request: Generation
-    leader: Generation | None = None
 
 
 class Loop:
@@ -56,7 +48,7 @@ class Loop:
             return
         only_decodes = len(work) == len(self.scheduler.running) and all(w.decodes for w in work)
         requests = [self.active.by_sequence[w.sequence] for w in work] if only_decodes else []
-        if only_decodes and not any(r.followers or r.is_guided for r in requests):
+        if only_decodes and not any(r.is_guided for r in requests):
             device = self._decode(work, requests)
         else:
             device = self._run(work)
@@ -102,28 +94,26 @@ class Loop:
 
     def _run(self, work: list[Work]) -> int:
         """Run rows of all kinds; returns the device's nanoseconds."""
-        samplers = [s for row, w in enumerate(work) if w.chooses for s in self._samplers(row, w)]
+        samples = {row: self.active.by_sequence[w.sequence] for row, w in enumerate(work) if w.chooses}
         device = time.perf_counter_ns()
         ran = self.runner.run(work)
-        sampled = self._sample(ran.last, samplers) if samplers else []
+        sampled = self._sample(ran.last, samples) if samples else []
         found = self._wanted_rows(ran, work)
         device = time.perf_counter_ns() - device
         # The device has done its part: only now has anything advanced.
         self.scheduler.commit(work)
-        self._deliver_rows(work, found)
-        self._deliver_tokens(samplers, sampled)
+        finished = [request for request, rows in found if request.accept(rows)]
+        self._fork_followers(work)
+        for request in finished:
+            self.active.leave(request)
+        self._deliver_tokens(list(samples.values()), sampled)
         self.active.counts["rows"] += sum(w.n_rows for w in work)
         return device
 
-    def _samplers(self, row: int, work: Work) -> list[_Sampler]:
-        """The requests that sample from a sequence's row of logits: its own, and those that will fork from it."""
-        request = self.active.by_sequence[work.sequence]
-        return [_Sampler(row, request), *(_Sampler(row, r, request) for r in request.followers if not r.done)]
-
-    def _sample(self, logits: Any, samplers: list[_Sampler]) -> list[SampledToken]:
-        """Sample a token for each."""
-        rows = [SampleRow(row, r.metadata, self._inputs(r)) for row, r, _ in samplers]
-        return sampled_tokens(self.runner.sample(logits, rows, max(r.params.logprobs for _, r, _ in samplers)))
+    def _sample(self, logits: Any, samples: dict[int, Generation]) -> list[SampledToken]:
+        """Sample a token from rows of logits, for the request of each row."""
+        rows = [SampleRow(row, request.metadata, self._inputs(request)) for row, request in samples.items()]
+        return sampled_tokens(self.runner.sample(logits, rows, max(r.params.logprobs for r in samples.values())))
 
     @staticmethod
     def _inputs(request: Generation) -> SamplingInputs:
@@ -158,7 +148,7 @@ class Loop:
             rows += range(first_row, end)
             targets += request.targets[first - base : w.stop - base]
             scored.append((request, end - first_row))
-            if w.stop == sequence.pause:
+            if w.stop == sequence.fork_at:
                 followers = [r for r in request.followers if not r.done]
                 rows += [end - 1] * len(followers)
                 targets += [r.targets[0] for r in followers]
@@ -170,25 +160,18 @@ class Loop:
                 found.append((request, score_records(columns, slice(begin, end), request.n_top)))
         return found
 
-    def _deliver_rows(self, work: list[Work], found: list[tuple[Any, np.ndarray]]) -> None:
-        """Hand rows to their requests; continuations of a context that is computed now fork from it."""
-        finished = [request for request, rows in found if request.accept(rows)]
+    def _fork_followers(self, work: list[Work]) -> None:
+        """Fork the requests that share what a sequence has computed now: samples of a prompt, scores of a context."""
         for w in work:
-            request = self.active.by_sequence[w.sequence]
-            if isinstance(request, Scoring) and w.stop == w.sequence.pause:
+            if w.stop == w.sequence.fork_at:
+                request = self.active.by_sequence[w.sequence]
                 followers, request.followers = [r for r in request.followers if not r.done], ()
-                self.scheduler.fork(w.sequence, *(r.sequence for r in followers if len(r.targets) > 1))
-        for request in finished:
-            self.active.leave(request)
+                self.scheduler.fork(w.sequence, *(r.sequence for r in followers if r.needs_rows))
 
-    def _deliver_tokens(self, samplers: list[_Sampler], sampled: list[SampledToken]) -> None:
-        """Hand sampled tokens to their requests; followers fork before their leader goes on."""
-        for (_, request, leader), token in reversed(list(zip(samplers, sampled, strict=True))):
-            if leader is None:
-                request.followers = ()
+    def _deliver_tokens(self, requests: list[Generation], sampled: list[SampledToken]) -> None:
+        """Hand sampled tokens to their requests."""
+        for request, token in zip(requests, sampled, strict=True):
             if self._accept(request, token):
                 self.active.leave(request)
-            elif leader is not None:
-                self.scheduler.fork(leader.sequence, request.sequence)
-        for search in {s.request.search for s in samplers if isinstance(s.request, Hypothesis)}:
+        for search in {r.search for r in requests if isinstance(r, Hypothesis)}:
             search.advance(self.active)

@@ -83,6 +83,11 @@ class Generation(Request):
         return self, *self.samples, *(() if self.prompt_scores is None else (self.prompt_scores,))
 
     @property
+    def needs_rows(self) -> bool:
+        """There are rows to compute after those that it shares with its leader."""
+        return True
+
+    @property
     def n_prompt(self) -> int:
         """Number of prompt tokens."""
         return len(self.sequence.tokens) - len(self.output.chunks)
@@ -137,6 +142,11 @@ class Scoring(Request):
     targets: Seq[int]
     n_top: int = 0
     rows: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def needs_rows(self) -> bool:
+        """There are rows to compute after those that it shares with its leader."""
+        return len(self.targets) > 1
 
     def accept(self, records: np.ndarray) -> bool:
         """Take the next scores; returns whether all are there."""

@@ -202,7 +202,7 @@ class Runner:
 
         Args:
             logits: from `run`.
-            rows: a token each. A row of the logits may come more than once.
+            rows: a token each, from different rows of the logits.
             n_top: minimum number of most likely tokens to report.
             bucket: of the program; None is the smallest that holds the rows.
 
@@ -212,26 +212,15 @@ class Runner:
         n_top = self._top_sizes(n_top)[-1]
         bucket = bucket_for(((r.metadata, r.inputs) for r in rows), MAX_STEPS) if bucket is None else bucket
         record = sampling_record(bucket)
-        waves: list[dict[int, int]] = [{}]  # a call samples once from a row of logits: row to place in `rows`
-        for place, (row, *_) in enumerate(rows):
-            wave = next((w for w in waves if row not in w), None)
-            if wave is None:
-                waves.append(wave := {})
-            wave[row] = place
-        found: list[Columns] = []
-        for wave in waves:
-            packed = np.zeros((logits.shape[0], n_words(record)), np.int32)  # other rows are greedy
-            records = packed.view(record)[:, 0]
-            for row, place in wave.items():
-                rows[place].metadata.write(records, row, rows[place].inputs, bucket)
-            masks = self._masks(len(packed), {row: rows[place].inputs.mask for row, place in wave.items()})
-            with self._counted(sample_packed, f"sampling of {len(packed)} rows, {n_top} most likely, {bucket}"):
-                sampled = sample_packed(
-                    logits, packed, masks, n_top=n_top, bucket=bucket, numerics=self.config.numerics
-                )
-            found.append([column[list(wave)] for column in to_host(sampled)])
-        order = np.argsort([place for wave in waves for place in wave.values()])
-        return [np.concatenate(parts)[order] for parts in zip(*found, strict=True)]
+        packed = np.zeros((logits.shape[0], n_words(record)), np.int32)  # other rows are greedy
+        records = packed.view(record)[:, 0]
+        for row, metadata, inputs in rows:
+            metadata.write(records, row, inputs, bucket)
+        masks = self._masks(len(packed), {row: inputs.mask for row, _, inputs in rows})
+        with self._counted(sample_packed, f"sampling of {len(packed)} rows, {n_top} most likely, {bucket}"):
+            sampled = sample_packed(logits, packed, masks, n_top=n_top, bucket=bucket, numerics=self.config.numerics)
+        taken = [row for row, *_ in rows]
+        return [column[taken] for column in to_host(sampled)]
 
     def _masks(self, n_rows: int, masks: Mapping[int, np.ndarray | None]) -> Array:
         """An array of these masks of rows, on the device: jax would take NumPy's for another signature."""

@@ -35,8 +35,8 @@ class Sequence:
         wants: what is wanted of its rows, if it generates nothing: "logits", "hidden" states, or "scores" of the token
             that follows.
         first: the first row that this is (still) wanted of.
-        pause: a length at which a step ends, so that others can go on from there; 0 is nowhere.
-        places: in the batch, its own and those of others that will go on from it.
+        fork_at: number of tokens after which a step ends, so that others can fork from there; 0 is nowhere.
+        reserved_seqs: sequences of the batch that are kept for it: itself and those that will fork from it.
         priority: each level puts it before sequences that came up to `HEAD_START` steps earlier.
         state: of its first tokens on the device; None while it waits.
         saved: the same on the host, for when it is admitted.
@@ -48,8 +48,8 @@ class Sequence:
     max_length: int
     wants: str | None = None
     first: int = 0
-    pause: int = 0
-    places: int = 1
+    fork_at: int = 0
+    reserved_seqs: int = 1
     priority: int = 0
     state: SequenceState | None = None
     saved: Saved | None = None
@@ -68,8 +68,9 @@ class Sequence:
 
     @property
     def n_reusable(self) -> int:
-        """Tokens whose state may be found instead of computed: all before the first row that is wanted."""
-        return len(self.tokens) - 1 if self.wants is None else self.first
+        """Tokens whose state may be found instead of computed: all before the first row that is needed."""
+        n = len(self.tokens) - 1 if self.wants is None else self.first
+        return min(n, self.fork_at - 1) if self.fork_at else n
 
 
 class Work(NamedTuple):
@@ -173,9 +174,10 @@ class Scheduler:
         """
         for child in children:
             self.check(child)
-        saved, parent.places = parent.saved, 1
+        saved, parent.reserved_seqs, parent.fork_at = parent.saved, 1, 0
         for child in children:
             child.rank = *parent.rank[:2], next(self._serial)
+            child.fork_at = 0
             child.trail = self.pool.trail()
             if parent.state is not None and len(self.running) < self.max_batch:
                 child.state = self.pool.fork(parent.state)
@@ -233,8 +235,8 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence, budget: int) -> int:
         n_rows = min(sequence.n_pending, budget)
-        if sequence.n_computed < sequence.pause:
-            n_rows = min(n_rows, sequence.pause - sequence.n_computed)
+        if sequence.n_computed < sequence.fork_at:
+            n_rows = min(n_rows, sequence.fork_at - sequence.n_computed)
         return self.pool.rows_at_most(sequence.state, n_rows)
 
     def _make_room(self, sequence: Sequence, length: int) -> bool:
@@ -292,7 +294,7 @@ class Scheduler:
 
     def _can_admit(self, sequence: Sequence) -> bool:
         """Whether there are places in the batch, and room for all the tokens that it has."""
-        if self.running and sum(s.places for s in self.running) + sequence.places > self.max_batch:
+        if self.running and sum(s.reserved_seqs for s in self.running) + sequence.reserved_seqs > self.max_batch:
             return False
         return self.pool.fits(sequence.tokens, limit=sequence.n_reusable, trail=sequence.trail)
 
