@@ -166,7 +166,10 @@ class Loop:
             if w.stop == w.sequence.fork_at:
                 request = self.active.by_sequence[w.sequence]
                 followers, request.followers = [r for r in request.followers if not r.done], ()
-                self.scheduler.fork(w.sequence, *(r.sequence for r in followers if r.needs_rows))
+                sequences = [r.sequence for r in followers if r.needs_rows]
+                for sequence in (w.sequence, *sequences):
+                    sequence.fork_at, sequence.reserved_seqs = 0, 1
+                self.scheduler.fork(w.sequence, *sequences)
 
     def _deliver_tokens(self, requests: list[Generation], sampled: list[SampledToken]) -> None:
         """Hand sampled tokens to their requests."""

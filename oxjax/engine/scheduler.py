@@ -174,10 +174,9 @@ class Scheduler:
         """
         for child in children:
             self.check(child)
-        saved, parent.reserved_seqs, parent.fork_at = parent.saved, 1, 0
+        saved = parent.saved
         for child in children:
             child.rank = *parent.rank[:2], next(self._serial)
-            child.fork_at = 0
             child.trail = self.pool.trail()
             if parent.state is not None and len(self.running) < self.max_batch:
                 child.state = self.pool.fork(parent.state)
