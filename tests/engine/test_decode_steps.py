@@ -13,7 +13,7 @@ from oxjax.assets import embedded_model
 from oxjax.engine.config import EngineConfig
 from oxjax.engine.decode import MAX_STEPS
 from oxjax.engine.engine import Engine
-from oxjax.errors import NonFiniteLogitsError
+from oxjax.errors import InvalidRequestError, NonFiniteLogitsError
 from oxjax.machine import enable_compilation_cache
 from oxjax.models.load import Model
 from tests.helpers.toy import toy_model
