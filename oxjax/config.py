@@ -1,4 +1,4 @@
-"""What a model is, apart from its numbers: frozen, hashable, static under `jax.jit`."""
+"""Model configs: the static facts of a model, frozen and hashable, static under `jax.jit`."""
 
 from __future__ import annotations
 

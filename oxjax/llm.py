@@ -326,7 +326,7 @@ class LLM(Chats, Embeddings, Scores):
             score(self.model.params.rank, [np.zeros(self.config.d_model, np.float32)], self.config)
 
     def metrics(self) -> Metrics:
-        """What the engine has done so far, and how full it is."""
+        """Counters of the engine since it was made, and how full it is."""
         return self.engine.metrics()
 
     def close(self) -> None:

@@ -80,7 +80,7 @@ class BlockAllocator:
         return self._refs[page]
 
     def is_registered(self, page: int) -> bool:
-        """Whether a lookup finds this page by the key of its content."""
+        """A lookup finds this page by the key of its content."""
         self._check_ours(page)
         return self._keys[page] is not None
 

@@ -24,7 +24,7 @@ class KVPages:
 
 @struct.dataclass
 class LatentPages:
-    """What all heads' keys and values of one layer come from, `[pages, page_size, ...]` each (see `LatentSpec`).
+    """Latents of one layer, which keys and values of all heads come from, `[pages, page_size, ...]` (see `LatentSpec`).
 
     Attributes:
         latent: normalised.

@@ -69,7 +69,7 @@ def _page_key(tokens: Sequence[int], root: bytes, parent_key: bytes | None) -> b
 
 @dataclass(eq=False)
 class PrefixTrail:
-    """What the cache knows about one sequence, so that each of its pages is hashed once. Held by its owner.
+    """Page hashes of one sequence, so that each page is hashed once. Held by its owner.
 
     The tokens of hashed pages must not change afterwards; `cut` forgets those that do.
 
@@ -154,7 +154,7 @@ class PrefixCache:
         return PrefixTrail(self.root if root is None else root)
 
     def peek(self, tokens: Sequence[int], *, limit: int, trail: PrefixTrail) -> tuple[int, int]:
-        """What `match` would find, without taking or counting it: tokens, and how many of its pages are live.
+        """Number of tokens that `match` would find, without taking them, and number of live pages among theirs.
 
         A sequence of `n` pages can be admitted if `n` less the live ones are free.
         """

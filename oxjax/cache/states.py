@@ -1,4 +1,4 @@
-"""What sequences own on the device, under one interface for every kind of layer. Host truth: no jax, no requests.
+"""State that sequences own on the device, for every kind of layer. Host truth: no jax, no requests.
 
 Attention keeps rows on pages, a recurrence keeps one value in a slot. Both are immutable once shared: a page
 that somebody else reads is copied before it is written, and a step puts the new value of a recurrence into
@@ -41,7 +41,7 @@ class Saved(NamedTuple):
 
 @runtime_checkable
 class Device(Protocol):
-    """What a pool has done to the arrays. Calls take effect in their order, and before any later step."""
+    """Operations of a pool on the device arrays. Calls take effect in order, and before any later step."""
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page on every paged layer."""
@@ -117,7 +117,7 @@ class StatePool:
         return None if self.prefix is None else self.prefix.trail()
 
     def fits(self, tokens: Sequence[int], *, limit: int, trail: PrefixTrail | None) -> bool:
-        """Whether there is room for the state of all these tokens, if `open` were called for them now."""
+        """There is room for the state of all these tokens, if `open` were called for them now."""
         live = 0 if self.prefix is None else self.prefix.peek(tokens, limit=limit, trail=trail)[1]
         room = self.pages is None or self.pages_for(len(tokens)) - live <= self.pages.free_count
         return room and (self.slots is None or self.slots.free_count >= SLOTS_PER_SEQUENCE)
@@ -235,7 +235,7 @@ class StatePool:
                 self.prefix.store_checkpoint(tokens, state.slot, state.position, state.trail)
 
     def rows_at_most(self, state: SequenceState, n: int) -> int:
-        """How many of the next `n` rows can run in one step: none beyond the next checkpoint."""
+        """Number of the next `n` rows that can run in one step: none beyond the next checkpoint."""
         if self.slots is None or self.prefix is None:
             return n
         return min(n, self.prefix.stride - state.position % self.prefix.stride)

@@ -55,7 +55,7 @@ def copy_page(state: State, source: Int[Array, ""], target: Int[Array, ""]) -> S
 
 
 def export_state(state: Any, pages: Sequence[int], slot: int | None, n_tokens: int) -> Saved:
-    """What a sequence has on the device; the state stays as it is.
+    """Copy a sequence's state from the device to the host; the device keeps it.
 
     Args:
         state: of every layer.

@@ -77,7 +77,7 @@ def unpack_rows(packed: Int[Array, "S words"], bucket: SamplingBucket) -> Decode
 
 
 def _isolate(always: Bool[Array, ""], fn: Callable[[], Any]) -> Any:
-    """What `fn` gives, computed on its own: the compiler merges nothing into a branch, as if it were a program.
+    """Compute `fn` in a branch of its own, into which the compiler merges nothing, as if it were a program.
 
     Merged with what makes the logits, the sampler would round otherwise. A barrier is gone before the compiler merges.
     """

@@ -1,4 +1,4 @@
-"""What a request has produced so far: tokens, their log-probabilities, and text that never splits a character."""
+"""Generated tokens of a request, their log-probabilities, and their text, which never splits a character."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Output:
 
     @property
     def is_guided(self) -> bool:
-        """Whether the host has a say in every token."""
+        """The host takes part in sampling every token."""
         return self._dry is not None or self._matcher is not None
 
     def sampling_inputs(self, tokens: list[int]) -> SamplingInputs:
@@ -154,7 +154,7 @@ class Output:
         return self.chunks[-1]
 
     def _may_begin_stop(self, text: str) -> int:
-        """How many last characters could still grow into a stop text."""
+        """Number of last characters that could still grow into a stop text."""
         most = max(len(s) for s in self.params.stop) - 1
         lengths = range(min(most, len(text)), 0, -1)
         return next((n for n in lengths if any(s.startswith(text[-n:]) for s in self.params.stop)), 0)

@@ -110,7 +110,7 @@ def scores(
     config: ModelConfig,
     n_top: int,
 ) -> dict[str, Array]:
-    """How likely tokens are after rows with these hidden states; see `Runner.score`.
+    """Log-probabilities of tokens after rows with these hidden states; see `Runner.score`.
 
     Args:
         params: of the model.

@@ -163,7 +163,7 @@ class Runner:
     def score(
         self, hidden: Float[Array, "N d_model"], rows: Seq[int], targets: Seq[int], n_top: int
     ) -> dict[str, np.ndarray]:
-        """How likely tokens are after rows; logits are there for a block of rows at a time.
+        """Log-probabilities of tokens after rows; logits exist for one block of rows at a time.
 
         Args:
             hidden: from `run`.

@@ -1,4 +1,4 @@
-"""Which rows of which sequences run next. Host only: no jax, no model, no sampling.
+"""Scheduler: decides the rows that run next. Host only: no jax, no model, no sampling.
 
 Sequences have ranks: first come, first served, where a level of priority counts as having come `HEAD_START`
 steps earlier; so nobody is overtaken for ever. A step takes one row of every sequence that decodes, then fills
@@ -82,7 +82,7 @@ class Work(NamedTuple):
 
     @property
     def decodes(self) -> bool:
-        """Whether it is the one row that the next token is chosen from, and nothing else."""
+        """It is the one row that the next token is sampled from."""
         return self.n_rows == 1 and self.chooses
 
     @property
@@ -92,12 +92,12 @@ class Work(NamedTuple):
 
     @property
     def reaches_end(self) -> bool:
-        """Whether no token is left."""
+        """It computes the last token of the sequence."""
         return self.stop == len(self.sequence.tokens)
 
     @property
     def chooses(self) -> bool:
-        """Whether the last row's logits choose the next token."""
+        """The next token is sampled from the last row's logits."""
         return self.reaches_end and self.sequence.wants is None
 
 
@@ -128,7 +128,7 @@ class Scheduler:
 
     @property
     def n_waiting(self) -> int:
-        """How many wait."""
+        """Number of waiting sequences."""
         return len(self._queued)
 
     def add(self, sequence: Sequence) -> None:
@@ -292,7 +292,7 @@ class Scheduler:
         return self._queue[0][1] if self._queue else None
 
     def _can_admit(self, sequence: Sequence) -> bool:
-        """Whether there are places in the batch, and room for all the tokens that it has."""
+        """The batch has a place for it, and the pool room for all its tokens."""
         if self.running and sum(s.reserved_seqs for s in self.running) + sequence.reserved_seqs > self.max_batch:
             return False
         return self.pool.fits(sequence.tokens, limit=sequence.n_reusable, trail=sequence.trail)
@@ -313,7 +313,7 @@ class Scheduler:
         return sequence
 
     def _will_be_found(self, sequence: Sequence) -> bool:
-        """Whether a running sequence is about to compute what this one needs next, so that waiting pays."""
+        """A running sequence is about to compute the prefix that this one needs next, so that waiting pays."""
         prefix, tokens = self.pool.prefix, sequence.tokens
         if prefix is None:
             return False

@@ -53,7 +53,7 @@ Specs = list[tuple[np.dtype, tuple[int, ...]]]
 
 
 class Host(NamedTuple):
-    """What a snapshot depends on.
+    """Facts about an engine that its snapshots depend on.
 
     Attributes:
         fingerprint: what `model_fingerprint` gave.
@@ -355,7 +355,7 @@ def _header_length(blob: bytes | memoryview) -> int:
 
 
 def _checksum(blob: bytes | memoryview, at: int) -> str:
-    """Of all bytes but the checksum's own, which are at `at`."""
+    """Checksum of all bytes but its own, which are at `at`."""
     digest, view = blake2b(digest_size=len(_NO_CHECKSUM) // 2, person=b"oxjax snapshot"), memoryview(blob)
     for piece in (view[:at], _NO_CHECKSUM.encode(), view[at + len(_NO_CHECKSUM) :]):
         digest.update(piece)

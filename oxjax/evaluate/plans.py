@@ -211,7 +211,7 @@ class Planner:
     def _pooled(
         self, texts: list[list[int]], pooling: str, finish: Callable[[list[np.ndarray], int], Body], *, normalize: bool
     ) -> Plan:
-        """What is made of the pooled hidden states of texts, and of how many tokens these have."""
+        """The body of an answer, from the pooled hidden states of texts and their numbers of tokens."""
         llm, n_tokens = self.llm, sum(map(len, texts))
 
         def pooled(found: list[Any]) -> Body:

@@ -19,7 +19,7 @@ Q_TILE = 128  # rows
 
 
 def expanding_pays(layout: RowLayout, *, rank: int, nope_dim: int, rope_dim: int, value_dim: int) -> Bool[Array, ""]:
-    """Whether a batch takes fewer multiplications so than over the latents, with queries and outputs moved to them.
+    """The expanded form takes fewer multiplications for this batch than attention over the latents.
 
     For `rows` of a sequence of `context` tokens these are, for each head, over the latents
     rows · context · (2 rank + rope_dim) + rows · rank · (nope_dim + value_dim), and written out

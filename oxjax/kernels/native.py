@@ -141,7 +141,7 @@ def _open(folder: Path) -> ctypes.CDLL:
 
 
 def _processor() -> str:
-    """What instructions there are: a folder may be shared by machines."""
+    """Instructions of the processor; machines with others may share the folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

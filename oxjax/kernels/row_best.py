@@ -14,7 +14,7 @@ from oxjax.kernels.numerics import Numerics
 def row_best(
     x: Float[Array, "rows d"], *, numerics: Numerics
 ) -> tuple[Int[Array, " rows"], Float[Array, " rows"], Float[Array, " rows"]]:
-    """Of each float32 row: where its largest number comes first, that number, and log(sum of e^(x − largest)).
+    """Argmax, maximum and log(sum of e^(x − maximum)) of float32 rows; the first of equals counts.
 
     The log-softmax is `x - largest - log_sum`. Where a number is not finite the logarithm is NaN.
 

@@ -23,7 +23,7 @@ TILES_AT_ONCE = 8
 
 @struct.dataclass
 class TextLayout:
-    """Which rows belong together, computed once a batch and shared by all layers.
+    """Boundaries of the texts in a batch, computed once and shared by all layers.
 
     Tile `t` holds `Q_TILE` rows from place `tile_place[t]` of the text that begins at row `tile_start[t]` and has
     `tile_length[t]` rows, 0 for a tile without any. Row `r` is found again at `[row_tile[r], row_place[r]]`; it is

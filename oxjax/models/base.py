@@ -1,4 +1,4 @@
-"""What architectures share when they turn metadata into a config and tensors into a layer."""
+"""Shared parts of architectures: metadata to config, tensors to layers."""
 
 from __future__ import annotations
 

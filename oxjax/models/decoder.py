@@ -109,7 +109,7 @@ def step(
 def hidden_states(
     params: Params, state: EngineState, batch: Batch, config: ModelConfig
 ) -> tuple[Float[Array, "N d_model"], EngineState]:
-    """What `step` makes logits from: rows after the final norm, in the model's dtype, and the new state."""
+    """Hidden states of rows after the final norm, in the model's dtype, and the new state."""
     batch = padded(batch, min_rows(config.numerics))
     page_size = next((array.shape[1] for array in page_arrays(state)), 1)
     q_tile = q_tile_rows(batch.tokens.shape[0], batch.kv_lens.shape[0], config.numerics)

@@ -47,7 +47,7 @@ def expert_spec(hp: Hyperparameters, d_ff: int, *, n_used: int | None = None, **
 
 
 def weighing(hp: Hyperparameters) -> dict[str, Any]:
-    """What `expert_weights_*` do to the weights of the used experts, as fields of `MoESpec`."""
+    """Fields of `MoESpec` that come from `expert_weights_*`."""
     return {
         "renormalise": hp.get("expert_weights_norm", bool, False),
         "scale": hp.get("expert_weights_scale", float, 0.0) or 1.0,

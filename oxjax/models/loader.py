@@ -52,7 +52,7 @@ class ParamLoader:
         self._used: set[str] = set()
 
     def has(self, name: str) -> bool:
-        """Whether the file holds this tensor."""
+        """The file holds this tensor."""
         return name in self.file.tensors
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:

@@ -153,7 +153,7 @@ class Matrices:
         return self._quantize if fits and info.ggml_type in _PLAIN else None
 
     def _dtype_of(self, name: str) -> np.dtype:
-        """Of a matrix that is held as floats."""
+        """The dtype of a matrix that is held as floats."""
         half = _HALVES.get(self._file.tensors[name].ggml_type) if self._keep else None
         return self._dense if half is None else half
 

@@ -1,4 +1,4 @@
-"""What the RWKV architectures share: their metadata and their tensors."""
+"""Shared parts of the RWKV architectures: metadata and tensors."""
 
 from __future__ import annotations
 

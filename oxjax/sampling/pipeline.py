@@ -224,7 +224,7 @@ def report(
 
 
 def _keys(rows: SamplingRows, stream: int) -> UInt32[Array, "N 2"]:
-    """Of a use of each row's seed, at its position."""
+    """PRNG keys of a stream of each row's seed, at the row's position."""
 
     def key(seed: Array, position: Array) -> Array:
         key = jax.random.wrap_key_data(seed, impl="threefry2x32")

@@ -185,7 +185,7 @@ def mirostat_2(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
 
 
 def mirostat_after(mu: Float[Array, "*N"], logprob: Float[Array, "*N"], s: Stages) -> Float[Array, "*N"]:
-    """What mu comes to after a token of this log-probability: its surprise, in bits, draws nearer to tau."""
+    """Mirostat's mu after a token of this log-probability: its surprise, in bits, moves towards tau."""
     return mu - s.mirostat_eta * (-logprob / jnp.log(2.0) - s.mirostat_tau)
 
 

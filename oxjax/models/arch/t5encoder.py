@@ -60,7 +60,7 @@ def _bias_by_distance(tensors: ParamLoader, name: str, n_heads: int) -> Float[Ar
 
 
 def buckets(after: Int[np.ndarray, " n"], n_buckets: int) -> Int[np.ndarray, " n"]:
-    """Which of `n_buckets` a distance falls into: key positions minus query positions."""
+    """The bucket of a distance (key position minus query position), one of `n_buckets`."""
     half, exact, distance = n_buckets // 2, n_buckets // 4, np.abs(after)
     # Rounded as llama.cpp rounds, since distances lie on the edges of buckets: the logarithm and the sum to float32.
     logarithm = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) * np.float32(half - exact)

@@ -96,7 +96,7 @@ def _normed(p: Norm | None, y: Array, config: ModelConfig) -> Array:
 
 
 def growth(spec: TemperatureSpec, positions: Int[Array, " T"]) -> Float[Array, "T 1 1"]:
-    """What the queries at these positions are multiplied by."""
+    """Factors of the queries at these positions."""
     steps = ((positions + spec.offset) // spec.length).astype(jnp.float32)
     return (1.0 + spec.scale * jnp.log(1.0 + steps))[:, None, None]
 

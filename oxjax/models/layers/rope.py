@@ -19,7 +19,7 @@ from oxjax.kernels.rotate import rotate
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """What is static about one rotation: `dim` leading head dimensions, magnitude `mscale`, and the pairing.
+    """Static facts of a rotary embedding: `dim` leading head dimensions, magnitude `mscale`, and the pairing.
 
     Pairing "norm" rotates (x[2i], x[2i+1]), "neox" (x[i], x[i + dim/2]).
     """
