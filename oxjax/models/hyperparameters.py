@@ -194,7 +194,7 @@ class Hyperparameters:
         )
 
     def window_layers(self, default_period: int, *, full_first: bool = False) -> tuple[bool, ...]:
-        """Flags of the layers with a sliding window: an explicit array, or all but every n-th (the last or first of n)."""
+        """Flags of the layers with a sliding window: an explicit array, or all but the last or first of every n."""
         key = self.key("attention.sliding_window_pattern")
         stored = self.file.metadata.get(key)
         if stored is not None and not isinstance(stored, int):

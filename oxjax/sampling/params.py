@@ -106,11 +106,11 @@ _DETAILS = {
 class SamplingParams:
     """Sampling parameters: how the next token is chosen, and when a request ends.
 
-    With logits x, probabilities p = softmax(x) of the tokens that are left, and entropy H = -Σ p ln p, the stages act in
-    this order: bias and bans, penalties, DRY, grammar, greedy if `temperature` is 0, else the stages in `order`,
-    mirostat, draw. Each stage works on the tokens that the one before left, and never removes the most likely one; only
-    `xtc` and `typical_p` may. The defaults sample from the model's own distribution until it ends the text. Parameters that could
-    have no effect are refused.
+    With logits x, probabilities p = softmax(x) of the tokens that are left, and entropy H = -Σ p ln p, the stages
+    act in this order: bias and bans, penalties, DRY, grammar, greedy if `temperature` is 0, else the stages in
+    `order`, mirostat, draw. Each stage works on the tokens that the one before left, and never removes the most
+    likely one; only `xtc` and `typical_p` may. The defaults sample from the model's own distribution until it ends
+    the text. Parameters that could have no effect are refused.
 
     Attributes:
         max_tokens: maximum number of tokens to generate; None continues to the end of the context.
@@ -141,16 +141,16 @@ class SamplingParams:
         temperature_range: R of llama.cpp's dynamic temperature, T - R + 2 R (H / ln(number of tokens left)) ^ e, at
             least 0 in place of T - R; 0 is off.
         temperature_exponent: e of the dynamic temperature.
-        typical_p: keep the tokens with the smallest |-ln p - H| until Σ p > typical_p (locally typical sampling, Meister
-            et al. 2023, https://arxiv.org/abs/2202.00666); 1 keeps all.
+        typical_p: keep the tokens with the smallest |-ln p - H| until Σ p > typical_p (locally typical sampling,
+            Meister et al. 2023, https://arxiv.org/abs/2202.00666); 1 keeps all.
         top_a: keep tokens with p >= top_a max(p)^2 (BlinkDL's RWKV-LM); 0 keeps all.
         epsilon_cutoff: keep tokens with p >= epsilon (Hewitt et al. 2022, https://arxiv.org/abs/2210.15191); 0 keeps
             all.
         eta_cutoff: keep tokens with p >= min(eta, sqrt(eta) e^-H) (the same paper); 0 keeps all.
         top_n_sigma: keep tokens with x >= max(x) - n σ(x) (Tang et al. 2024, https://arxiv.org/abs/2411.07641); 0 keeps
             all.
-        xtc_probability: probability, at each step, of excluding all tokens with p >= `xtc_threshold` but the least likely
-            of them (p-e-w, text-generation-webui #6335); 0 is off.
+        xtc_probability: probability, at each step, of excluding all tokens with p >= `xtc_threshold` but the least
+            likely of them (p-e-w, text-generation-webui #6335); 0 is off.
         xtc_threshold: at most 0.5.
         mirostat: 1 or 2, the version of mirostat that steers the surprise -log2 p of sampled tokens towards
             `mirostat_tau` (Basu et al. 2020, https://arxiv.org/abs/2007.14966; version 2 as in llama.cpp); 0 is off.
