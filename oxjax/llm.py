@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from oxjax.assets import embedded_model
-from oxjax.cache.blocks import NULL_PAGE
+from oxjax.cache.allocator import NULL_PAGE
 from oxjax.chat.api import Chats
 from oxjax.embeddings import Embeddings
 from oxjax.engine.beams import BeamParams

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from oxjax.cache.blocks import NULL_PAGE
+from oxjax.cache.allocator import NULL_PAGE
 from oxjax.cache.slots import RecurrentState
-from oxjax.cache.states import Saved
+from oxjax.cache.states import SwappedState
 
 State = TypeVar("State")  # a pytree of `RecurrentState`s and, apart from those, page arrays `[pages, page_size, ...]`
 
@@ -54,7 +54,7 @@ def copy_page(state: State, source: Int[Array, ""], target: Int[Array, ""]) -> S
     return _map(state, lambda a: a.at[target].set(a[source]), lambda a: a)
 
 
-def export_state(state: Any, pages: Sequence[int], slot: int | None, n_tokens: int) -> Saved:
+def export_state(state: Any, pages: Sequence[int], slot: int | None, n_tokens: int) -> SwappedState:
     """What a sequence has on the device; the state stays as it is.
 
     Args:
@@ -65,25 +65,25 @@ def export_state(state: Any, pages: Sequence[int], slot: int | None, n_tokens: i
     """
     contents, values = jax.device_get(gather(state, *_padded(pages, slot)))
     rows = [content.reshape(-1, *content.shape[2:])[:n_tokens] for content in contents]
-    return Saved(n_tokens, rows, [] if slot is None else values)
+    return SwappedState(n_tokens, rows, [] if slot is None else values)
 
 
-def import_state(state: State, pages: Sequence[int], slot: int | None, saved: Saved, first: int) -> State:
+def import_state(state: State, pages: Sequence[int], slot: int | None, swapped: SwappedState, first: int) -> State:
     """The state with what `export_state` gave in these pages and this slot.
 
     Args:
         state: of every layer; donated.
         pages: as many as the rows from `first` on need. What follows the last row in its page becomes zero.
         slot: for the recurrent state; None without recurrent layers.
-        saved: of a sequence.
+        swapped: of a sequence.
         first: row that begins the first page.
     """
     ids, at = _padded(pages, slot)
     contents = [
         _whole_pages(rows[first:], len(ids), array.shape[1])
-        for rows, array in zip(saved.rows, page_arrays(state), strict=True)
+        for rows, array in zip(swapped.rows, page_arrays(state), strict=True)
     ]
-    return scatter(state, ids, contents, at, saved.values)
+    return scatter(state, ids, contents, at, swapped.values)
 
 
 def _is_recurrent(node: Any) -> bool:
