@@ -1,4 +1,4 @@
-"""State of a sequence between the device and the host, and from page to page: for snapshots, and to make room."""
+"""Copies of a sequence's state between the device and the host, and from page to page: for snapshots and preemption."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def slot_arrays(state: Any) -> list[Array]:
 
 
 def page_bucket(n_pages: int) -> int:
-    """Pages that a transfer of `n_pages` is compiled for: the next power of two."""
+    """Number of pages that a transfer of `n_pages` is compiled for: the next power of two."""
     return 1 << max(n_pages - 1, 0).bit_length()
 
 
@@ -55,13 +55,13 @@ def copy_page(state: State, source: Int[Array, ""], target: Int[Array, ""]) -> S
 
 
 def export_state(state: Any, pages: Sequence[int], slot: int | None, n_tokens: int) -> SwappedState:
-    """What a sequence has on the device; the state stays as it is.
+    """Copy the state of a sequence to the host; the arrays stay as they are.
 
     Args:
         state: of every layer.
-        pages: the sequence's, in order of position; they hold `n_tokens` at least.
-        slot: the sequence's; None if it has not begun, or without recurrent layers.
-        n_tokens: tokens that its state is the state of.
+        pages: of the sequence, in order of position; they hold at least `n_tokens`.
+        slot: of the sequence; None before its first token and without recurrent layers.
+        n_tokens: number of tokens computed.
     """
     contents, values = jax.device_get(gather(state, *_padded(pages, slot)))
     rows = [content.reshape(-1, *content.shape[2:])[:n_tokens] for content in contents]
@@ -69,14 +69,14 @@ def export_state(state: Any, pages: Sequence[int], slot: int | None, n_tokens: i
 
 
 def import_state(state: State, pages: Sequence[int], slot: int | None, swapped: SwappedState, first: int) -> State:
-    """The state with what `export_state` gave in these pages and this slot.
+    """Write the result of `export_state` to these pages and this slot.
 
     Args:
         state: of every layer; donated.
-        pages: as many as the rows from `first` on need. What follows the last row in its page becomes zero.
+        pages: for the rows from `first` on. Rows after the last one become zero.
         slot: for the recurrent state; None without recurrent layers.
         swapped: of a sequence.
-        first: row that begins the first page.
+        first: index of the first row of the first page.
     """
     ids, at = _padded(pages, slot)
     contents = [
@@ -98,7 +98,7 @@ def _map(state: State, on_pages: Callable[[Array], Array], on_slots: Callable[[A
 
 
 def _padded(pages: Sequence[int], slot: int | None) -> tuple[Array, Array]:
-    """Page ids up to the bucket, and the slot; the null page, which takes all padding, stands for those not there."""
+    """Page ids padded with the null page up to the bucket, and the slot, or the null slot for None."""
     ids = np.full(page_bucket(len(pages)), NULL_PAGE, np.int32)
     ids[: len(pages)] = pages
     return jax.device_put((ids, np.int32(NULL_PAGE if slot is None else slot)))
