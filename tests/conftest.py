@@ -47,6 +47,36 @@ def form(request):
     return request.param
 
 
+# Run by `pytest -m quick`: rooms without compiled programs, and one request to the embedded model.
+QUICK = (
+    "tests/cache/",
+    "tests/chat/test_parser.py",
+    "tests/chat/test_templates.py",
+    "tests/chat/test_tools.py",
+    "tests/engine/test_scheduler.py",
+    "tests/evaluate/test_journal.py",
+    "tests/evaluate/test_table.py",
+    "tests/gguf/",
+    "tests/models/test_architectures.py",
+    "tests/sampling/test_grammar.py",
+    "tests/sampling/test_grammar_json.py",
+    "tests/sampling/test_params.py",
+    "tests/test_cli.py::test_generate_prints",
+    "tests/test_errors.py",
+    "tests/test_hub.py",
+    "tests/test_public.py",
+    "tests/tokenizer/",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the quick tests, before tests are chosen by their marks."""
+    for item in items:
+        if item.nodeid.startswith(QUICK) and item.get_closest_marker("slow") is None:
+            item.add_marker("quick")
+
+
 _MEASURED, _PROCESSOR = "measured", "processor seconds"
 _report: list[str] = []
 _processor_seconds: Counter[str] = Counter()  # by test file

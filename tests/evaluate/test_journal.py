@@ -8,18 +8,11 @@ import time
 
 import pytest
 
-from oxjax import LLM
 from oxjax.errors import BatchError
 from oxjax.evaluate import batch, run
 from oxjax.evaluate.journal import Journal, _record
 from oxjax.evaluate.manifest import Manifest
 from tests.helpers.request_files import mixed, write
-
-
-@pytest.fixture(scope="module")
-def llm():
-    with LLM(max_batch=4, max_context=256) as llm:
-        yield llm
 
 
 class Killed(BaseException):

@@ -14,11 +14,11 @@ from oxjax.engine.engine import Engine
 from oxjax.engine.request import Capture
 from oxjax.machine import enable_compilation_cache
 from oxjax.tokenizer import Tokenizer
-from tests.helpers.recurrent_synth import CASES, write
+from tests.helpers import encoder_synth, recurrent_synth, synth
 from tests.helpers.toy import LAYERS, toy_model
 
 EMBEDDED = "embedded"
-RANDOM = "random "  # before a name: a file of random weights, a case of `recurrent_synth`
+RANDOM = "random "  # before a name: a file of random weights, which one of the synthesisers writes
 STORIES = "models/stories260K/stories260K"
 TOYS = tuple(f"toy {kind}" for kind in LAYERS)
 # Prompts are random tokens, after which a model may end the text at once.
@@ -64,12 +64,20 @@ def load(name, data, *, exact=True, weights="auto"):
     if name in TOYS:
         return toy_model(name.removeprefix("toy "), Tokenizer.from_gguf(embedded_model()), exact=exact)
     if name.startswith(RANDOM):
-        case = name.removeprefix(RANDOM)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
-            write(path, case.split(":")[0], *CASES[case], data / "archs" / "llama.gguf")
+            write_random(path, name.removeprefix(RANDOM), data / "archs")
             return oxjax.load(path, exact=exact, weights=weights)
     return oxjax.load(data / f"{name}.gguf", exact=exact, weights=weights)
+
+
+def write_random(path, case, archs):
+    if case == "latents: one layer":
+        synth.write(path, synth.RECIPES["minicpm3"].but(layers=1), archs / "llama.gguf")
+    elif case == "encoder":
+        synth.write(path, encoder_synth.ENCODERS["bert"][0].but({"context_length": 512}), archs / "bert.gguf")
+    else:
+        recurrent_synth.write(path, case.split(":")[0], *recurrent_synth.CASES[case], archs / "llama.gguf")
 
 
 def outcome(request):
