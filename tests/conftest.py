@@ -49,7 +49,9 @@ def form(request):
 
 # Run by `pytest -m quick`: something of every room that compiles nothing, and one request to the embedded model.
 QUICK = (
-    "tests/cache/",
+    "tests/cache/test_blocks.py",
+    "tests/cache/test_prefix.py::test_a_long_random_run_agrees_with_the_model[0]",
+    "tests/cache/test_states.py",
     "tests/chat/test_parser.py",
     "tests/chat/test_tools.py",
     "tests/engine/test_scheduler.py",

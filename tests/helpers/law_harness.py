@@ -20,6 +20,15 @@ from tests.helpers.toy import LAYERS, toy_model
 EMBEDDED = "embedded"
 RANDOM = "random "  # before a name: a file of random weights, which one of the synthesisers writes
 STORIES = "models/stories260K/stories260K"
+_R = synth.RECIPES
+# One or two layers of what the law has to be held for; cases of `recurrent_synth` have the recurrences.
+SMALL = {
+    "latents": _R["minicpm3"].but(layers=1),
+    "windows": _R["gemma3"],
+    "soft caps": _R["gemma2"].but({"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
+    "experts": _R["llama"].but(experts=synth.Experts()),
+    "encoder": encoder_synth.ENCODERS["bert"][0].but({"context_length": 512}),
+}
 TOYS = tuple(f"toy {kind}" for kind in LAYERS)
 # Prompts are random tokens, after which a model may end the text at once.
 PARAMS = SamplingParams(
@@ -72,10 +81,9 @@ def load(name, data, *, exact=True, weights="auto"):
 
 
 def write_random(path, case, archs):
-    if case == "latents: one layer":
-        synth.write(path, synth.RECIPES["minicpm3"].but(layers=1), archs / "llama.gguf")
-    elif case == "encoder":
-        synth.write(path, encoder_synth.ENCODERS["bert"][0].but({"context_length": 512}), archs / "bert.gguf")
+    if case in SMALL:
+        recipe = SMALL[case]
+        synth.write(path, recipe, archs / ("bert.gguf" if recipe.arch == "bert" else "llama.gguf"))
     else:
         recurrent_synth.write(path, case.split(":")[0], *recurrent_synth.CASES[case], archs / "llama.gguf")
 

@@ -85,6 +85,7 @@ def test_other_texts_may_hold_nan(model, texts):
 @pytest.mark.usefixtures("without_kernels")
 def test_fast_mode_holds_it_to_rounding_only(models, texts, name):
     """And, with XLA alone, not to the bit, so the tests above can fail."""
+    texts = texts[::4]  # each length compiles anew
     exact, fast = models(name), models(name, exact=False)
     expected = alone(exact, texts)
     together, apart = list(encoder(fast, 1024).run(texts)), alone(fast, texts)
