@@ -24,7 +24,13 @@ from tests.helpers.law_harness import EMBEDDED, PARAMS, RANDOM, STORIES, TOYS, H
 
 QUICK = [EMBEDDED, STORIES, "toy hybrid"]
 KINDS = ["archs/gemma3", "archs/deepseek2_mla", "archs/mamba2", "archs/qwen35"]  # windows, latents, Mamba-2, delta net
-OTHERS = ["toy recurrent", RANDOM + "kimi-linear"]  # the latter keeps slots and pages of latents
+# One of each kind of state that the quick models have not, with as few layers as it takes.
+SMALLEST = [RANDOM + n for n in ("latents", "mamba2: one layer", "qwen35: two layers")]
+OTHERS = [
+    "toy recurrent",
+    RANDOM + "rwkv7: one layer",
+    RANDOM + "kimi-linear",
+]  # the latter keeps slots and pages of latents
 OTHERS += [
     f"archs/{n}" for n in ("llama_yarn", "qwen3", "gemma2", "phi3", "cohere2", "falcon", "gpt2", "granite", "olmo2")
 ]
@@ -40,7 +46,7 @@ def held_for(*names):
 
 
 for_all = held_for(EMBEDDED, "toy hybrid")
-for_windows_too = held_for("archs/gemma3", "toy hybrid")
+for_windows_too = held_for(RANDOM + "windows", "toy hybrid")
 for_recurrent = pytest.mark.parametrize("harness", TOYS, indirect=True)
 
 SHAPES = {
@@ -113,13 +119,13 @@ def test_shapes_at_every_boundary(harness, expected, length):
         assert harness.run(prompts(1, length)[0], **shape) == expected(harness, length)
 
 
-@held_for("archs/mixtral")
+@held_for(RANDOM + "experts")
 def test_wide_steps(harness, expected):
     """From 4,096 numbers on XLA:CPU computes some things otherwise, such as the exponentials of a router's softmax."""
     assert harness.run(IDS, neighbours=prompts(7, 120), max_batch=9, max_rows=1024) == expected(harness)
 
 
-@held_for("archs/gemma2")
+@held_for(RANDOM + "soft caps")
 def test_steps_in_a_loop_and_beside_prompts(harness, monkeypatch):
     """Two programs, of which one has the sampler in it: merged with a soft cap, it would round otherwise."""
     looped = harness.generated_alone(IDS, LONG)
@@ -309,7 +315,7 @@ def test_a_snapshot_in_a_new_process(harnesses, data, tmp_path, expected, name):
     engine.run([scored, request])
 
 
-@for_all
+@held_for(EMBEDDED, "toy hybrid", *SMALLEST)
 def test_everything_at_once(harness):
     """Requests come, fork, go back, are cancelled, preempted and resumed elsewhere; each ends as if alone."""
     rng = random.Random(5)
