@@ -11,8 +11,8 @@ import pytest
 from oxjax import LLM, SamplingParams
 from oxjax.errors import BatchError, CacheError, EngineClosedError
 from oxjax.evaluate import batch, run, verify
-from oxjax.evaluate.request_format import params_of, read_line
 from oxjax.evaluate.prepare import RequestPreparer
+from oxjax.evaluate.request_format import params_of, read_line
 from tests.helpers.request_files import TEMPLATE, bodies, mixed, write
 
 

@@ -8,8 +8,8 @@ import pytest
 from oxjax import Grammar, SamplingParams
 from oxjax.errors import BatchError, InvalidRequestError, OxjaxError
 from oxjax.evaluate import run
-from oxjax.evaluate.request_format import BatchRequest, params_of
 from oxjax.evaluate.prepare import RequestPreparer
+from oxjax.evaluate.request_format import BatchRequest, params_of
 from tests.helpers.request_files import TEMPLATE, bodies, mixed, write
 
 
