@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from oxjax.assets import embedded_model
-from oxjax.cache.blocks import NULL_PAGE
-from oxjax.chat.api import Chats
+from oxjax.cache.allocator import NULL_PAGE
+from oxjax.chat.chats import Chats
 from oxjax.embeddings import Embeddings
 from oxjax.engine.beams import BeamParams
 from oxjax.engine.config import MAX_STEPS, EngineConfig
@@ -33,7 +33,7 @@ from oxjax.errors import (
     RequestError,
     UnsupportedArchitectureError,
 )
-from oxjax.evaluate.api import Scores
+from oxjax.evaluate.scoring import Scores
 from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes, use_threads
 from oxjax.models.load import Model, load

@@ -43,6 +43,40 @@ def numerics(backend):
     return Numerics(backend=backend)
 
 
+# Run by `pytest -m quick`: something of every room that compiles nothing, and one request to the embedded model.
+QUICK = (
+    "tests/cache/test_allocator.py",
+    "tests/cache/test_prefix.py::test_a_long_random_run_agrees_with_the_model[0]",
+    "tests/cache/test_states.py",
+    "tests/chat/test_parser.py",
+    "tests/chat/test_tools.py",
+    "tests/engine/test_scheduler.py",
+    "tests/gguf/test_gguf_hostile.py::test_each_lie_is_named",
+    "tests/gguf/test_gguf_quants.py",
+    "tests/gguf/test_gguf_reader.py::test_written_files_read_back",
+    "tests/gguf/test_gguf_splits.py",
+    "tests/models/test_architectures.py",
+    "tests/sampling/test_grammar.py",
+    "tests/sampling/test_params.py",
+    "tests/test_cli.py::test_generate_prints_a_story",
+    "tests/test_docstrings.py",
+    "tests/test_errors.py",
+    "tests/test_hub.py",
+    "tests/test_public.py",
+    "tests/tokenizer/test_tokenizer_data.py::test_agrees_with_llama_cpp[ggml-vocab-gpt-2",
+    "tests/tokenizer/test_tokenizer_data.py::test_agrees_with_llama_cpp[ggml-vocab-llama-spm",
+    "tests/tokenizer/test_vocabulary.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the quick tests, before tests are chosen by their marks."""
+    for item in items:
+        if item.nodeid.startswith(QUICK) and item.get_closest_marker("slow") is None:
+            item.add_marker("quick")
+
+
 _MEASURED, _PROCESSOR = "measured", "processor seconds"
 _report: list[str] = []
 _processor_seconds: Counter[str] = Counter()  # by test file

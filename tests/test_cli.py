@@ -1,4 +1,4 @@
-"""The command as a person runs it: in a process of its own."""
+"""The command as a person runs it; in a process of its own where that matters."""
 
 import json
 import os
@@ -8,16 +8,24 @@ import sys
 import gguf
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from oxjax.assets import embedded_model
+from oxjax.cli import app, main
+from oxjax.errors import OxjaxError
 
 
-def oxjax(*arguments, check=True, **options):
-    command = [sys.executable, "-m", "oxjax", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    if check:
-        assert done.returncode == 0, done.stderr
+def oxjax(*arguments, check=True, text=None):
+    """The command in this process, with `text` as its standard input."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
+    if check and done.exception:
+        raise done.exception
     return done
+
+
+def process(*arguments, **options):
+    command = [sys.executable, "-m", "oxjax", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,7 @@ def test_generate_prints_a_story_from_the_embedded_model():
     out = oxjax("generate", "--max-tokens", 40, "--seed", 1).stdout
     assert out.startswith("Once upon a time")
     assert len(out.split()) > 15
-    assert out == oxjax("generate", "--max-tokens", 40, "--seed", 1).stdout
+    assert out == process("generate", "--max-tokens", "40", "--seed", "1").stdout
 
 
 @pytest.mark.parametrize("case", range(4))
@@ -51,7 +59,7 @@ def test_generate_json_matches_llama_cpp(stories, case):
 
 def test_prompt_from_standard_input_and_stop(stories):
     model = stories / "stories260K.gguf"
-    out = oxjax("generate", "-m", model, "-", "-t", 0, "--stop", "Lily", "-n", 60, input="Once upon a time").stdout
+    out = oxjax("generate", "-m", model, "-", "-t", 0, "--stop", "Lily", "-n", 60, text="Once upon a time").stdout
     assert out == "Once upon a time, there was a little girl named \n"
 
 
@@ -62,7 +70,7 @@ def test_chat_one_message_or_a_conversation(tmp_path):
     answer = json.loads(oxjax("chat", "Hello dog", *options, "--json").stdout)
     assert answer["messages"][-1]["content"] == answer["content"]
     assert len(answer["results"]) == 1
-    lines = oxjax("chat", *options, "--set", "enable_thinking=false", input="Hello dog\n\nHow?\n").stdout
+    lines = oxjax("chat", *options, "--set", "enable_thinking=false", text="Hello dog\n\nHow?\n").stdout
     assert lines.startswith(answer["content"] + "\n")
 
 
@@ -112,12 +120,14 @@ def test_tokenize_shows_ids_and_pieces(stories):
         (["generate", "-m", "hf://only/two", "x"], "expected hf://org/repo/file.gguf"),
     ],
 )
-def test_errors_are_one_line_and_a_code(arguments, message):
-    done = oxjax(*arguments, check=False)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stdout == ""
+def test_errors_are_one_line_and_a_code(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["oxjax", *arguments])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert len(shown.err.strip().splitlines()) == 1
+    assert shown.out == ""
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["generate", "--help"]])
@@ -154,22 +164,22 @@ def test_embed_prints_a_vector_per_line_of_input(data):
     model = data / "models" / "all-MiniLM-L6-v2"
     cases = json.loads((model / "reference.json").read_text())[:2]
     lines, how = "\n".join(c["text"] for c in cases), ("-m", model, "--weights", "float32")
-    found = [json.loads(x) for x in oxjax("embed", *how, "-", "--json", input=lines).stdout.splitlines()]
+    found = [json.loads(x) for x in oxjax("embed", *how, "-", "--json", text=lines).stdout.splitlines()]
     assert [f["text"] for f in found] == [c["text"] for c in cases]
     # See tests/test_embed.py.
     np.testing.assert_allclose([f["embedding"] for f in found], [c["embedding"] for c in cases], rtol=0, atol=1.5e-4)
     bare = oxjax("embed", *how, cases[0]["text"]).stdout
     np.testing.assert_allclose([float(x) for x in bare.split()], found[0]["embedding"], rtol=1e-6)
-    many = oxjax("embed", *how, "--truncate", 4, "-", input="a panda of China\nthe dog\n\n" * 50).stdout.splitlines()
+    many = oxjax("embed", *how, "--truncate", 4, "-", text="a panda of China\nthe dog\n\n" * 50).stdout.splitlines()
     assert len(many) == 150
     assert len(set(many)) == 3
 
 
 def test_embed_names_the_text_that_does_not_fit():
     texts = ["The dog"] * 70 + ["The dog " * 50, "One"]
-    done = oxjax("embed", "--max-context", 16, "-", input="\n".join(texts), check=False)
-    assert done.returncode == 1 and len(done.stdout.splitlines()) == 70
-    assert "text 71: 152 tokens" in done.stderr and "--truncate" in done.stderr
+    done = oxjax("embed", "--max-context", 16, "-", text="\n".join(texts), check=False)
+    assert isinstance(done.exception, OxjaxError) and len(done.stdout.splitlines()) == 70
+    assert "text 71: 152 tokens" in str(done.exception) and "--truncate" in str(done.exception)
     done = subprocess.run(
         [sys.executable, "-m", "oxjax", "score", "-"],
         input=b"caf\xe9 is not UTF-8",
@@ -188,4 +198,4 @@ def test_languages_and_beams(tmp_path):
     found = json.loads(oxjax("generate", "Once", "-n", 4, "--beams", 3, "--json", "--param", "min_tokens=2").stdout)
     scores = [result["score"] for result in found["results"]]
     assert len(scores) == 3 and scores == sorted(scores, reverse=True)
-    assert oxjax("generate", "Say", "--regex", "a", "--choice", "b", check=False).returncode != 0
+    assert oxjax("generate", "Say", "--regex", "a", "--choice", "b", check=False).exit_code == 2

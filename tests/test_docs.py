@@ -62,7 +62,12 @@ def test_the_parity_table_names_every_architecture():
     assert sorted(re.findall(r"([\w-]+) \| (?:\d\.\de-\d+|-) ", table)) == architecture_names()
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")))
+NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+SMALL = "01_quickstart.ipynb"
+
+
+# CI runs all of them, as `tools/notebooks.py --check`.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == SMALL else pytest.mark.slow) for n in NOTEBOOKS])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook machinery, not ours
 def test_notebooks_print_what_is_stored(name):
     from tools.notebooks import differences  # imports the kernels

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, TypeVar
 
-from oxjax.cache.blocks import BlockAllocator
+from oxjax.cache.allocator import PageAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool
 from oxjax.constrain.matcher import GrammarCompiler, Matcher
@@ -46,8 +46,8 @@ class Engine:
         has_slots = model.config.slot_bytes > 0
         n_slots = 1 + SLOTS_PER_SEQUENCE * config.max_batch + config.n_checkpoints if has_slots else 1
         self.runner = Runner(model.config, model.params, config, n_slots=n_slots, end_ids=self.tokenizer.eog_ids)
-        pages = BlockAllocator(config.n_pages) if model.config.page_bytes(1) else None
-        slots = BlockAllocator(n_slots, "slot") if has_slots else None
+        pages = PageAllocator(config.n_pages) if model.config.page_bytes(1) else None
+        slots = PageAllocator(n_slots, "slot") if has_slots else None
         reuse_prefixes = config.reuse_prefixes
         if slots is not None and not config.n_checkpoints and reuse_prefixes:
             reuse_prefixes = False
@@ -69,26 +69,26 @@ class Engine:
             **{name: counts[name] for name in ("requests", "finished", "failed", "cancelled")},
             steps=scheduler.steps,
             computed_tokens=counts["rows"],
-            cached_tokens=prefix.saved_tokens if prefix else 0,
+            cached_tokens=prefix.saved_tokens,
             generated_tokens=counts["generated"],
             step_seconds=counts["nanoseconds"] / 1e9,
             host_seconds=counts["host nanoseconds"] / 1e9,
             running=len(scheduler.running),
             waiting=scheduler.n_waiting,
             preemptions=scheduler.preemptions,
-            reuses_prefixes=prefix is not None,
-            prefix_hits=prefix.hits if prefix else 0,
-            prefix_misses=prefix.misses if prefix else 0,
-            evictions=pages.evictions if pages else 0,
-            pages=pages.capacity if pages else 0,
-            pages_used=pages.used_count if pages else 0,
-            pages_cached=pages.cached_count if pages else 0,
-            pages_peak=pages.peak_used if pages else 0,
+            reuses_prefixes=self.pool.reuses_prefixes,
+            prefix_hits=prefix.hits,
+            prefix_misses=prefix.misses,
+            evictions=pages.evictions,
+            pages=pages.capacity,
+            pages_used=pages.used_count,
+            pages_cached=pages.cached_count,
+            pages_peak=pages.peak_used,
             page_bytes=self.runner.config.page_bytes(self.pool.page_size),
-            slots=slots.capacity if slots else 0,
-            slots_used=slots.used_count if slots else 0,
-            checkpoints=slots.cached_count if slots else 0,
-            checkpoint_evictions=slots.evictions if slots else 0,
+            slots=slots.capacity,
+            slots_used=slots.used_count,
+            checkpoints=slots.cached_count,
+            checkpoint_evictions=slots.evictions,
             slot_bytes=self.runner.config.slot_bytes,
             compilations=self.runner.compilations.total(),
         )
@@ -253,7 +253,7 @@ class Engine:
         requests = []
         for targets in continuations:
             sequence = self._whole([*context, *targets[:-1]], "scores", priority)
-            sequence.first, sequence.fork_at = len(context) - 1, len(context) if len(continuations) > 1 else 0
+            sequence.next_output_row, sequence.fork_at = len(context) - 1, len(context) if len(continuations) > 1 else 0
             self.scheduler.check(sequence)
             requests.append(Scoring(sequence, tuple(targets), n_top))
         leader = max(requests, key=lambda r: len(r.targets))
@@ -265,8 +265,8 @@ class Engine:
         return requests
 
     @staticmethod
-    def _whole(prompt: list[int], wants: str, priority: int) -> Sequence:
-        return Sequence(list(prompt), len(prompt), priority=priority, wants=wants)
+    def _whole(prompt: list[int], kind: str, priority: int) -> Sequence:
+        return Sequence(list(prompt), len(prompt), priority=priority, output_kind=kind)
 
     def beam_search(
         self, prompt: list[int], params: SamplingParams, beams: BeamParams, *, priority: int = 0
@@ -388,9 +388,11 @@ class Engine:
         """
         order = {sequence: i for i, sequence in enumerate(self.scheduler)}
         chosen = [r for r in (self.active.by_sequence.values() if requests is None else requests) if not r.done]
-        if any(isinstance(r, BeamSearch | Hypothesis) or r.sequence.wants not in (None, "logits") for r in chosen):
+        if any(
+            isinstance(r, BeamSearch | Hypothesis) or r.sequence.output_kind not in (None, "logits") for r in chosen
+        ):
             raise SnapshotError(
-                "hidden states, scores and beams have no place in snapshots: let who wants them end first"
+                "hidden states, scores and beams have no place in snapshots: let their requests finish first"
             )
         chosen.sort(key=lambda r: order.get(r.sequence, len(order)))
         entries = [
@@ -402,7 +404,7 @@ class Engine:
         return encode(self._host, entries, [self._saved(r.sequence) for r in chosen])
 
     def _saved(self, sequence: Sequence) -> Any:
-        return self.pool.export(sequence.state) if sequence.n_computed else sequence.saved
+        return self.pool.export(sequence.state) if sequence.n_computed else sequence.swapped
 
     def resume(self, blob: bytes) -> list[Request]:
         """Queue the requests of a snapshot, behind those that are here, to go on where they were.

@@ -12,7 +12,7 @@ from oxjax.engine.active import ActiveRequests
 from oxjax.engine.beams import Hypothesis
 from oxjax.engine.request import Generation, Scoring, score_records
 from oxjax.engine.runner import DecodeRow, ModelOutput, Runner, SampleRow
-from oxjax.engine.scheduler import Scheduler, Work
+from oxjax.engine.scheduler import ScheduledChunk, Scheduler
 from oxjax.errors import RequestError
 from oxjax.sampling.packing import SamplingInputs
 from oxjax.sampling.sampled import SampledToken, sampled_tokens
@@ -56,7 +56,7 @@ class Loop:
         counts["nanoseconds"] += time.perf_counter_ns() - start
         counts["host nanoseconds"] += time.perf_counter_ns() - start - device
 
-    def _decode(self, work: list[Work], requests: list[Generation]) -> int:
+    def _decode(self, work: list[ScheduledChunk], requests: list[Generation]) -> int:
         """Decode all running sequences; returns the device's nanoseconds."""
         n_left = [w.sequence.max_length - len(w.sequence.tokens) for w in work]
         wanted = min(self.steps_per_call, max(n_left), max(1, int(CALL_SECONDS / self.step_seconds)))
@@ -78,7 +78,7 @@ class Loop:
                 if self._accept(request, token):
                     finished.append(request)
                     break
-            taken.append(Work(w.sequence, w.start, n_rows))
+            taken.append(ScheduledChunk(w.sequence, w.start, n_rows))
         # A row's steps after its end are not counted: its state goes when it leaves.
         self.scheduler.commit(taken, n_steps)
         for request in finished:
@@ -92,7 +92,7 @@ class Loop:
         self.active.counts["generated"] += len(request.output.chunks) - before
         return finished
 
-    def _run(self, work: list[Work]) -> int:
+    def _run(self, work: list[ScheduledChunk]) -> int:
         """Run rows of all kinds; returns the device's nanoseconds."""
         samples = {row: self.active.by_sequence[w.sequence] for row, w in enumerate(work) if w.chooses}
         device = time.perf_counter_ns()
@@ -124,12 +124,12 @@ class Loop:
             request.error = error
             return SamplingInputs(request.sequence.tokens)
 
-    def _wanted_rows(self, ran: ModelOutput, work: list[Work]) -> list[tuple[Any, np.ndarray]]:
+    def _wanted_rows(self, ran: ModelOutput, work: list[ScheduledChunk]) -> list[tuple[Any, np.ndarray]]:
         """Logits, hidden states and scores of these rows, for the requests that want them, on the host."""
         found: list[tuple[Any, np.ndarray]] = []
         arrays = {
             kind: np.asarray(ran.hidden if kind == "hidden" else ran.logits).astype(np.float32)
-            for kind in {w.sequence.wants for w in work} - {None, "scores"}
+            for kind in {w.sequence.output_kind for w in work} - {None, "scores"}
         }
         scored: list[tuple[Scoring, int]] = []  # and its number of rows here
         rows: list[int] = []
@@ -137,12 +137,12 @@ class Loop:
         end = 0
         for w in work:
             begin, end = end, end + w.n_rows
-            sequence, first = w.sequence, max(w.start, w.sequence.first)
-            if sequence.wants is None or first >= w.stop:
+            sequence, first = w.sequence, max(w.start, w.sequence.next_output_row)
+            if sequence.output_kind is None or first >= w.stop:
                 continue
             request, first_row = self.active.by_sequence[sequence], begin + first - w.start
             if not isinstance(request, Scoring):
-                found.append((request, arrays[sequence.wants][first_row:end].copy()))
+                found.append((request, arrays[sequence.output_kind][first_row:end].copy()))
                 continue
             base = len(sequence.tokens) - len(request.targets)  # the row that scores the first target
             rows += range(first_row, end)
@@ -160,7 +160,7 @@ class Loop:
                 found.append((request, score_records(columns, slice(begin, end), request.n_top)))
         return found
 
-    def _fork_followers(self, work: list[Work]) -> None:
+    def _fork_followers(self, work: list[ScheduledChunk]) -> None:
         """Fork the requests that share what a sequence has computed now: samples of a prompt, scores of a context."""
         for w in work:
             if w.stop == w.sequence.fork_at:

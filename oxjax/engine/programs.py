@@ -18,10 +18,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from oxjax.batch import Batch
-from oxjax.cache.blocks import NULL_PAGE
+from oxjax.cache.allocator import NULL_PAGE
 from oxjax.config import ModelConfig
 from oxjax.engine.decode import decode_steps
-from oxjax.engine.scheduler import Work
+from oxjax.engine.scheduler import ScheduledChunk
 from oxjax.kernels.dot import min_rows
 from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.row_best import row_best
@@ -162,7 +162,7 @@ class CountCompilations:
             log.info("compiled: first %s", self.cause)
 
 
-def build_batch(work: Seq[Work], shape: BatchShape, *, all_logits: bool) -> Int[np.ndarray, " n"]:
+def build_batch(work: Seq[ScheduledChunk], shape: BatchShape, *, all_logits: bool) -> Int[np.ndarray, " n"]:
     """The batch of some work, its arrays in one."""
     shapes = shape.arrays()
     packed = np.zeros(n_numbers(shapes), np.int32)

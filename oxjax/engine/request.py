@@ -151,7 +151,7 @@ class Scoring(Request):
     def accept(self, records: np.ndarray) -> bool:
         """Take the next scores; returns whether all are there."""
         self.rows.append(records)
-        self.sequence.first += len(records)
+        self.sequence.next_output_row += len(records)
         return sum(map(len, self.rows)) == len(self.targets)
 
     def result(self) -> Score:
@@ -185,7 +185,7 @@ class Scoring(Request):
 
 @dataclass(eq=False)
 class Capture(Request):
-    """A prompt whose logits or hidden states are wanted at every position (`sequence.wants`).
+    """A prompt whose logits or hidden states are wanted at every position (`sequence.output_kind`).
 
     Attributes:
         sequence: the prompt and its state.
@@ -198,8 +198,8 @@ class Capture(Request):
     def accept(self, rows: np.ndarray) -> bool:
         """Take the next rows; returns whether all are there."""
         self.rows.append(rows)
-        self.sequence.first += len(rows)
-        return self.sequence.first == len(self.sequence.tokens)
+        self.sequence.next_output_row += len(rows)
+        return self.sequence.next_output_row == len(self.sequence.tokens)
 
     def result(self) -> np.ndarray:
         """All rows: float32 `[T, vocab]` or `[T, d_model]`."""

@@ -13,14 +13,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from oxjax.cache.blocks import NULL_PAGE
-from oxjax.cache.states import Saved
+from oxjax.cache.allocator import NULL_PAGE
+from oxjax.cache.states import SwappedState
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
 from oxjax.engine import programs
 from oxjax.engine.config import MAX_STEPS, EngineConfig
 from oxjax.engine.decode import decoding_record
-from oxjax.engine.scheduler import Work
+from oxjax.engine.scheduler import ScheduledChunk
 from oxjax.models.decoder import Params, init_state
 from oxjax.sampling.edits import LEAST_EDITS
 from oxjax.sampling.packing import (
@@ -79,7 +79,7 @@ class DecodeRow(NamedTuple):
         breaks_loop: the call ends when it ends.
     """
 
-    work: Work
+    work: ScheduledChunk
     metadata: SamplingMetadata
     inputs: SamplingInputs
     n_steps: int
@@ -119,23 +119,23 @@ class Runner:
         self._end_ids = jax.device_put(np.array(sorted(end_ids), np.int32))
         self.compilations: Counter[str] = Counter()
 
-    def run(self, work: Seq[Work]) -> ModelOutput:
+    def run(self, work: Seq[ScheduledChunk]) -> ModelOutput:
         """Run the rows of `work`; what comes back is on the device."""
         n_rows = sum(w.n_rows for w in work)
         bucket = next(b for b in self.buckets if b >= n_rows)
-        wants = {w.sequence.wants for w in work} - {None}
-        chooses = any(w.sequence.wants is None for w in work)
-        shape = self._shape(bucket, bool(wants))
-        packed = programs.build_batch(work, shape, all_logits=bool(wants))
-        if not wants:
+        kinds = {w.sequence.output_kind for w in work} - {None}
+        chooses = any(w.sequence.output_kind is None for w in work)
+        shape = self._shape(bucket, bool(kinds))
+        packed = programs.build_batch(work, shape, all_logits=bool(kinds))
+        if not kinds:
             return ModelOutput(self._run_batch(packed, shape), None, None)
         last = np.zeros(shape.n_seqs, np.int32)
         last[: len(work)] = np.cumsum([w.n_rows for w in work]) - 1
-        if wants == {"logits"}:
+        if kinds == {"logits"}:
             logits = self._run_batch(packed, shape)
             return ModelOutput(self._rows_of(logits, last) if chooses else None, logits, None)
         hidden = self._run_hidden(packed, shape)
-        logits = self._logits_of(hidden) if "logits" in wants else None
+        logits = self._logits_of(hidden) if "logits" in kinds else None
         return ModelOutput(self._logits_of(self._rows_of(hidden, last)) if chooses else None, logits, hidden)
 
     def _rows_of(self, array: Array, rows: Int[np.ndarray, " n"]) -> Array:
@@ -277,15 +277,15 @@ class Runner:
         vocab = self.config.vocab_size
         return [0, *(min(n, vocab) for n in bucket_sizes(MIN_TOP, min(most, vocab)))] if most else [0]
 
-    def export(self, pages: Seq[int], slot: int | None, n_tokens: int) -> Saved:
+    def export(self, pages: Seq[int], slot: int | None, n_tokens: int) -> SwappedState:
         """A sequence's state on the host; see `export_state`."""
         with self._counted(gather, f"export of {page_bucket(len(pages))} pages"):
             return export_state(self.state, pages, slot, n_tokens)
 
-    def restore(self, pages: Seq[int], slot: int | None, saved: Saved, first: int) -> None:
+    def restore(self, pages: Seq[int], slot: int | None, swapped: SwappedState, first: int) -> None:
         """Write what `export` gave to pages and a slot; see `import_state`."""
         with self._counted(scatter, f"import of {page_bucket(len(pages))} pages"):
-            self.state = import_state(self.state, pages, slot, saved, first)
+            self.state = import_state(self.state, pages, slot, swapped, first)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page on every layer."""

@@ -30,7 +30,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as to_safetensors
 
-from oxjax.cache.states import Saved
+from oxjax.cache.states import SwappedState
 from oxjax.cache.transfer import page_arrays, slot_arrays
 from oxjax.config import ModelConfig
 from oxjax.constrain import Grammar
@@ -140,26 +140,26 @@ def _layout(host: Host) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
     }
 
 
-def encode(host: Host, entries: list[Entry], saved: list[Saved | None]) -> bytes:
+def encode(host: Host, entries: list[Entry], swapped: list[SwappedState | None]) -> bytes:
     """The snapshot of requests.
 
     Args:
         host: of the engine they are in.
         entries: the requests, oldest first.
-        saved: their state; None for those that have none.
+        swapped: their state; None for those that have none.
     """
-    columns = [_columns(*pair) for pair in zip(entries, saved, strict=True)]
+    columns = [_columns(*pair) for pair in zip(entries, swapped, strict=True)]
     tensors = {
         name: np.concatenate(
             [np.zeros((0, *row), dtype), *(np.asarray(c[name], dtype) for c in columns if len(c.get(name, ())))]
         )
         for name, (_, dtype, row) in _layout(host).items()
     }
-    requests = [dataclasses.asdict(_counts(*pair)) for pair in zip(entries, saved, strict=True)]
+    requests = [dataclasses.asdict(_counts(*pair)) for pair in zip(entries, swapped, strict=True)]
     return pack({"fingerprint": host.fingerprint, "requests": requests}, tensors)
 
 
-def _columns(entry: Entry, saved: Saved | None) -> dict[str, list | np.ndarray]:
+def _columns(entry: Entry, swapped: SwappedState | None) -> dict[str, list | np.ndarray]:
     """A request's rows of every array that it has any of."""
     chunks = entry.output.chunks if entry.output is not None else []
     top = [pair for chunk in chunks for pair in chunk.top_logprobs]
@@ -172,19 +172,19 @@ def _columns(entry: Entry, saved: Saved | None) -> dict[str, list | np.ndarray]:
         "top_tokens": [token for token, _ in top],
         "top_logprobs": [logprob for _, logprob in top],
         "logits": np.concatenate(entry.logits) if entry.logits else [],
-        **({f"state.{i}": rows for i, rows in enumerate(saved.rows)} if saved else {}),
-        **({f"slot.{i}": value[None] for i, value in enumerate(saved.values)} if saved else {}),
+        **({f"state.{i}": rows for i, rows in enumerate(swapped.rows)} if swapped else {}),
+        **({f"slot.{i}": value[None] for i, value in enumerate(swapped.values)} if swapped else {}),
     }
 
 
-def _counts(entry: Entry, saved: Saved | None) -> _Counts:
+def _counts(entry: Entry, swapped: SwappedState | None) -> _Counts:
     chunks = entry.output.chunks if entry.output is not None else []
     n_tokens = len(entry.sequence.tokens)
     return _Counts(
         n_tokens=n_tokens,
         n_prompt=n_tokens - len(chunks),
-        n_computed=saved.n_tokens if saved else 0,
-        n_states=int(bool(saved and saved.values)),
+        n_computed=swapped.n_tokens if swapped else 0,
+        n_states=int(bool(swapped and swapped.values)),
         n_logits=sum(map(len, entry.logits)),
         n_top=sum(len(chunk.top_logprobs) for chunk in chunks),
         max_length=entry.sequence.max_length,
@@ -240,10 +240,10 @@ def _entry(host: Host, counts: _Counts, parts: dict[str, np.ndarray]) -> Entry:
     sequence = Sequence(
         tokens=parts["tokens"].tolist(),
         max_length=counts.max_length,
-        wants="logits" if counts.params is None else None,
-        first=counts.n_logits,
+        output_kind="logits" if counts.params is None else None,
+        next_output_row=counts.n_logits,
         priority=counts.priority,
-        saved=Saved(counts.n_computed, rows, values) if counts.n_computed else None,
+        swapped=SwappedState(counts.n_computed, rows, values) if counts.n_computed else None,
     )
     logits = [parts["logits"]] if counts.n_logits else []
     if counts.params is None:

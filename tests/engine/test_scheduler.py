@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from oxjax.cache.blocks import BlockAllocator
+from oxjax.cache.allocator import PageAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import StatePool
 from oxjax.engine.config import EngineConfig
@@ -27,7 +27,7 @@ class NoDevice:
 
 
 def make(*, pages=65, max_batch=4, max_rows=16, max_context=64, page_size=4, prefix=False):
-    allocator = BlockAllocator(pages)
+    allocator = PageAllocator(pages)
     cache = PrefixCache(allocator, page_size, root_key(model="test")) if prefix else None
     pool = StatePool(NoDevice(), page_size=page_size, pages=allocator, prefix=cache)
     return Scheduler(pool, EngineConfig(1, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=False))
@@ -153,13 +153,13 @@ def test_the_youngest_gives_way_and_comes_back_first():
 def test_what_wants_all_rows_reuses_nothing_but_is_found_by_others():
     scheduler = make(prefix=True, max_rows=64)
     scored = sequence(17, 0)
-    scored.wants = "logits"
+    scored.output_kind = "logits"
     plain = sequence(17, 1)
     scheduler.add(scored)
     scheduler.commit(scheduler.schedule())
     scheduler.remove(scored)
     again = sequence(17, 0)
-    again.wants = "logits"
+    again.output_kind = "logits"
     scheduler.add(plain)
     scheduler.add(again)
     assert [(w.sequence is plain, w.start) for w in scheduler.schedule()] == [(True, 16), (False, 0)]
@@ -190,5 +190,5 @@ def test_a_prompt_that_is_cached_whole_leaves_a_token_to_compute(length, found):
 
 
 def test_host_truth_imports_no_jax():
-    code = "import sys, oxjax.engine.scheduler, oxjax.cache.blocks; sys.exit('jax' in sys.modules)"
+    code = "import sys, oxjax.engine.scheduler, oxjax.cache.allocator; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

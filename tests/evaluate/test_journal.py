@@ -8,18 +8,11 @@ import time
 
 import pytest
 
-from oxjax import LLM
 from oxjax.errors import BatchError
 from oxjax.evaluate import batch, run
 from oxjax.evaluate.journal import Journal, _record
 from oxjax.evaluate.manifest import Manifest
 from tests.helpers.request_files import mixed, write
-
-
-@pytest.fixture(scope="module")
-def llm():
-    with LLM(max_batch=4, max_context=256) as llm:
-        yield llm
 
 
 class Killed(BaseException):
@@ -134,11 +127,11 @@ def test_a_full_disk_loses_nothing(llm, ran, tmp_path):
     assert output.read_bytes() == expected
 
 
-def kill_minus_nine(tmp_path, lines, n_kills, seed):
+def kill_minus_nine(llm, tmp_path, lines, n_kills, seed):
     """Run the command and kill it at random moments, until it has been killed so often; all files are the same."""
     rng, command = random.Random(seed), [sys.executable, "-m", "oxjax", "batch"]
     source, calm = write(tmp_path, lines)
-    subprocess.run([*command, source, calm], check=True, capture_output=True)
+    run(llm, source, calm)
     expected, output, n_survived = calm.read_bytes(), tmp_path / "killed.jsonl", 0
     for _ in range(n_kills):
         began = output.stat().st_size if output.exists() else 0
@@ -159,11 +152,11 @@ def kill_minus_nine(tmp_path, lines, n_kills, seed):
     return n_survived
 
 
-def test_killed_processes_go_on(tmp_path):
-    kill_minus_nine(tmp_path, mixed(90), 1, seed=0)
+def test_killed_processes_go_on(llm, tmp_path):
+    kill_minus_nine(llm, tmp_path, mixed(30), 1, seed=0)
 
 
 @pytest.mark.slow
-def test_twenty_killed_processes_go_on(tmp_path, report):
-    n_survived = kill_minus_nine(tmp_path, mixed(2000), 20, seed=1)
+def test_twenty_killed_processes_go_on(llm, tmp_path, report):
+    n_survived = kill_minus_nine(llm, tmp_path, mixed(2000), 20, seed=1)
     report(f"batch: 20 of 20 killed runs of 2,000 requests end in the same file ({n_survived} after the last byte)")

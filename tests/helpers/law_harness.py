@@ -15,12 +15,21 @@ from oxjax.engine.engine import Engine
 from oxjax.engine.request import Capture
 from oxjax.machine import enable_compilation_cache
 from oxjax.tokenizer import Tokenizer
-from tests.helpers.recurrent_synth import CASES, write
+from tests.helpers import encoder_synth, recurrent_synth, synth
 from tests.helpers.toy import LAYERS, toy_model
 
 EMBEDDED = "embedded"
-RANDOM = "random "  # before a name: a file of random weights, a case of `recurrent_synth`
+RANDOM = "random "  # before a name: a file of random weights, which one of the synthesisers writes
 STORIES = "models/stories260K/stories260K"
+_R = synth.RECIPES
+# One or two layers of what the law has to be held for; cases of `recurrent_synth` have the recurrences.
+SMALL = {
+    "latents": _R["minicpm3"].but(layers=1),
+    "windows": _R["gemma3"],
+    "soft caps": _R["gemma2"].but({"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
+    "experts": _R["llama"].but(experts=synth.Experts()),
+    "encoder": encoder_synth.ENCODERS["bert"][0].but({"context_length": 512}),
+}
 TOYS = tuple(f"toy {kind}" for kind in LAYERS)
 # Prompts are random tokens, after which a model may end the text at once.
 PARAMS = SamplingParams(
@@ -66,12 +75,19 @@ def load(name, data, *, exact=True, weights="auto", backend="auto"):
     if name in TOYS:
         return toy_model(name.removeprefix("toy "), Tokenizer.from_gguf(embedded_model()), exact=exact, backend=backend)
     if name.startswith(RANDOM):
-        case = name.removeprefix(RANDOM)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
-            write(path, case.split(":")[0], *CASES[case], data / "archs" / "llama.gguf")
+            write_random(path, name.removeprefix(RANDOM), data / "archs")
             return oxjax.load(path, **options)
     return oxjax.load(data / f"{name}.gguf", **options)
+
+
+def write_random(path, case, archs):
+    if case in SMALL:
+        recipe = SMALL[case]
+        synth.write(path, recipe, archs / ("bert.gguf" if recipe.arch == "bert" else "llama.gguf"))
+    else:
+        recurrent_synth.write(path, case.split(":")[0], *recurrent_synth.CASES[case], archs / "llama.gguf")
 
 
 def outcome(request):
@@ -134,6 +150,5 @@ class Harness:
         both = [engine.logits(ids), engine.generate(ids, PARAMS, PARAMS.seed)]
         engine.run(both + others)
         if not engine.scheduler.running:
-            pools = (engine.pool.pages, engine.pool.slots)
-            assert not any(pool.used_count for pool in pools if pool is not None)
+            assert not any(pool.used_count for pool in (engine.pool.pages, engine.pool.slots))
         return [outcome(r) for r in both]

@@ -227,7 +227,9 @@ class _Worker:
         """A context after one batch of these tokens."""
         lib, n = self.lib, len(ids)
         params = lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = max(n, 32), max(n, 32), max(n, 32)
+        # Attention takes memory for all pairs of a ubatch's rows and the context; pooling needs all rows in one.
+        params.n_ctx, params.n_batch = max(n, 32), max(n, 32)
+        params.n_ubatch = max(n, 32) if options else min(max(n, 32), 512)
         params.n_threads = params.n_threads_batch = 2
         params.type_k = params.type_v = params.flash_attn_type = 0
         params.swa_full = True

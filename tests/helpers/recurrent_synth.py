@@ -298,11 +298,19 @@ def side_by_side(mixer, **keys):
     return ATTENTION | FED | mixer[0] | keys, blocks
 
 
+def first(n, case):
+    """The first `n` blocks of a case."""
+    keys, blocks = case
+    cut = {key: value[:n] if isinstance(value, list) else value for key, value in keys.items()}
+    return cut | {"block_count": n}, blocks[:n]
+
+
 CASES = {
     "mamba": pure(mamba()),
     "mamba: shapes": pure(mamba(state=8, rank=7, kernel=3)),
     "mamba: unit norms": pure(mamba(), **{"ssm.dt_b_c_rms": True}),
     "mamba2": pure(mamba2()),
+    "mamba2: one layer": first(1, pure(mamba2())),
     "mamba2: one group": pure(mamba2(groups=1, kernel=2)),
     "mamba2: a group per head": pure(mamba2(inner=192, groups=4, heads=4, state=24)),
     "jamba: dense": alternating(mamba(low_norm=True), mlp()),
@@ -344,6 +352,7 @@ CASES = {
     "qwen3next: legacy": qwen(delta_net(form="legacy"), experts(40, 48, gated=True), **QWEN_EXPERTS),
     "qwen3next: one key head": qwen(delta_net(1, 4, 16), experts(40, 48, gated=True, merged=True), **QWEN_EXPERTS),
     "qwen35": qwen(delta_net(form="qwen35"), mlp(), **SECTIONS),
+    "qwen35: two layers": first(2, qwen(delta_net(form="qwen35"), mlp(), **SECTIONS)),
     "qwen35: equal heads": qwen(delta_net(4, 4, 16, 3, form="qwen35"), mlp(), (False, True, True), **SECTIONS),
     "qwen35: tiled": qwen(delta_net(2, 6, 16, form="qwen35"), mlp(), **SECTIONS),
     "qwen35moe": qwen(
@@ -356,6 +365,7 @@ CASES = {
     "rwkv6qwen2: grouped": rwkv6qwen2(head_dim=8, kv_heads=2, mix=6),
     "rwkv6qwen2: no count": rwkv6qwen2(head_dim=32, kv_heads=0, decay=5, biases=False),
     "rwkv7": rwkv7(),
+    "rwkv7: one layer": first(1, rwkv7()),
     "rwkv7: shapes": rwkv7(192, decay=5, rate=7, mix=9, gate=3),
     "rwkv7: one head": rwkv7(head_dim=128),
     "arwkv7": arwkv7(),

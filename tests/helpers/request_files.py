@@ -40,3 +40,9 @@ def write(folder, lines):
     source = folder / "in.jsonl"
     source.write_bytes(b"\n".join(lines) + b"\n")
     return source, folder / "out.jsonl"
+
+
+def bodies(output):
+    """Answers by request, None for a failure."""
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    return {r["custom_id"]: r["response"] and r["response"]["body"] for r in records}

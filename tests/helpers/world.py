@@ -10,11 +10,11 @@ from itertools import accumulate
 
 import numpy as np
 
-from oxjax.cache.blocks import BlockAllocator
+from oxjax.cache.allocator import PageAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
-from oxjax.cache.states import SLOTS_PER_SEQUENCE, Saved, StatePool
+from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool, SwappedState
 from oxjax.engine.config import EngineConfig
-from oxjax.engine.scheduler import Scheduler, Sequence, Work
+from oxjax.engine.scheduler import ScheduledChunk, Scheduler, Sequence
 
 ROOT = root_key(model="world")
 KINDS = {"paged": (True, False), "recurrent": (False, True), "hybrid": (True, True)}
@@ -44,13 +44,13 @@ class Contents:
 
     def export(self, pages, slot, n_tokens):
         rows = [np.array([self.cells[self.cell(pages, i)] for i in range(n_tokens)])] if self.paged else []
-        return Saved(n_tokens, rows, [] if slot is None else [np.array(self.slots[slot])])
+        return SwappedState(n_tokens, rows, [] if slot is None else [np.array(self.slots[slot])])
 
-    def restore(self, pages, slot, saved, first):
-        for i, row in enumerate(saved.rows[0][first:] if self.paged else []):
+    def restore(self, pages, slot, swapped, first):
+        for i, row in enumerate(swapped.rows[0][first:] if self.paged else []):
             self.cells[self.cell(pages, i)] = int(row)
         if self.recurrent:
-            self.slots[slot] = int(saved.values[0])
+            self.slots[slot] = int(swapped.values[0])
 
     def run(self, work):
         """A step: everything is read, and checked, before anything is written."""
@@ -84,8 +84,8 @@ class World:
     def __init__(self, kind, *, swap=True, reuse=True, n_pages=14, max_batch=4, max_rows=5, n_checkpoints=4):
         paged, recurrent = KINDS[kind]
         self.device = Contents(self.PAGE, paged=paged, recurrent=recurrent)
-        pages = BlockAllocator(n_pages + 1) if paged else None
-        slots = BlockAllocator(1 + SLOTS_PER_SEQUENCE * max_batch + n_checkpoints, "slot") if recurrent else None
+        pages = PageAllocator(n_pages + 1) if paged else None
+        slots = PageAllocator(1 + SLOTS_PER_SEQUENCE * max_batch + n_checkpoints, "slot") if recurrent else None
         prefix = PrefixCache(pages, self.PAGE, ROOT, slots=slots, checkpoint_every=self.EVERY) if reuse else None
         self.pool = StatePool(self.device, page_size=self.PAGE, pages=pages, slots=slots, prefix=prefix)
         sizes = EngineConfig(n_pages + 1, self.PAGE, max_batch, max_rows, self.CONTEXT, swap=swap)
@@ -97,7 +97,7 @@ class World:
     def add(self, tokens, n_new, *, priority=0, all_logits=False):
         n_new = 0 if all_logits else min(n_new, self.CONTEXT - len(tokens))
         sequence = Sequence(
-            list(tokens), len(tokens) + n_new, wants="logits" if all_logits else None, priority=priority
+            list(tokens), len(tokens) + n_new, output_kind="logits" if all_logits else None, priority=priority
         )
         self.scheduler.add(sequence)
         self.live.append(sequence)
@@ -142,12 +142,13 @@ class World:
             n_rows = next((i for i, token in enumerate(new, 1) if token), len(new))
             sequence.tokens += new[:-1]
             taken.append((sequence, start, len(new), n_rows, new[n_rows - 1]))
-        self.device.run([Work(sequence, start, n) for sequence, start, n, *_ in taken])
+        self.device.run([ScheduledChunk(sequence, start, n) for sequence, start, n, *_ in taken])
         for sequence, start, _, n_rows, _ in taken:
             del sequence.tokens[start + (1 if fails else n_rows) :]
         if fails:
             return self.check("failed step")
-        self.scheduler.commit([Work(sequence, start, n_rows) for sequence, start, _, n_rows, _ in taken], n_steps)
+        chunks = [ScheduledChunk(sequence, start, n_rows) for sequence, start, _, n_rows, _ in taken]
+        self.scheduler.commit(chunks, n_steps)
         for sequence, _, n, n_rows, last in taken:
             sequence.tokens.append(last)
             if n_rows < n or len(sequence.tokens) == sequence.max_length:
@@ -185,15 +186,13 @@ class World:
         assert len(running) <= scheduler.max_batch
         assert sorted(map(id, self.live)) == sorted(map(id, (*running, *waiting)))
         assert [s.rank for s in running] == sorted(s.rank for s in running)
-        assert all(s.state is not None and s.saved is None for s in running)
+        assert all(s.state is not None and s.swapped is None for s in running)
         assert all(s.state is None for s in waiting)
         assert all(s.n_computed < len(s.tokens) for s in self.live)
-        if pool.pages is not None:
-            refs = Counter(page for s in running for page in s.state.pages)
-            assert all(pool.pages.ref_count(p) == refs[p] for p in range(1, pool.pages.capacity + 1))
-        if pool.slots is not None:
-            held = Counter(x for s in running for x in (s.state.slot, s.state.next_slot) if x is not None)
-            assert all(pool.slots.ref_count(x) == held[x] for x in range(1, pool.slots.capacity + 1))
+        refs = Counter(page for s in running for page in s.state.pages)
+        assert all(pool.pages.ref_count(p) == refs[p] for p in range(1, pool.pages.capacity + 1))
+        held = Counter(x for s in running for x in (s.state.slot, s.state.next_slot) if x is not None)
+        assert all(pool.slots.ref_count(x) == held[x] for x in range(1, pool.slots.capacity + 1))
         return self
 
     def drain(self, choose, limit=2000):
@@ -202,8 +201,8 @@ class World:
                 break
             self.step(choose)
         assert not self.live, "it does not come to an end"
-        assert self.pool.pages is None or self.pool.pages.used_count == 0
-        assert self.pool.slots is None or self.pool.slots.used_count == 0
+        assert self.pool.pages.used_count == 0
+        assert self.pool.slots.used_count == 0
 
 
 def play(world: World, rng: random.Random, n: int) -> None:
@@ -224,7 +223,7 @@ def play(world: World, rng: random.Random, n: int) -> None:
                 more = [token()] if length == len(parent.tokens) and rng.random() < 0.5 else []
                 world.fork(parent, length, rng.randint(1, 8), more=more)
         elif choice < 0.37:
-            candidates = [s for s in world.live + world.finished[-3:] if s.wants is None]
+            candidates = [s for s in world.live + world.finished[-3:] if s.output_kind is None]
             if candidates:
                 sequence = rng.choice(candidates)
                 world.rewind(sequence, rng.randint(1, len(sequence.tokens)))

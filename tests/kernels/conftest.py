@@ -1,0 +1,31 @@
+"""Of every sweep over sizes the first and last case by default, and of long ones the middle: XLA compiles each anew.
+
+The others are slow tests. `check_*.cpp` sweep the native kernels' sizes too, without XLA.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def is_size(value):
+    return type(value) is int or (type(value) is tuple and all(type(part) is int for part in value))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    sweeps = defaultdict(list)
+    for item in items:
+        if item.path.parent == HERE and hasattr(item, "callspec"):
+            params = item.callspec.params
+            kinds = {name: str(value) for name, value in params.items() if not is_size(value)}
+            if len(kinds) < len(params):
+                sweeps[item.path, item.originalname, *kinds.items()].append(item)
+    for sweep in sweeps.values():
+        kept = {0, len(sweep) // 2, len(sweep) - 1} if len(sweep) > 4 else {0, len(sweep) - 1}
+        for i, item in enumerate(sweep):
+            if i not in kept:
+                item.add_marker("slow")
