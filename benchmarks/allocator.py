@@ -9,15 +9,15 @@ import argparse
 import random
 import time
 
-from oxjax.cache.blocks import BlockAllocator
-from oxjax.cache.prefix import page_keys, root_key
+from oxjax.cache.allocator import PageAllocator
+from oxjax.cache.prefix import BlockHashes, root_key
 
 CHAIN = 8  # pages that continue each other
 
 
 def run(n_pages: int, operations: int) -> tuple[float, float]:
     """Operations per second on one page each, and evictions per allocation, once the pool is full."""
-    rng, pool = random.Random(0), BlockAllocator(n_pages + 1)
+    rng, pool = random.Random(0), PageAllocator(n_pages + 1)
     keys = [rng.randbytes(32) for _ in range(n_pages + 1)]  # of what each page held last
     live: list[int] = []  # one entry per reference
     chain: list[int] = []
@@ -70,8 +70,8 @@ def main() -> None:
     tokens, root = list(range(200 * 16)), root_key(model="benchmark")
     begin = time.process_time()
     for _ in range(100):
-        page_keys(tokens, 16, root)
-    print(f"keys of 200 pages of 16 tokens: {(time.process_time() - begin) * 1e4:.0f} us")
+        BlockHashes(root, 16).at(tokens, 199)
+    print(f"hashes of 200 pages of 16 tokens: {(time.process_time() - begin) * 1e4:.0f} us")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from oxjax.cache.blocks import NULL_PAGE
+from oxjax.cache.allocator import NULL_PAGE
 
 
 @struct.dataclass

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from oxjax.assets import embedded_model
-from oxjax.cache.blocks import NULL_PAGE
-from oxjax.chat.api import Chats
+from oxjax.cache.allocator import NULL_PAGE
+from oxjax.chat.chats import Chats
 from oxjax.embeddings import Embeddings
 from oxjax.engine.beams import BeamParams
 from oxjax.engine.engine import Engine
@@ -31,7 +31,7 @@ from oxjax.errors import (
     RequestError,
     UnsupportedArchitectureError,
 )
-from oxjax.evaluate.api import Scores
+from oxjax.evaluate.scoring import Scores
 from oxjax.hub import resolve
 from oxjax.machine import enable_compilation_cache, pool_bytes
 from oxjax.models.load import Model, load

@@ -54,7 +54,7 @@ def form(request):
 
 # Run by `pytest -m quick`: something of every room that compiles nothing, and one request to the embedded model.
 QUICK = (
-    "tests/cache/test_blocks.py",
+    "tests/cache/test_allocator.py",
     "tests/cache/test_prefix.py::test_a_long_random_run_agrees_with_the_model[0]",
     "tests/cache/test_states.py",
     "tests/chat/test_parser.py",
@@ -68,6 +68,7 @@ QUICK = (
     "tests/sampling/test_grammar.py",
     "tests/sampling/test_params.py",
     "tests/test_cli.py::test_generate_prints_a_story",
+    "tests/test_docstrings.py",
     "tests/test_errors.py",
     "tests/test_hub.py",
     "tests/test_public.py",

@@ -1,6 +1,4 @@
-"""Pages of keys and values, or of what stands for them, on the device: immutable, donated to each step, ignorant of
-requests.
-"""
+"""Pages of keys and values, or of latents, on the device: immutable, donated to each step, ignorant of requests."""
 
 from __future__ import annotations
 
@@ -24,11 +22,11 @@ class KVPages:
 
 @struct.dataclass
 class LatentPages:
-    """What all heads' keys and values of one layer come from, `[pages, page_size, ...]` each (see `LatentSpec`).
+    """Latents of one layer, from which all heads compute keys and values, `[pages, page_size, ...]` each.
 
     Attributes:
         latent: normalised.
-        rope_k: the rotated dimensions of the keys, which all heads share.
+        rope_k: rotated dimensions of the keys, shared by all heads.
     """
 
     latent: Float[Array, "pages page_size kv_rank"]
@@ -39,7 +37,7 @@ Pages = TypeVar("Pages", KVPages, LatentPages)
 
 
 def write_rows(pages: Pages, *rows: Float[Array, "T ..."], page: Int[Array, " T"], offset: Int[Array, " T"]) -> Pages:
-    """Store each row at `[page, offset]`, one array of rows for each of the pages' in their order.
+    """Store each row at `[page, offset]`; one array of rows for each array of `pages`, in the order of its fields.
 
     In place when the pages were donated.
     """

@@ -1,4 +1,4 @@
-"""Recurrent state on the device: a value of fixed size per slot, immutable, donated, ignorant of requests."""
+"""Slots of recurrent state on the device: one value of fixed size each, immutable, donated, ignorant of requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RecurrentState:
 
     Attributes:
         conv: last inputs of a causal convolution, `[slots, kernel - 1, channels]`.
-        ssm: the recurrence's own state; its shape is the layer's business.
+        ssm: state of the recurrence; its shape depends on the kind of layer.
     """
 
     conv: Float[Array, "slots window channels"]
@@ -26,9 +26,9 @@ class RecurrentState:
 
 
 def read_slots(state: RecurrentState, layout: RowLayout) -> RecurrentState:
-    """The state that each sequence of the batch goes on from, `[S, ...]`; zero where one begins.
+    """Read the state that each sequence of the batch continues from, `[S, ...]`; zero where one begins.
 
-    What a slot held before a sequence begins never matters, so slots need no clearing.
+    The old content of a slot never matters to a sequence that begins, so slots are not cleared.
     """
 
     def read(array: Array) -> Array:
@@ -39,5 +39,5 @@ def read_slots(state: RecurrentState, layout: RowLayout) -> RecurrentState:
 
 
 def write_slots(state: RecurrentState, new: RecurrentState, layout: RowLayout) -> RecurrentState:
-    """Put what the batch's sequences ended with, `[S, ...]`, in their new slots; in place when donated."""
+    """Write the new state of each sequence of the batch, `[S, ...]`, to its slot; in place when donated."""
     return jax.tree.map(lambda array, value: array.at[layout.write_slots].set(value.astype(array.dtype)), state, new)

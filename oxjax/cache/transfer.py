@@ -1,4 +1,4 @@
-"""State of a sequence between the device and the host, and from page to page: for snapshots, and to make room."""
+"""Copies of a sequence's state between the device and the host, and from page to page: for snapshots and preemption."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from oxjax.cache.blocks import NULL_PAGE
+from oxjax.cache.allocator import NULL_PAGE
 from oxjax.cache.slots import RecurrentState
-from oxjax.cache.states import Saved
+from oxjax.cache.states import SwappedState
 
 State = TypeVar("State")  # a pytree of `RecurrentState`s and, apart from those, page arrays `[pages, page_size, ...]`
 
@@ -29,7 +29,7 @@ def slot_arrays(state: Any) -> list[Array]:
 
 
 def page_bucket(n_pages: int) -> int:
-    """Pages that a transfer of `n_pages` is compiled for: the next power of two."""
+    """Number of pages that a transfer of `n_pages` is compiled for: the next power of two."""
     return 1 << max(n_pages - 1, 0).bit_length()
 
 
@@ -54,36 +54,36 @@ def copy_page(state: State, source: Int[Array, ""], target: Int[Array, ""]) -> S
     return _map(state, lambda a: a.at[target].set(a[source]), lambda a: a)
 
 
-def export_state(state: Any, pages: Sequence[int], slot: int | None, n_tokens: int) -> Saved:
-    """What a sequence has on the device; the state stays as it is.
+def export_state(state: Any, pages: Sequence[int], slot: int | None, n_tokens: int) -> SwappedState:
+    """Copy the state of a sequence to the host; the arrays stay as they are.
 
     Args:
         state: of every layer.
-        pages: the sequence's, in order of position; they hold `n_tokens` at least.
-        slot: the sequence's; None if it has not begun, or without recurrent layers.
-        n_tokens: tokens that its state is the state of.
+        pages: of the sequence, in order of position; they hold at least `n_tokens`.
+        slot: of the sequence; None before its first token and without recurrent layers.
+        n_tokens: number of tokens computed.
     """
     contents, values = jax.device_get(gather(state, *_padded(pages, slot)))
     rows = [content.reshape(-1, *content.shape[2:])[:n_tokens] for content in contents]
-    return Saved(n_tokens, rows, [] if slot is None else values)
+    return SwappedState(n_tokens, rows, [] if slot is None else values)
 
 
-def import_state(state: State, pages: Sequence[int], slot: int | None, saved: Saved, first: int) -> State:
-    """The state with what `export_state` gave in these pages and this slot.
+def import_state(state: State, pages: Sequence[int], slot: int | None, swapped: SwappedState, first: int) -> State:
+    """Write the result of `export_state` to these pages and this slot.
 
     Args:
         state: of every layer; donated.
-        pages: as many as the rows from `first` on need. What follows the last row in its page becomes zero.
+        pages: for the rows from `first` on. Rows after the last one become zero.
         slot: for the recurrent state; None without recurrent layers.
-        saved: of a sequence.
-        first: row that begins the first page.
+        swapped: of a sequence.
+        first: index of the first row of the first page.
     """
     ids, at = _padded(pages, slot)
     contents = [
         _whole_pages(rows[first:], len(ids), array.shape[1])
-        for rows, array in zip(saved.rows, page_arrays(state), strict=True)
+        for rows, array in zip(swapped.rows, page_arrays(state), strict=True)
     ]
-    return scatter(state, ids, contents, at, saved.values)
+    return scatter(state, ids, contents, at, swapped.values)
 
 
 def _is_recurrent(node: Any) -> bool:
@@ -98,7 +98,7 @@ def _map(state: State, on_pages: Callable[[Array], Array], on_slots: Callable[[A
 
 
 def _padded(pages: Sequence[int], slot: int | None) -> tuple[Array, Array]:
-    """Page ids up to the bucket, and the slot; the null page, which takes all padding, stands for those not there."""
+    """Page ids padded with the null page up to the bucket, and the slot, or the null slot for None."""
     ids = np.full(page_bucket(len(pages)), NULL_PAGE, np.int32)
     ids[: len(pages)] = pages
     return jax.device_put((ids, np.int32(NULL_PAGE if slot is None else slot)))

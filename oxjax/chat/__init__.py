@@ -1,10 +1,10 @@
 """Conversations with a model: its template, the calls and the reasoning in what it writes, and running the calls."""
 
-from oxjax.chat.dialect import DIALECTS, Dialect, detect
+from oxjax.chat.call_grammar import call_grammar, call_schema
 from oxjax.chat.forms import ToolCall
-from oxjax.chat.grammar import call_grammar, call_schema
 from oxjax.chat.parser import ChatParser, Delta, Message
 from oxjax.chat.session import ChatDelta, ChatResult, Session
+from oxjax.chat.tool_format import DIALECTS, Dialect, detect
 from oxjax.chat.tools import ToolDispatcher, ToolResult, tool_schema
 
 __all__ = [

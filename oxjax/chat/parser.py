@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oxjax.chat.cursor import Cursor, Malformed, Reader, delimiters
-from oxjax.chat.dialect import HARMONY_MARKERS, CallForm, Dialect
 from oxjax.chat.forms import ToolCall, function_of
+from oxjax.chat.tool_format import HARMONY_MARKERS, CallForm, Dialect
 
 _HARMONY_ENDS = tuple(m for m in HARMONY_MARKERS if m not in ("<|message|>", "<|constrain|>"))
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")

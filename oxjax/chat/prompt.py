@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from oxjax.chat.dialect import Dialect
+from oxjax.chat.tool_format import Dialect
 from oxjax.errors import ChatTemplateError
 from oxjax.gguf import GGUFFile
 from oxjax.tokenizer import Tokenizer

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from oxjax.chat.call_grammar import call_grammar
 from oxjax.chat.cursor import delimiters
-from oxjax.chat.dialect import Dialect, detect, named
 from oxjax.chat.forms import ToolCall, function_of
-from oxjax.chat.grammar import call_grammar
 from oxjax.chat.parser import ChatParser, Delta
 from oxjax.chat.prompt import Prompter
+from oxjax.chat.tool_format import Dialect, detect, named
 from oxjax.chat.tools import ToolDispatcher, ToolResult
 from oxjax.constrain import Grammar
 from oxjax.engine.output import Chunk

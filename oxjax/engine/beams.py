@@ -178,7 +178,7 @@ class BeamSearch(Request):
         elif any(r.offers is None for r in live):
             for request in live:
                 if request.offers is not None:
-                    scheduler.park(request.sequence)
+                    scheduler.swap_out(request.sequence)
             return
         growths: dict[Hypothesis, list[Growth]] = {request: [] for request in live}
         try:
@@ -195,7 +195,7 @@ class BeamSearch(Request):
                 active.by_sequence[child.sequence] = child
             parent.sequence.tokens.append(first.token)
             parent.output, parent.total, parent.offers = first.output, first.total, None
-            scheduler.unpark(parent.sequence)
+            scheduler.requeue(parent.sequence)
             born[first] = parent
         for group in self._groups:
             group.live = [] if self.done else [born[g] for g in group.growths]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, TypeVar
 
-from oxjax.cache.blocks import BlockAllocator
+from oxjax.cache.allocator import PageAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool
 from oxjax.constrain.matcher import GrammarCompiler, Matcher
@@ -81,8 +81,8 @@ class Engine:
             n_slots=n_slots,
             end_ids=self.tokenizer.eog_ids,
         )
-        pages = BlockAllocator(n_pages) if config.page_bytes(1) else None
-        slots = BlockAllocator(n_slots, "slot") if config.slot_bytes else None
+        pages = PageAllocator(n_pages) if config.page_bytes(1) else None
+        slots = PageAllocator(n_slots, "slot") if config.slot_bytes else None
         if slots is not None and not n_checkpoints and reuse_prefixes:
             reuse_prefixes = False
             log.warning("prefixes are not reused: this model has recurrent layers, and no checkpoints are kept")
@@ -105,26 +105,26 @@ class Engine:
             **{name: counts[name] for name in ("requests", "finished", "failed", "cancelled")},
             steps=scheduler.steps,
             computed_tokens=counts["rows"],
-            cached_tokens=prefix.saved_tokens if prefix else 0,
+            cached_tokens=prefix.saved_tokens,
             generated_tokens=counts["generated"],
             step_seconds=counts["nanoseconds"] / 1e9,
             host_seconds=counts["host nanoseconds"] / 1e9,
             running=len(scheduler.running),
             waiting=scheduler.n_waiting,
             preemptions=scheduler.preemptions,
-            reuses_prefixes=prefix is not None,
-            prefix_hits=prefix.hits if prefix else 0,
-            prefix_misses=prefix.misses if prefix else 0,
-            evictions=pages.evictions if pages else 0,
-            pages=pages.capacity if pages else 0,
-            pages_used=pages.used_count if pages else 0,
-            pages_cached=pages.cached_count if pages else 0,
-            pages_peak=pages.peak_used if pages else 0,
+            reuses_prefixes=self.pool.reuses_prefixes,
+            prefix_hits=prefix.hits,
+            prefix_misses=prefix.misses,
+            evictions=pages.evictions,
+            pages=pages.capacity,
+            pages_used=pages.used_count,
+            pages_cached=pages.cached_count,
+            pages_peak=pages.peak_used,
             page_bytes=self.runner.config.page_bytes(self.pool.page_size),
-            slots=slots.capacity if slots else 0,
-            slots_used=slots.used_count if slots else 0,
-            checkpoints=slots.cached_count if slots else 0,
-            checkpoint_evictions=slots.evictions if slots else 0,
+            slots=slots.capacity,
+            slots_used=slots.used_count,
+            checkpoints=slots.cached_count,
+            checkpoint_evictions=slots.evictions,
             slot_bytes=self.runner.config.slot_bytes,
             compilations=self.runner.compilations.total(),
         )
@@ -432,7 +432,7 @@ class Engine:
         return encode(self._host, entries, [self._saved(r.sequence) for r in chosen])
 
     def _saved(self, sequence: Sequence) -> Any:
-        return self.pool.export(sequence.state) if sequence.n_computed else sequence.saved
+        return self.pool.export(sequence.state) if sequence.n_computed else sequence.swapped
 
     def resume(self, blob: bytes) -> list[Request]:
         """Queue the requests of a snapshot, behind those that are here, to go on where they were.

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
 from oxjax.batch import Batch
-from oxjax.cache.blocks import NULL_PAGE
+from oxjax.cache.allocator import NULL_PAGE
 from oxjax.config import ModelConfig
 from oxjax.engine.decode import decode_steps
 from oxjax.engine.packed import Room, n_numbers, sampling_record, sampling_rows, split, unpack

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from oxjax.cache.blocks import NULL_PAGE
-from oxjax.cache.states import Saved
+from oxjax.cache.allocator import NULL_PAGE
+from oxjax.cache.states import SwappedState
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
 from oxjax.engine import programs
@@ -295,12 +295,12 @@ class Runner:
         vocab = self.config.vocab_size
         return [0, *(min(n, vocab) for n in sizes(LEAST_TOP, min(most, vocab)))] if most else [0]
 
-    def export(self, pages: Seq[int], slot: int | None, n_tokens: int) -> Saved:
+    def export(self, pages: Seq[int], slot: int | None, n_tokens: int) -> SwappedState:
         """A sequence's state on the host; see `export_state`."""
         with self._counted(gather, f"export of {page_bucket(len(pages))} pages"):
             return export_state(self.state, pages, slot, n_tokens)
 
-    def restore(self, pages: Seq[int], slot: int | None, saved: Saved, first: int) -> None:
+    def restore(self, pages: Seq[int], slot: int | None, saved: SwappedState, first: int) -> None:
         """Write what `export` gave to pages and a slot; see `import_state`."""
         with self._counted(scatter, f"import of {page_bucket(len(pages))} pages"):
             self.state = import_state(self.state, pages, slot, saved, first)

@@ -13,12 +13,12 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
-from oxjax.cache.prefix import PrefixTrail
-from oxjax.cache.states import Saved, SequenceState, StatePool
+from oxjax.cache.prefix import BlockHashes
+from oxjax.cache.states import SequenceState, StatePool, SwappedState
 from oxjax.errors import PoolExhaustedError, RequestTooLargeError
 
 HEAD_START = 256  # steps
@@ -38,8 +38,8 @@ class Sequence:
         places: in the batch, its own and those of others that will go on from it.
         priority: each level puts it before sequences that came up to `HEAD_START` steps earlier.
         state: of its first tokens on the device; None while it waits.
-        saved: the same on the host, for when it is admitted.
-        trail: how far it is known to the prefix cache, where there is one.
+        swapped: the same on the host, for when it is admitted.
+        block_hashes: hashes of its full pages, for the prefix cache.
         rank: its place in the order of service; smaller goes first.
     """
 
@@ -51,8 +51,8 @@ class Sequence:
     places: int = 1
     priority: int = 0
     state: SequenceState | None = None
-    saved: Saved | None = None
-    trail: PrefixTrail | None = None
+    swapped: SwappedState | None = None
+    block_hashes: BlockHashes = field(default_factory=BlockHashes)
     rank: tuple[int, ...] = (0, 0)
 
     @property
@@ -142,7 +142,7 @@ class Scheduler:
         """
         self.check(sequence)
         sequence.rank = self.steps - HEAD_START * sequence.priority, next(self._serial)
-        sequence.trail = self.pool.trail()
+        sequence.block_hashes = self.pool.prefix.block_hashes()
         self._push(sequence)
 
     def check(self, sequence: Sequence) -> None:
@@ -158,7 +158,7 @@ class Scheduler:
                 made = f"{length - n_new} prompt tokens and up to {n_new} new ones make {length}"
                 less = "shorten the prompt, lower max_tokens"
             raise RequestTooLargeError(f"{made}, and the context holds {limit}: {less} or raise max_context")
-        if (needed := self.pool.pages_for(length)) and needed > self.pool.pages.capacity:
+        if (needed := self.pool.pages_for(length)) > self.pool.pages.capacity:
             raise RequestTooLargeError(
                 f"{length} tokens need {needed} pages of {self.pool.page_size}, and the pool has "
                 f"{self.pool.pages.capacity}"
@@ -177,20 +177,19 @@ class Scheduler:
         """
         for child in children:
             self.check(child)
-        saved, parent.places = parent.saved, 1
+        swapped, parent.places = parent.swapped, 1
         for child in children:
             child.rank = *parent.rank[:2], next(self._serial)
-            child.trail = self.pool.trail()
+            child.block_hashes = self.pool.prefix.block_hashes()
             if parent.state is not None and len(self.running) < self.max_batch:
                 child.state = self.pool.fork(parent.state)
-                child.trail = child.state.trail
-                if child.trail is not None:
-                    child.trail.cut(parent.n_computed // self.pool.page_size)
+                child.block_hashes = child.state.block_hashes
+                child.block_hashes.cut(parent.n_computed // self.pool.page_size)
                 insort(self.running, child, key=_rank)
             else:
-                if saved is None and parent.state is not None:
-                    saved = self._save(parent)
-                child.saved = saved
+                if swapped is None and parent.state is not None:
+                    swapped = self._export(parent)
+                child.swapped = swapped
                 self._push(child)
             self.rewind(child)
 
@@ -206,10 +205,9 @@ class Scheduler:
                 self.pool.truncate(sequence.state, max(p for p in self.pool.positions(sequence.state) if p <= limit))
         elif sequence not in self._queued:
             self.add(sequence)
-        elif sequence.saved is not None:
-            sequence.saved = sequence.saved.cut(limit)
-        if sequence.trail is not None:
-            sequence.trail.cut(len(sequence.tokens) // self.pool.page_size)
+        elif sequence.swapped is not None:
+            sequence.swapped = sequence.swapped.cut(limit)
+        sequence.block_hashes.cut(len(sequence.tokens) // self.pool.page_size)
 
     def schedule(self) -> list[Work]:
         """The next step's rows, at most `max_rows`; empty when nothing waits or runs.
@@ -264,25 +262,25 @@ class Scheduler:
                 self._preempt(self.running[-1])
 
     def _preempt(self, victim: Sequence) -> None:
-        victim.saved = self._save(victim)
+        victim.swapped = self._export(victim)
         self.running.remove(victim)
         self._release(victim)
         self._push(victim)
         self.preemptions += 1
 
-    def park(self, sequence: Sequence) -> None:
-        """Take a running sequence out, with its state on the host, until `unpark`; one that does not run stays."""
+    def swap_out(self, sequence: Sequence) -> None:
+        """Move a running sequence out, its state to the host, until `requeue`; one that does not run stays."""
         if sequence.state is not None:
-            sequence.saved = self._save(sequence)
+            sequence.swapped = self._export(sequence)
             self.running.remove(sequence)
             self._release(sequence)
 
-    def unpark(self, sequence: Sequence) -> None:
-        """Queue a sequence that was parked; one that was not is left alone."""
+    def requeue(self, sequence: Sequence) -> None:
+        """Queue a sequence that was swapped out; one that was not is left alone."""
         if sequence.state is None and sequence not in self._queued:
             self._push(sequence)
 
-    def _save(self, sequence: Sequence) -> Saved | None:
+    def _export(self, sequence: Sequence) -> SwappedState | None:
         return self.pool.export(sequence.state) if self.swap and sequence.n_computed else None
 
     def _push(self, sequence: Sequence) -> None:
@@ -298,7 +296,7 @@ class Scheduler:
         """Whether there are places in the batch, and room for all the tokens that it has."""
         if self.running and sum(s.places for s in self.running) + sequence.places > self.max_batch:
             return False
-        return self.pool.fits(sequence.tokens, limit=sequence.n_reusable, trail=sequence.trail)
+        return self.pool.fits(sequence.tokens, limit=sequence.n_reusable, block_hashes=sequence.block_hashes)
 
     def _admit(self) -> Sequence | None:
         """Move the first that waits to the running ones, if there is room and waiting longer does not pay."""
@@ -307,9 +305,9 @@ class Scheduler:
         if self._will_be_found(sequence) or not self._can_admit(sequence):
             return None
         sequence.state = self.pool.open(
-            sequence.tokens, limit=sequence.n_reusable, trail=sequence.trail, saved=sequence.saved
+            sequence.tokens, limit=sequence.n_reusable, block_hashes=sequence.block_hashes, swapped=sequence.swapped
         )
-        sequence.saved = None
+        sequence.swapped = None
         heapq.heappop(self._queue)
         self._queued.remove(sequence)
         insort(self.running, sequence, key=_rank)
@@ -317,17 +315,15 @@ class Scheduler:
 
     def _will_be_found(self, sequence: Sequence) -> bool:
         """Whether a running sequence is about to compute what this one needs next, so that waiting pays."""
-        prefix, tokens = self.pool.prefix, sequence.tokens
-        if prefix is None:
+        missing = self.pool.prefix.next_missing(
+            sequence.tokens, limit=sequence.n_reusable, block_hashes=sequence.block_hashes
+        )
+        if missing is None:
             return False
-        found, _ = prefix.peek(tokens, limit=sequence.n_reusable, trail=sequence.trail)
-        end = (found // prefix.stride + 1) * prefix.stride
-        if end > sequence.n_reusable:
-            return False
+        end, block_hash = missing
         page = end // self.pool.page_size - 1
-        key = prefix.key(tokens, page, sequence.trail)
         return any(
-            s.n_pending > 1 and s.n_computed < end <= len(s.tokens) and prefix.key(s.tokens, page, s.trail) == key
+            s.n_pending > 1 and s.n_computed < end <= len(s.tokens) and s.block_hashes.at(s.tokens, page) == block_hash
             for s in self.running
         )
 
@@ -362,7 +358,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or not, and take its state back. One that is not here is left alone."""
-        sequence.saved = None
+        sequence.swapped = None
         if sequence.state is not None:
             self.running.remove(sequence)
             self._release(sequence)

@@ -30,7 +30,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as to_safetensors
 
-from oxjax.cache.states import Saved
+from oxjax.cache.states import SwappedState
 from oxjax.cache.transfer import page_arrays, slot_arrays
 from oxjax.config import ModelConfig
 from oxjax.constrain import Grammar
@@ -141,7 +141,7 @@ def _layout(host: Host) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
     }
 
 
-def encode(host: Host, entries: list[Entry], saved: list[Saved | None]) -> bytes:
+def encode(host: Host, entries: list[Entry], saved: list[SwappedState | None]) -> bytes:
     """The snapshot of requests.
 
     Args:
@@ -160,7 +160,7 @@ def encode(host: Host, entries: list[Entry], saved: list[Saved | None]) -> bytes
     return pack({"fingerprint": host.fingerprint, "requests": requests}, tensors)
 
 
-def _columns(entry: Entry, saved: Saved | None) -> dict[str, list | np.ndarray]:
+def _columns(entry: Entry, saved: SwappedState | None) -> dict[str, list | np.ndarray]:
     """A request's rows of every array that it has any of."""
     chunks = entry.output.chunks if entry.output is not None else []
     top = [pair for chunk in chunks for pair in chunk.top_logprobs]
@@ -178,7 +178,7 @@ def _columns(entry: Entry, saved: Saved | None) -> dict[str, list | np.ndarray]:
     }
 
 
-def _counts(entry: Entry, saved: Saved | None) -> _Counts:
+def _counts(entry: Entry, saved: SwappedState | None) -> _Counts:
     chunks = entry.output.chunks if entry.output is not None else []
     n_tokens = len(entry.sequence.tokens)
     return _Counts(
@@ -244,7 +244,7 @@ def _entry(host: Host, counts: _Counts, parts: dict[str, np.ndarray]) -> Entry:
         wants="logits" if counts.params is None else None,
         first=counts.n_logits,
         priority=counts.priority,
-        saved=Saved(counts.n_computed, rows, values) if counts.n_computed else None,
+        swapped=SwappedState(counts.n_computed, rows, values) if counts.n_computed else None,
     )
     logits = [parts["logits"]] if counts.n_logits else []
     if counts.params is None:

@@ -1,4 +1,4 @@
-"""Files of requests, run to the end however often that takes, and checked afterwards."""
+"""Batch runs: all requests of a file, with results that an interrupted run keeps and a later one completes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from oxjax.engine.encoder import MAX_TEXTS
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.request import Request
 from oxjax.errors import BatchError, EngineClosedError, InvalidRequestError, OxjaxError
-from oxjax.evaluate.dialect import read_id, read_line
 from oxjax.evaluate.journal import Journal
 from oxjax.evaluate.manifest import Manifest, day_of, facts
-from oxjax.evaluate.plans import Plan, Planner
+from oxjax.evaluate.prepare import PreparedRequest, RequestPreparer
+from oxjax.evaluate.request_format import read_id, read_line
 from oxjax.evaluate.source import Line, Source
 from oxjax.llm import LLM
 
 logger = logging.getLogger(__name__)
 
 WINDOW = 1024  # requests that are sorted by length together
-_OK = b'"error": null}\n'  # how a line of a request that did not fail ends
+_OK = b'"error": null}\n'  # end of the line of a request that did not fail
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Answer(NamedTuple):
     error: str | None
 
 
-Steps = Generator[list[Answer], None, None]  # what is there after each
+Steps = Generator[list[Answer], None, None]  # the answers of each step
 
 
 def run(
@@ -103,28 +103,27 @@ def run(
     on_error: str = "continue",
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Run the requests of a file, and go on with what an earlier run has left.
+    """Run the requests of a file, or those that an earlier run has left.
 
-    Results are lines of `output` in the order of the requests, in the format of OpenAI's batch API; one that is there
-    is never computed again. In exact mode the file is the same to the byte, however often the run was cut short, and
-    whatever `max_batch` is. On SIGINT and SIGTERM it stops between two steps; a second one interrupts as usual.
+    Results are lines of `output` in the order of the requests, in the format of OpenAI's batch API; a result in the
+    file is never computed again. In exact mode the file is the same to the byte for any number of interruptions and
+    any `max_batch`. On SIGINT and SIGTERM it stops between two steps; a second one interrupts as usual.
 
     Args:
-        llm: what runs them.
-        source: JSON lines; see `oxjax.evaluate.dialect`.
+        llm: runs them.
+        source: JSON lines; see `oxjax.evaluate.request_format`.
         output: JSON lines. Beside it come a manifest (see `Manifest`) and, while it runs, a journal.
         seed: requests without a seed get one from this and from their ids.
-        date: YYYY-MM-DD, what chat templates take for today; None is that of the manifest, or else today.
+        date: YYYY-MM-DD, today's date for chat templates; None is that of the manifest, or today if there is none.
         shard: (i, n) runs the i-th of n parts of the requests, by their ids.
-        on_error: "continue" writes a line that says what is wrong with a request, and goes on; "stop" stops as soon as
-            a request is known to be wrong, which is before it and its neighbours run. To go on with another input,
-            name another output.
+        on_error: "continue" writes a line with the error of a request, and goes on; "stop" stops at the first error,
+            invalid requests before any of their window run. To continue with another input, name another output.
         progress: called after every step.
 
     Raises:
-        BatchError: the output is another run's or cannot be written, or a request failed and `on_error` is "stop".
-            Results that were there stay, and so do those of requests that were done before.
-        InvalidRequestError: there is no such date.
+        BatchError: the output belongs to another run or cannot be written, or a request failed and `on_error` is
+            "stop". Earlier results stay, and so do those of requests that finished before the error.
+        InvalidRequestError: `date` is not a date.
     """
     output, requests = Path(output), Source(Path(source), shard)
     date = day_of(output) if date is None else date
@@ -149,7 +148,7 @@ def record(
     progress: Callable[[Progress], None] | None,
     metrics: Callable[[], Metrics | None] = lambda: None,
 ) -> Summary:
-    """Write the answers that an output has not yet.
+    """Write the answers that are missing in an output.
 
     Args:
         requests: all of the run.
@@ -191,26 +190,26 @@ def record(
 
 
 def answer(llm: LLM, lines: Iterable[Line], seed: int, date: str) -> Steps:
-    """Run requests, those of a window by their length; what is there after each step.
+    """Run requests, the longest of a window first; yields the answers of each step.
 
-    Closing the iterator cancels what is under way.
+    Closing the iterator cancels the requests in progress.
     """
     if llm.config.causal:
-        llm.engine  # noqa: B018  (what keeps it from being made is no request's fault)
-    work, lines = _Work(llm, Planner(llm, seed, date)), iter(lines)
-    ready: deque[tuple[Line, Plan]] = deque()
+        llm.engine  # noqa: B018  (an error while it is made is not the fault of a request)
+    work, lines = _Work(llm, RequestPreparer(llm, seed, date)), iter(lines)
+    ready: deque[tuple[Line, PreparedRequest]] = deque()
     try:
         while True:
             answers: list[Answer] = []
             while work.has_room:
                 if not ready:
-                    window, wrong = work.understand(list(islice(lines, WINDOW)))
+                    window, wrong = work.prepare(list(islice(lines, WINDOW)))
                     ready += window
                     answers += wrong
                 if not ready:
                     break
                 answers += work.start(*ready.popleft())
-            if not answers:  # who stops at errors has computed nothing beside them
+            if not answers:  # report invalid lines before computing, so that on_error="stop" wastes no work
                 answers = work.step()
             if not answers and work.is_idle and not ready:
                 return
@@ -220,35 +219,35 @@ def answer(llm: LLM, lines: Iterable[Line], seed: int, date: str) -> Steps:
 
 
 class _Work:
-    """Requests that are under way.
+    """Requests in progress.
 
     Args:
-        llm: what runs them.
-        planner: understands them.
+        llm: runs them.
+        preparer: of the run.
     """
 
-    def __init__(self, llm: LLM, planner: Planner):
-        self.llm, self.planner = llm, planner
-        self.running: dict[int, tuple[Line, Plan, list[Request]]] = {}  # by place
+    def __init__(self, llm: LLM, preparer: RequestPreparer):
+        self.llm, self.preparer = llm, preparer
+        self.running: dict[int, tuple[Line, PreparedRequest, list[Request]]] = {}  # by place
         self._ended: deque[int] = deque()  # places of lines all of whose requests are done
-        self.texts: list[tuple[Line, Plan]] = []  # for an encoder, which has no engine
+        self.texts: list[tuple[Line, PreparedRequest]] = []  # for an encoder, which has no engine
 
-    def understand(self, lines: list[Line]) -> tuple[list[tuple[Line, Plan]], list[Answer]]:
-        """Requests of lines, the longest first, and the answers to those that are none."""
-        plans, wrong = [], []
+    def prepare(self, lines: list[Line]) -> tuple[list[tuple[Line, PreparedRequest]], list[Answer]]:
+        """Prepare the requests of lines: the longest first, and the answers to invalid ones."""
+        valid, invalid = [], []
         for line in lines:
-            plan = _attempt(line, partial(self._plan, line))
-            if isinstance(plan, Answer):
-                wrong.append(plan)
+            prepared = _attempt(line, partial(self._prepare, line))
+            if isinstance(prepared, Answer):
+                invalid.append(prepared)
             else:
-                plans.append((line, plan))
-        return sorted(plans, key=lambda item: -item[1].n_tokens), wrong
+                valid.append((line, prepared))
+        return sorted(valid, key=lambda item: -item[1].n_tokens), invalid
 
-    def _plan(self, line: Line) -> Plan:
-        ask = read_line(line.text)
+    def _prepare(self, line: Line) -> PreparedRequest:
+        request = read_line(line.text)
         if line.repeats:
-            raise InvalidRequestError(f"custom_id {ask.custom_id!r}: an earlier line has it")
-        return self.planner.plan(ask)
+            raise InvalidRequestError(f"custom_id {request.custom_id!r}: an earlier line has it")
+        return self.preparer.prepare(request)
 
     @property
     def has_room(self) -> bool:
@@ -261,15 +260,15 @@ class _Work:
     def is_idle(self) -> bool:
         return not self.running and not self.texts
 
-    def start(self, line: Line, plan: Plan) -> list[Answer]:
-        """Begin with a request; the answer, if it is there at once."""
-        if plan.texts:
-            self.texts.append((line, plan))
+    def start(self, line: Line, prepared: PreparedRequest) -> list[Answer]:
+        """Start a request; returns its answer if it fails at once."""
+        if prepared.texts:
+            self.texts.append((line, prepared))
             return []
-        found = _attempt(line, plan.start)
+        found = _attempt(line, prepared.start)
         if isinstance(found, Answer):
             return [found]
-        self.running[line.place] = line, plan, found
+        self.running[line.place] = line, prepared, found
         n_left = len(found)
 
         def ended(_: Request) -> None:
@@ -290,14 +289,14 @@ class _Work:
             while self._ended:
                 answers.append(self._finish(*self.running.pop(self._ended.popleft())))
         if self.texts:
-            hidden = self.llm.encoder.run([ids for _, plan in self.texts for ids in plan.texts])
-            answers += [self._finish(line, plan, [next(hidden) for _ in plan.texts]) for line, plan in self.texts]
+            hidden = self.llm.encoder.run([ids for _, prepared in self.texts for ids in prepared.texts])
+            answers += [self._finish(line, p, [next(hidden) for _ in p.texts]) for line, p in self.texts]
             self.texts = []
         return answers
 
     @staticmethod
-    def _finish(line: Line, plan: Plan, found: list[Any]) -> Answer:
-        return _attempt(line, lambda: _success(line, plan.finish(found)))
+    def _finish(line: Line, prepared: PreparedRequest, found: list[Any]) -> Answer:
+        return _attempt(line, lambda: _success(line, prepared.finish(found)))
 
     def cancel(self) -> None:
         if self.running:  # else there may be no engine
@@ -352,7 +351,7 @@ def _count_failed(output: Path, journal: Journal) -> int:
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """A function that tells if SIGINT or SIGTERM came; always false outside of the main thread."""
+    """Function that returns True after SIGINT or SIGTERM; always False outside of the main thread."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

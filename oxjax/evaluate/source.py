@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from oxjax.errors import BatchError, InvalidRequestError
-from oxjax.evaluate.dialect import read_id
+from oxjax.evaluate.request_format import read_id
 
 
 class Line(NamedTuple):

@@ -1,4 +1,4 @@
-"""What architectures share when they turn metadata into a config and tensors into a layer."""
+"""Builders that architectures share: config from metadata, layer from tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rope(
     theta: float | None = None,
     scaling: RopeScaling | None = None,
 ) -> tuple[RopeSpec, Float[np.ndarray, " half"]]:
-    """The rotation that the metadata and the factor tensors describe, with its frequencies."""
+    """RoPE from the metadata and the factor tensors, with its frequencies."""
     theta = hp.rope_theta if theta is None else theta
     scaling = hp.rope_scaling if scaling is None else scaling
     inv_freq, mscale = rope_frequencies(hp.rope_dim, theta, scaling, _rope_factors(hp, tensors))
@@ -38,7 +38,7 @@ def rope(
 
 
 def _rope_factors(hp: Hyperparameters, tensors: ParamLoader) -> np.ndarray | None:
-    """`rope_freqs` (Llama 3), or the LongRoPE set that suits the session's context, whichever is there."""
+    """Factors from `rope_freqs` (Llama 3), or the LongRoPE set for the session's context, if the file has one."""
     half = hp.rope_dim // 2
     if tensors.has("rope_freqs.weight"):
         return tensors.vector("rope_freqs.weight", half)
@@ -59,7 +59,7 @@ def model_config(
     norm: str = "rms",
     **more: Any,
 ) -> tuple[ModelConfig, Frequencies]:
-    """The config of given layers, with one rotation or none; arguments as for `dense_config`."""
+    """Config of given layers, with one rotation or none; arguments as for `dense_config`."""
     ropes = () if pairing is None else (rope(hp, tensors, pairing, scaling=scaling),)
     config = ModelConfig(
         architecture=hp.arch,
@@ -87,16 +87,16 @@ def dense_config(
     parallel: bool = False,
     **more: Any,
 ) -> tuple[ModelConfig, Frequencies]:
-    """The config of a model whose layers are all alike, with full attention and one rotation or none.
+    """Config of a model whose layers are all alike, with full attention and one rotation or none.
 
     Args:
         hp: the file's metadata.
         tensors: the file's tensors.
-        pairing: of RoPE, "norm" or "neox"; None where nothing is rotated.
-        scaling: of RoPE; what the common keys say unless given.
+        pairing: of RoPE, "norm" or "neox"; None without RoPE.
+        scaling: of RoPE; default from the common keys.
         norm: see `ModelConfig.norm`; its epsilon has a key of its own.
         attention: fields of `AttentionSpec` that differ from its defaults; scale is 1/sqrt(key_dim) unless given.
-        mlp: the feed-forward layer; SwiGLU unless given.
+        mlp: the feed-forward layer; default SwiGLU.
         parallel: see `LayerSpec.parallel`.
         more: fields of `ModelConfig` that differ from its defaults.
     """
@@ -105,13 +105,13 @@ def dense_config(
     return model_config(hp, tensors, (layer,) * hp.n_layers, pairing=pairing, scaling=scaling, norm=norm, **more)
 
 
-def plain_mlp(hp: Hyperparameters, activation: str = "gelu") -> MLPSpec:
-    """A feed-forward layer without a gate."""
+def ungated_mlp(hp: Hyperparameters, activation: str = "gelu") -> MLPSpec:
+    """Spec of a feed-forward layer without a gate."""
     return MLPSpec(hp.uniform("feed_forward_length"), activation, gated=False)
 
 
-def vary_attention(config: ModelConfig, changes: Iterable[Mapping[str, Any]]) -> ModelConfig:
-    """The config with fields of each layer's attention changed, one mapping per layer."""
+def replace_attention(config: ModelConfig, changes: Iterable[Mapping[str, Any]]) -> ModelConfig:
+    """Config with fields of each layer's attention replaced, one mapping per layer."""
     layers = (
         dataclasses.replace(layer, mixers=(dataclasses.replace(layer.mixers[0], **change),))
         for layer, change in zip(config.layers, changes, strict=True)
@@ -119,7 +119,7 @@ def vary_attention(config: ModelConfig, changes: Iterable[Mapping[str, Any]]) ->
     return dataclasses.replace(config, layers=tuple(layers))
 
 
-def slide(
+def with_sliding_window(
     hp: Hyperparameters,
     tensors: ParamLoader,
     config: ModelConfig,
@@ -127,22 +127,22 @@ def slide(
     slides: Iterable[bool],
     **sliding: Any,
 ) -> tuple[ModelConfig, Frequencies]:
-    """The config with fields of the sliding layers' attention changed.
+    """Config with fields of the sliding layers' attention replaced.
 
-    Their rotation is the other layers' with base `rope.freq_base_swa` if the file has that.
+    If the file has `rope.freq_base_swa`, these layers rotate with that base.
     """
     theta = hp.get("rope.freq_base_swa", float, hp.rope_theta)
     if theta != hp.rope_theta:
         spec, inv_freq = rope(hp, tensors, config.ropes[0].pairing, theta=theta)
         config = dataclasses.replace(config, ropes=(*config.ropes, spec))
         frequencies, sliding = (*frequencies, inv_freq), {"rope": len(config.ropes) - 1, **sliding}
-    return vary_attention(config, (sliding if s else {} for s in slides)), frequencies
+    return replace_attention(config, (sliding if s else {} for s in slides)), frequencies
 
 
 def attention_spec(
     hp: Hyperparameters, *, n_kv_heads: int | None = None, scale: float | None = None, **more: Any
 ) -> AttentionSpec:
-    """One layer's attention, with what the heads are from the metadata unless given, and the rest given."""
+    """Spec of one layer's attention: heads from the metadata, the rest from `more`."""
     return AttentionSpec(
         n_heads=hp.n_heads,
         n_kv_heads=hp.n_kv_heads if n_kv_heads is None else n_kv_heads,
@@ -154,7 +154,7 @@ def attention_spec(
 
 
 def vocab_size(hp: Hyperparameters, tensors: ParamLoader) -> int:
-    """`<arch>.vocab_size`, else as many tokens as the tokenizer lists, else rows of the embedding."""
+    """Size of the vocabulary: `<arch>.vocab_size`, else the tokenizer's tokens, else rows of the embedding."""
     if (n := hp.get("vocab_size", int, None)) is not None:
         return n
     if (tokens := tensors.file.get_array("tokenizer.ggml.tokens", str, None)) is not None:
@@ -177,15 +177,15 @@ def load_layer(
     norms: Mapping[str, str] = MappingProxyType(PRE_NORMS),
     **attention: Any,
 ) -> Layer:
-    """Block `i`.
+    """Load block `i`.
 
     Args:
         tensors: the file's tensors.
-        i: which block.
+        i: number of the block.
         spec: its static facts.
         config: the model's.
-        norms: fields of `Layer`, and the tensors that they hold where the block has the branch.
-        attention: what its attention differs in; see `ParamLoader.attention`.
+        norms: fields of `Layer` and their tensors; a norm of a branch that the block does not have is not loaded.
+        attention: options of `ParamLoader.attention`.
     """
     prefix, loaders = f"blk.{i}", {**MIXER_LOADERS, AttentionSpec: partial(ParamLoader.attention, **attention)}
     has = {"norm": spec.mixers, "post_norm": spec.mixers, "mlp_norm": spec.mlp, "post_mlp_norm": spec.mlp}

@@ -1,4 +1,4 @@
-"""Mixtures of experts as metadata describes them."""
+"""Specs of mixtures of experts, from metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # `expert_gating_func`
 
 
 def gating(hp: Hyperparameters, default: str) -> str:
-    """`expert_gating_func`; 0 stands for a missing one."""
+    """Gating function from `expert_gating_func`; 0 means the default, as a missing key does."""
     kind = hp.get("expert_gating_func", int, 0)
     if kind and kind not in GATINGS:
         raise hp.error("expert_gating_func", f"found {kind}, expected one of {sorted(GATINGS)}")
@@ -21,17 +21,17 @@ def gating(hp: Hyperparameters, default: str) -> str:
 
 
 def expert_d_ff(hp: Hyperparameters, default: int) -> int:
-    """`expert_feed_forward_length`; missing or 0 means the default."""
+    """Width of an expert, from `expert_feed_forward_length`; missing or 0 means the default."""
     return (hp.per_layer("expert_feed_forward_length", 0)[0] and hp.uniform("expert_feed_forward_length")) or default
 
 
-def silu(d_ff: int) -> MLPSpec | None:
-    """A shared expert of this width; None for 0."""
+def shared_expert(d_ff: int) -> MLPSpec | None:
+    """Spec of a SwiGLU shared expert of this width; None for 0."""
     return MLPSpec(d_ff, "silu") if d_ff else None
 
 
 def expert_spec(hp: Hyperparameters, d_ff: int, *, n_used: int | None = None, **more: Any) -> MoESpec:
-    """The mixture of a layer: counts and groups from the metadata unless given, the rest given."""
+    """Spec of a layer's mixture of experts: counts and groups from the metadata, the rest from `more`."""
     n_experts = hp.get("expert_count", int)
     used = hp.uniform("expert_used_count") if n_used is None else n_used
     if not 0 < used <= n_experts:
@@ -46,8 +46,8 @@ def expert_spec(hp: Hyperparameters, d_ff: int, *, n_used: int | None = None, **
     return MoESpec(n_experts, used, d_ff, **groups, **more)
 
 
-def weighing(hp: Hyperparameters) -> dict[str, Any]:
-    """What `expert_weights_*` do to the weights of the used experts, as fields of `MoESpec`."""
+def expert_weight_options(hp: Hyperparameters) -> dict[str, Any]:
+    """Fields of `MoESpec` from `expert_weights_*`: normalisation and scale of the router's weights."""
     return {
         "renormalise": hp.get("expert_weights_norm", bool, False),
         "scale": hp.get("expert_weights_scale", float, 0.0) or 1.0,
@@ -55,12 +55,12 @@ def weighing(hp: Hyperparameters) -> dict[str, Any]:
 
 
 def with_experts(config: ModelConfig, experts: MoESpec, where: Callable[[int], bool] = lambda i: True) -> ModelConfig:
-    """The config with experts in place of the feed-forward network, on all layers or those of some numbers."""
+    """Config with experts in place of the feed-forward layer, on all layers or those that `where` selects."""
     layers = (dataclasses.replace(layer, mlp=experts) if where(i) else layer for i, layer in enumerate(config.layers))
     return dataclasses.replace(config, layers=tuple(layers))
 
 
 def with_experts_after_dense(hp: Hyperparameters, config: ModelConfig, experts: MoESpec) -> ModelConfig:
-    """The config with experts on all layers but the first `leading_dense_block_count`."""
+    """Config with experts on all layers except the first `leading_dense_block_count`."""
     n_dense = hp.get("leading_dense_block_count", int, 0)
     return with_experts(config, experts, lambda i: i >= n_dense)

@@ -1,4 +1,4 @@
-"""Recurrent mixers as metadata describes them."""
+"""Specs of recurrent mixers, from metadata."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from oxjax.models.layers.mamba2 import Mamba2Spec
 from oxjax.models.layers.plamo_mamba import PlamoMambaSpec
 
 
-def attention_or(hp: Hyperparameters, recurrent: MixerSpec, **attention: Any) -> tuple[MixerSpec, ...]:
-    """The mixer of each layer: recurrent where `attention.head_count_kv` is 0, else attention with these fields."""
+def attention_or_recurrent(hp: Hyperparameters, recurrent: MixerSpec, **attention: Any) -> tuple[MixerSpec, ...]:
+    """Mixer of each layer: recurrent where `attention.head_count_kv` is 0, else attention with these fields."""
     mixers: list[MixerSpec] = []
     for n_kv_heads in hp.per_layer("attention.head_count_kv", hp.n_heads):
         if n_kv_heads < 0 or (n_kv_heads and hp.n_heads % n_kv_heads):
@@ -30,7 +30,7 @@ def _divides(hp: Hyperparameters, key: str, divisor: int, number: int) -> int:
 
 
 def mamba_spec(hp: Hyperparameters, *, low_norm: str | None) -> MambaSpec:
-    """Mamba as `ssm.*` describes it; see `MambaSpec.low_norm`."""
+    """Spec of Mamba, from `ssm.*`; see `MambaSpec.low_norm`."""
     d_inner, kernel = hp.uniform("ssm.inner_size"), hp.uniform("ssm.conv_kernel")
     return MambaSpec(
         conv=(kernel - 1, d_inner),
@@ -41,7 +41,7 @@ def mamba_spec(hp: Hyperparameters, *, low_norm: str | None) -> MambaSpec:
 
 
 def mamba2_spec(hp: Hyperparameters) -> Mamba2Spec:
-    """Mamba-2 as `ssm.*` describes it; `ssm.time_step_rank` is its number of heads."""
+    """Spec of Mamba-2, from `ssm.*`; `ssm.time_step_rank` is its number of heads."""
     d_inner, d_state = hp.uniform("ssm.inner_size"), hp.uniform("ssm.state_size")
     n_heads = _divides(hp, "ssm.time_step_rank", hp.uniform("ssm.time_step_rank"), d_inner)
     n_groups = _divides(hp, "ssm.group_count", hp.uniform("ssm.group_count"), n_heads)
@@ -53,10 +53,10 @@ def mamba2_spec(hp: Hyperparameters) -> Mamba2Spec:
 
 
 def plamo_mamba_spec(hp: Hyperparameters) -> PlamoMambaSpec:
-    """PLaMo 2's Mamba as `ssm.*` describes it; the width of the narrow projection has no key."""
+    """Spec of PLaMo 2's Mamba, from `ssm.*`; the width of the narrow projection has no key."""
     d_inner, d_state = hp.uniform("ssm.inner_size"), hp.uniform("ssm.state_size")
     n_heads = _divides(hp, "ssm.time_step_rank", hp.uniform("ssm.time_step_rank"), d_inner)
-    hp.key("ssm.group_count")  # 0 in its files; all heads share b and c
+    hp.ignore("ssm.group_count")  # 0 in its files; all heads share b and c
     return PlamoMambaSpec(
         conv=(hp.uniform("ssm.conv_kernel") - 1, d_inner),
         ssm=(n_heads, d_state, d_inner // n_heads),
@@ -65,7 +65,7 @@ def plamo_mamba_spec(hp: Hyperparameters) -> PlamoMambaSpec:
 
 
 def delta_net_spec(hp: Hyperparameters, *, tiled: bool) -> DeltaNetSpec:
-    """Gated DeltaNet as `ssm.*` describes it: groups are its key heads, the time step's rank its value heads."""
+    """Spec of Gated DeltaNet, from `ssm.*`: groups are key heads, the rank of the time step is value heads."""
     dim, n_heads = hp.uniform("ssm.state_size"), hp.uniform("ssm.time_step_rank")
     n_key_heads = _divides(hp, "ssm.group_count", hp.uniform("ssm.group_count"), n_heads)
     if (d_inner := hp.uniform("ssm.inner_size")) != n_heads * dim:

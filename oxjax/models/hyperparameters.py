@@ -17,7 +17,7 @@ logger = logging.getLogger("oxjax")
 
 _MAX_BLOCKS = 4096  # far above any model; a lying count must not make us build lists of 2^32
 
-# Keys that change results unless they say this: an architecture that does not read them cannot run such a file.
+# Keys that change results unless they have these values; an architecture that does not read them refuses others.
 _NEUTRAL: dict[str, Callable[[Hyperparameters], Any]] = {
     "attention.causal": lambda hp: True,
     "attention.key_length_swa": lambda hp: hp.key_dim,
@@ -25,8 +25,8 @@ _NEUTRAL: dict[str, Callable[[Hyperparameters], Any]] = {
     "expert_count": lambda hp: 0,
     "rope.dimension_count_swa": lambda hp: hp.rope_dim,
 }
-# Keys that converters write beside what decides: facts that the architecture or its tensors tell already, and
-# what serves other tasks than the next token.
+# Keys without effect that converters write: facts that follow from the architecture or its tensors, and settings of
+# other tasks than predicting the next token.
 _HARMLESS = {
     "attention.layer_norm_epsilon",
     "attention.layer_norm_rms_epsilon",
@@ -63,15 +63,19 @@ class Hyperparameters:
             raise self.error("nextn_predict_layers", f"leaves {self.n_layers} of {self.n_blocks} blocks")
 
     def key(self, key: str) -> str:
-        """The full name `<arch>.<key>`, from here on known to be used."""
+        """Full name `<arch>.<key>`; marks the key as used."""
         self._used.add(key)
         return f"{self.arch}.{key}"
 
+    def ignore(self, key: str) -> None:
+        """Mark a key as known and without effect, so that `finish` does not report it."""
+        self._used.add(key)
+
     def finish(self) -> None:
-        """Refuse or report what no one asked for; call it when the config is made.
+        """Refuse or report keys that nothing has read; call it when the config is made.
 
         Raises:
-            ModelError: a key that this architecture does not know says something that would change results.
+            ModelError: a key that this architecture does not read has a value that would change results.
         """
         prefix = f"{self.arch}."
         own = [name.removeprefix(prefix) for name in self.file.metadata if name.startswith(prefix)]
@@ -98,7 +102,7 @@ class Hyperparameters:
         return value
 
     def per_layer(self, key: str, default: Sequence[int] | int | None = None) -> tuple[int, ...]:
-        """A key that is either one number for all layers or an array with one per layer."""
+        """Read a key that is one number for all layers or an array with one per layer."""
         full = self.key(key)
         if default is not None and full not in self.file.metadata:
             return (default,) * self.n_layers if isinstance(default, int) else tuple(default)
@@ -110,7 +114,7 @@ class Hyperparameters:
         return tuple(int(v) for v in values[: self.n_layers])
 
     def uniform(self, key: str, default: int | None = None) -> int:
-        """A key that this architecture needs to be the same on all layers."""
+        """Read a positive key that must be the same on all layers."""
         values = set(self.per_layer(key, default))
         if len(values) != 1:
             raise self.error(key, f"differs between layers ({sorted(values)}), which {self.arch} does not do")
@@ -121,13 +125,13 @@ class Hyperparameters:
 
     @cached_property
     def n_heads(self) -> int:
-        """Query heads, of all layers that have any."""
+        """Number of query heads, of the layers that have any."""
         counts = set(self.per_layer("attention.head_count")) - {0}
         return counts.pop() if len(counts) == 1 and min(counts) > 0 else self.uniform("attention.head_count")
 
     @cached_property
     def n_kv_heads(self) -> int:
-        """Key and value heads; divides the query heads."""
+        """Number of key and value heads; divides the query heads."""
         n = self.uniform("attention.head_count_kv", self.n_heads)
         if self.n_heads % n:
             raise self.error("attention.head_count_kv", f"{n} does not divide head_count {self.n_heads}")
@@ -153,7 +157,7 @@ class Hyperparameters:
 
     @cached_property
     def rope_dim(self) -> int:
-        """Leading dimensions of a head that RoPE rotates."""
+        """Number of leading dimensions of a head that RoPE rotates."""
         dim = self.get("rope.dimension_count", int, self.key_dim)
         if dim % 2 or not 0 < dim <= self.key_dim:
             raise self.error("rope.dimension_count", f"found {dim}, expected even, at most key_length {self.key_dim}")
@@ -194,7 +198,12 @@ class Hyperparameters:
         )
 
     def window_layers(self, default_period: int, *, full_first: bool = False) -> tuple[bool, ...]:
-        """Which layers slide: an explicit array, or all but every n-th, the last of n or the first."""
+        """True for each layer with a sliding window: an explicit array, or all but every n-th layer.
+
+        Args:
+            default_period: n, if the file does not state it; 0 makes all layers slide.
+            full_first: the first of n layers has full attention, not the last one.
+        """
         key = self.key("attention.sliding_window_pattern")
         stored = self.file.metadata.get(key)
         if stored is not None and not isinstance(stored, int):

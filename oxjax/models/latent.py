@@ -1,4 +1,4 @@
-"""Latent attention as metadata describes it and tensors hold it."""
+"""Latent attention (MLA): spec from metadata, parameters from tensors."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from oxjax.models.loader import ParamLoader
 
 
 def with_latent(hp: Hyperparameters, config: ModelConfig, **more: Any) -> ModelConfig:
-    """The config with latent attention on all layers; see `latent_spec`."""
+    """Config with latent attention on all layers; see `latent_spec`."""
     spec = latent_spec(hp, **more)
     layers = (dataclasses.replace(layer, mixers=(spec,)) for layer in config.layers)
     return dataclasses.replace(config, layers=tuple(layers))
 
 
 def latent_spec(hp: Hyperparameters, *, scale: float = 1.0, **more: Any) -> LatentSpec:
-    """One layer's latent attention; scores are multiplied by scale / sqrt(head dimension).
+    """Spec of one layer's latent attention; scores are multiplied by scale / sqrt(head dimension).
 
-    Files that keep keys' and values' matrices apart give the real head dimensions in `key_length_mla` and
-    `value_length_mla`, old ones in `key_length` and `value_length`.
+    Files with separate matrices for keys and values state the head dimensions in `key_length_mla` and
+    `value_length_mla`, older ones in `key_length` and `value_length`.
     """
     key_dim = hp.get("attention.key_length_mla", int, 0) or hp.key_dim
     value_dim = hp.get("attention.value_length_mla", int, 0) or hp.value_dim
-    hp.key("attention.value_length")  # of what is kept, where files give the real one
+    hp.ignore("attention.value_length")  # length of the latents, if the file has `value_length_mla`
     if not 0 < hp.rope_dim < key_dim:
         raise hp.error("rope.dimension_count", f"found {hp.rope_dim}, expected less than the head dimension {key_dim}")
     return LatentSpec(
@@ -46,7 +46,7 @@ def latent_spec(hp: Hyperparameters, *, scale: float = 1.0, **more: Any) -> Late
 
 
 def load_latent(tensors: ParamLoader, prefix: str, spec: LatentSpec, d_model: int) -> LatentAttention:
-    """`<prefix>.attn_*`; the matrices of keys and values are apart (`k_b`, `v_b`) or, in old files, one (`kv_b`)."""
+    """Load `<prefix>.attn_*`; keys and values have a matrix each (`k_b`, `v_b`) or, in old files, one (`kv_b`)."""
     q_width = spec.n_heads * (spec.nope_dim + spec.rope_dim)
     if spec.q_rank is None:
         q, q_low, q_norm = tensors.linear(f"{prefix}.attn_q", d_model, q_width), None, None

@@ -1,4 +1,4 @@
-"""What the RWKV architectures share: their metadata and their tensors."""
+"""Specs and parameters that the RWKV architectures share, from metadata and tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from oxjax.models.loader import ParamLoader
 
 
 def rwkv6_spec(hp: Hyperparameters, shifts: int) -> Rwkv6Spec:
-    """RWKV-6's time mixing; see `_state`."""
+    """Spec of RWKV-6's time mixing; see `_state`."""
     conv, ssm = _state(hp, shifts)
     return Rwkv6Spec(
         conv=conv,
@@ -32,7 +32,7 @@ def rwkv6_spec(hp: Hyperparameters, shifts: int) -> Rwkv6Spec:
 
 
 def rwkv7_spec(hp: Hyperparameters, shifts: int) -> Rwkv7Spec:
-    """RWKV-7's time mixing as the first layer has it; see `_state`."""
+    """Spec of RWKV-7's time mixing in the first layer; see `_state`."""
     conv, ssm = _state(hp, shifts)
     return Rwkv7Spec(
         conv=conv,
@@ -46,10 +46,10 @@ def rwkv7_spec(hp: Hyperparameters, shifts: int) -> Rwkv7Spec:
 
 
 def _state(hp: Hyperparameters, shifts: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
-    """Shapes of a sequence's window and scan; so many branches of a block see the row before."""
+    """Shapes of a sequence's convolution window and scan state; `shifts` branches of a block read the previous row."""
     if (found := hp.get("token_shift_count", int, 2)) != shifts:
         raise hp.error("token_shift_count", f"found {found}, but {hp.arch} has {shifts}")
-    hp.key("attention.head_count")  # 0 in its files
+    hp.ignore("attention.head_count")  # 0 in its files
     head_dim = hp.uniform("wkv.head_size")
     if hp.d_model % head_dim:
         raise hp.error("wkv.head_size", f"{head_dim} does not divide embedding_length {hp.d_model}")
@@ -59,7 +59,7 @@ def _state(hp: Hyperparameters, shifts: int) -> tuple[tuple[int, int], tuple[int
 def rwkv7_config(
     hp: Hyperparameters, tensors: ParamLoader, shifts: int, feed: MLPSpec, **more: Any
 ) -> tuple[ModelConfig, Frequencies]:
-    """The config of a model of RWKV-7's blocks; `more` are fields that differ from their defaults."""
+    """Config of a model of RWKV-7's blocks; `more` are fields of `ModelConfig`."""
     first = rwkv7_spec(hp, shifts)
     later = dataclasses.replace(first, first=False)
     layers = (LayerSpec((later if i else first,), feed) for i in range(hp.n_layers))
@@ -67,7 +67,7 @@ def rwkv7_config(
 
 
 def time_mix6(tensors: ParamLoader, prefix: str, spec: Rwkv6Spec, d_model: int) -> TimeMix6:
-    """`time_mix_*` of RWKV-6; the shares are one tensor, or five in early files."""
+    """Load `time_mix_*` of RWKV-6; the shares are one tensor, or five in early files."""
     n_heads, head_dim, _ = spec.ssm
     mix, d_kv = f"{prefix}.time_mix", spec.n_kv_heads * head_dim
     if tensors.has(f"{mix}_lerp_fused.weight"):
@@ -95,7 +95,7 @@ def time_mix6(tensors: ParamLoader, prefix: str, spec: Rwkv6Spec, d_model: int) 
 
 
 def time_mix7(tensors: ParamLoader, prefix: str, spec: Rwkv7Spec, d_model: int) -> TimeMix7:
-    """`time_mix_*` of RWKV-7; what the first layer has to mix values with serves no one."""
+    """Load `time_mix_*` of RWKV-7; the value-mix tensors of the first layer are unused."""
     mix = f"{prefix}.time_mix"
 
     def pair(name: str, rank: int, *, bias: bool = True) -> tuple[Linear, Linear]:
@@ -124,7 +124,7 @@ def time_mix7(tensors: ParamLoader, prefix: str, spec: Rwkv7Spec, d_model: int) 
 
 
 def channel_mix(tensors: ParamLoader, prefix: str, d_ff: int, d_model: int) -> ChannelMix:
-    """`channel_mix_*`; RWKV-6's has a receptance."""
+    """Load `channel_mix_*`; RWKV-6's has a receptance."""
     mix = f"{prefix}.channel_mix"
     found = ChannelMix(
         key_share=_put(_numbers(tensors, f"{mix}_lerp_k", d_model)),
@@ -140,7 +140,7 @@ def channel_mix(tensors: ParamLoader, prefix: str, d_ff: int, d_model: int) -> C
 
 
 def rwkv_layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> RwkvLayer:
-    """Block `i`, with channel mixing or an MLP, whichever the window has room for."""
+    """Load block `i`, with channel mixing if the window holds its previous row too, else with an MLP."""
     prefix, (mixer,), d_model = f"blk.{i}", spec.mixers, config.d_model
     mixes = mixer.conv[1] > d_model
     load = time_mix6 if isinstance(mixer, Rwkv6Spec) else time_mix7
@@ -153,7 +153,7 @@ def rwkv_layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfi
 
 
 def _numbers(tensors: ParamLoader, name: str, *shape: int) -> np.ndarray:
-    """`<name>.weight` as float32, whose shape in the file may have ones in between."""
+    """Load `<name>.weight` as float32; its shape in the file may have extra axes of size one."""
     info = tensors.file.tensors.get(f"{name}.weight")
     squeezed = info is not None and tuple(n for n in info.shape if n != 1) == shape
     return tensors.vector(f"{name}.weight", *(info.shape if squeezed else shape)).reshape(shape)

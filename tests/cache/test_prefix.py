@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from oxjax.cache import prefix
-from oxjax.cache.blocks import BlockAllocator
-from oxjax.cache.prefix import PrefixCache, PrefixTrail, page_keys, root_key
+from oxjax.cache.allocator import PageAllocator
+from oxjax.cache.prefix import BlockHashes, PrefixCache, hash_page, root_key
 from oxjax.errors import CacheError, PoolExhaustedError
 
 ROOT = root_key(model="test")
@@ -21,15 +21,26 @@ SIZE = 4
 
 
 def make(n_pages=33):
-    return PrefixCache(BlockAllocator(n_pages), SIZE, ROOT)
+    return PrefixCache(PageAllocator(n_pages), SIZE, ROOT)
+
+
+def page_hashes(tokens, page_size, root):
+    hashes, n_full = BlockHashes(root, page_size), len(tokens) // page_size
+    if n_full:
+        hashes.at(tokens, n_full - 1)
+    return hashes.hashes
+
+
+def n_registered(pool):
+    return sum(pool.is_registered(page) for page in range(1, pool.capacity + 1))
 
 
 class Owner:
     """What a scheduler does for one sequence: match, allocate the rest, compute, store, free."""
 
     def __init__(self, cache, tokens, *, root=None):
-        self.cache, self.tokens, self.trail = cache, list(tokens), cache.trail(root)
-        self.shared = cache.match(self.tokens, limit=len(self.tokens) - 1, trail=self.trail).pages
+        self.cache, self.tokens, self.block_hashes = cache, list(tokens), cache.block_hashes(root)
+        self.shared = cache.match(self.tokens, limit=len(self.tokens) - 1, block_hashes=self.block_hashes).pages
         self.n_computed = len(self.shared) * SIZE
         try:
             self.pages = self.shared + cache.allocator.allocate(-(-len(self.tokens) // SIZE) - len(self.shared))
@@ -39,7 +50,7 @@ class Owner:
 
     def compute(self, n=None):
         self.n_computed = len(self.tokens) if n is None else min(self.n_computed + n, len(self.tokens))
-        self.cache.store(self.tokens, self.pages, self.n_computed, self.trail)
+        self.cache.store(self.tokens, self.pages, self.n_computed, self.block_hashes)
         return self
 
     def finish(self):
@@ -47,65 +58,53 @@ class Owner:
 
 
 def test_one_key_per_full_page_and_none_for_the_rest():
-    assert [len(page_keys(list(range(n)), 4, ROOT)) for n in (0, 3, 4, 7, 8, 9)] == [0, 0, 1, 1, 2, 2]
-    assert {len(key) for key in page_keys(list(range(8)), 4, ROOT)} == {32}
+    assert [len(page_hashes(list(range(n)), 4, ROOT)) for n in (0, 3, 4, 7, 8, 9)] == [0, 0, 1, 1, 2, 2]
+    assert {len(key) for key in page_hashes(list(range(8)), 4, ROOT)} == {32}
 
 
 def test_equal_prefixes_have_equal_keys_up_to_the_first_difference():
-    a = page_keys([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], 4, ROOT)
-    b = page_keys([1, 2, 3, 4, 5, 6, 7, 0, 9, 10, 11, 12], 4, ROOT)
+    a = page_hashes([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], 4, ROOT)
+    b = page_hashes([1, 2, 3, 4, 5, 6, 7, 0, 9, 10, 11, 12], 4, ROOT)
     assert [x == y for x, y in zip(a, b, strict=True)] == [True, False, False]
 
 
 def test_equal_pages_at_different_depths_have_different_keys():
-    assert len(set(page_keys([1, 2, 3, 4] * 5, 4, ROOT))) == 5
+    assert len(set(page_hashes([1, 2, 3, 4] * 5, 4, ROOT))) == 5
 
 
 def test_keys_are_the_same_in_every_process():
-    code = "from oxjax.cache.prefix import *; print(page_keys(range(16), 4, root_key(model='m'))[-1].hex())"
+    code = "from oxjax.cache.prefix import *; print(BlockHashes(root_key(model='m'), 4).at(range(16), 3).hex())"
     printed = {subprocess.check_output([sys.executable, "-c", code], text=True).strip() for _ in range(2)}
-    assert printed == {page_keys(range(16), 4, root_key(model="m"))[-1].hex()}
-
-
-def test_keys_continue_where_they_stopped():
-    tokens = list(range(23))
-    keys = page_keys(tokens, 4, ROOT)
-    assert keys[:2] + page_keys(tokens, 4, ROOT, start=8, parent_key=keys[1]) == keys
-
-
-@pytest.mark.parametrize("start,parent", [(2, b"k" * 32), (4, None), (0, b"k" * 32), (-4, b"k" * 32)])
-def test_a_chain_cannot_be_continued_from_nowhere(start, parent):
-    with pytest.raises(CacheError, match=f"start {start} with"):
-        page_keys(list(range(8)), 4, ROOT, start=start, parent_key=parent)
+    assert printed == {page_hashes(range(16), 4, root_key(model="m"))[-1].hex()}
 
 
 def test_roots_differ_with_any_field_and_so_do_keys():
     fields = [("a", "bc", ""), ("ab", "c", ""), ("abc", "", ""), ("a", "", "bc"), ("", "abc", ""), ("", "", "abc")]
     roots = [root_key(model=model, adapter=adapter, salt=salt) for model, adapter, salt in fields]
     assert roots[2] == root_key(model="abc")
-    assert len(set(roots)) == len({page_keys([1, 2], 2, root)[0] for root in roots}) == len(fields)
+    assert len(set(roots)) == len({page_hashes([1, 2], 2, root)[0] for root in roots}) == len(fields)
 
 
 def test_a_root_is_not_the_key_of_a_page():
-    first, second = page_keys([1, 2, 3, 4], 2, ROOT)
-    assert page_keys([3, 4], 2, first) != [second]
-    assert page_keys([3, 4], 2, b"") != page_keys([3, 4], 2, bytes(32))
+    first, second = page_hashes([1, 2, 3, 4], 2, ROOT)
+    assert page_hashes([3, 4], 2, first) != [second]
+    assert page_hashes([3, 4], 2, b"") != page_hashes([3, 4], 2, bytes(32))
     root = bytes(24)
     alike = struct.pack("<Q", len(root)) + root  # what is hashed before the first tokens
-    assert page_keys([1, 2, 3, 4], 2, ROOT, start=2, parent_key=alike) != page_keys([3, 4], 2, root)
+    assert hash_page([3, 4], ROOT, alike) != hash_page([3, 4], root, None)
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=12), st.lists(st.integers(0, 3), max_size=12))
 @settings(derandomize=True, deadline=None)
 def test_any_token_ids_make_keys_and_different_ones_differ(a, b):
-    assert (page_keys(a, 1, ROOT) == page_keys(b, 1, ROOT)) == (a == b)
+    assert (page_hashes(a, 1, ROOT) == page_hashes(b, 1, ROOT)) == (a == b)
 
 
 def test_200_pages_are_hashed(report):
     tokens, best = list(range(200 * 16)), 1.0
     for _ in range(20):
         begin = time.perf_counter()
-        keys = page_keys(tokens, 16, ROOT)
+        keys = page_hashes(tokens, 16, ROOT)
         best = min(best, time.perf_counter() - begin)
     assert len(set(keys)) == 200
     report(f"keys of 200 pages of 16 tokens: {best * 1e6:.0f} us")
@@ -118,7 +117,7 @@ def test_host_truth_imports_no_jax():
 
 def test_a_page_without_tokens_is_refused():
     with pytest.raises(CacheError, match="0 tokens"):
-        PrefixCache(BlockAllocator(2), 0, ROOT)
+        PrefixCache(PageAllocator(2), 0, ROOT)
 
 
 @pytest.mark.parametrize("length", [1, SIZE - 1, SIZE, SIZE + 1, 2 * SIZE, 2 * SIZE + 1, 5 * SIZE])
@@ -148,9 +147,9 @@ def test_pages_are_shared_between_live_sequences_and_not_beyond_what_they_have_i
 def test_the_match_stops_at_the_first_gap():
     cache = make()
     Owner(cache, range(16)).compute().finish()
-    second = cache.allocator.lookup(page_keys(range(16), SIZE, ROOT)[1])
+    second = cache.allocator.lookup(page_hashes(range(16), SIZE, ROOT)[1])
     cache.allocator.forget(second)
-    assert len(cache.match(range(16), limit=16, trail=cache.trail()).pages) == 1
+    assert len(cache.match(range(16), limit=16, block_hashes=cache.block_hashes()).pages) == 1
 
 
 def test_only_full_pages_of_computed_tokens_are_stored():
@@ -159,7 +158,7 @@ def test_only_full_pages_of_computed_tokens_are_stored():
     sizes = []
     for _ in range(5):
         owner.compute(2)
-        sizes.append(cache.allocator.registered_count)
+        sizes.append(n_registered(cache.allocator))
     assert sizes == [0, 1, 1, 2, 2]
     owner.finish()
     assert cache.allocator.cached_count == 2
@@ -167,17 +166,17 @@ def test_only_full_pages_of_computed_tokens_are_stored():
 
 def test_each_page_is_hashed_once(monkeypatch):
     hashed = []
-    plain = prefix._page_key
-    monkeypatch.setattr(prefix, "_page_key", lambda *args: hashed.append(args[0]) or plain(*args))
+    plain = prefix.hash_page
+    monkeypatch.setattr(prefix, "hash_page", lambda *args: hashed.append(args[0]) or plain(*args))
     cache = make()
     Owner(cache, range(8)).compute().finish()
     hashed.clear()
-    trail = cache.trail()
+    block_hashes = cache.block_hashes()
     for _ in range(3):
-        assert cache.peek(range(20), limit=19, trail=trail) == (8, 0)
-    pages = cache.match(range(20), limit=19, trail=trail).pages + cache.allocator.allocate(3)
+        assert cache.peek(range(20), limit=19, block_hashes=block_hashes) == (8, 0)
+    pages = cache.match(range(20), limit=19, block_hashes=block_hashes).pages + cache.allocator.allocate(3)
     for n in range(8, 21):
-        cache.store(range(20), pages, n, trail)
+        cache.store(range(20), pages, n, block_hashes)
     assert [list(chunk) for chunk in hashed] == [list(range(i, i + 4)) for i in range(0, 20, 4)]
 
 
@@ -185,12 +184,12 @@ def test_peek_takes_and_counts_nothing():
     cache = make()
     a = Owner(cache, range(8)).compute()
     Owner(cache, range(16)).compute().finish()
-    before = cache.allocator.free_count
-    assert cache.peek(range(16), limit=15, trail=cache.trail()) == (12, 2)
+    before, counts = cache.allocator.free_count, (cache.hits, cache.misses)
+    assert cache.peek(range(16), limit=15, block_hashes=cache.block_hashes()) == (12, 2)
     assert cache.allocator.free_count == before
-    assert cache.lookups == 2
+    assert (cache.hits, cache.misses) == counts
     a.finish()
-    assert cache.peek(range(16), limit=15, trail=cache.trail()) == (12, 0)
+    assert cache.peek(range(16), limit=15, block_hashes=cache.block_hashes()) == (12, 0)
 
 
 def test_sequences_that_computed_the_same_end_up_on_the_same_pages():
@@ -214,7 +213,7 @@ def test_a_live_sequence_keeps_its_prefix_whatever_the_pressure():
     b.compute()
     a.finish()
     cache.allocator.allocate(cache.allocator.free_count)
-    assert cache.peek(range(9), limit=8, trail=cache.trail()) == (8, 2)
+    assert cache.peek(range(9), limit=8, block_hashes=cache.block_hashes()) == (8, 2)
 
 
 def test_roots_keep_sequences_apart():
@@ -230,19 +229,19 @@ def test_counters_count():
     cache = make(5)
     Owner(cache, range(9)).compute().finish()
     Owner(cache, range(14)).compute().finish()
-    assert (cache.lookups, cache.hits, cache.misses, cache.saved_tokens) == (2, 2, 2 + 1, 8)
-    assert (cache.allocator.registered_count, cache.allocator.evictions) == (3, 0)
+    assert (cache.hits, cache.misses, cache.saved_tokens) == (2, 2 + 1, 8)
+    assert (n_registered(cache.allocator), cache.allocator.evictions) == (3, 0)
     Owner(cache, range(100, 110)).compute().finish()
-    assert (cache.allocator.registered_count, cache.allocator.evictions) == (3, 2)
-    cache.match([], limit=-1, trail=cache.trail())
-    assert (cache.lookups, cache.misses) == (4, 5)
+    assert (n_registered(cache.allocator), cache.allocator.evictions) == (3, 2)
+    cache.match([], limit=-1, block_hashes=cache.block_hashes())
+    assert cache.misses == 5
 
 
 def test_without_a_cache_nothing_is_counted():
-    pool = BlockAllocator(9)
+    pool = PageAllocator(9)
     for _ in range(3):
         pool.free(pool.allocate(5))
-    assert (pool.evictions, pool.cached_count, pool.registered_count) == (0, 0, 0)
+    assert (pool.evictions, pool.cached_count, n_registered(pool)) == (0, 0, 0)
 
 
 def test_preemption_and_return_find_the_own_pages():
@@ -250,8 +249,8 @@ def test_preemption_and_return_find_the_own_pages():
     owner = Owner(cache, range(14)).compute(9)
     pages = owner.pages[:2]
     owner.finish()
-    assert cache.match(owner.tokens, limit=13, trail=owner.trail) == (8, pages, None)
-    assert owner.trail.n_stored == 2
+    assert cache.match(owner.tokens, limit=13, block_hashes=owner.block_hashes) == (8, pages, None)
+    assert owner.block_hashes.n_stored == 2
 
 
 def test_preemption_and_return_after_eviction_stores_again():
@@ -259,15 +258,15 @@ def test_preemption_and_return_after_eviction_stores_again():
     owner = Owner(cache, range(14)).compute()
     owner.finish()
     pages = cache.allocator.allocate(4)
-    assert not cache.match(owner.tokens, limit=13, trail=owner.trail).pages
-    cache.store(owner.tokens, pages, 14, owner.trail)
-    assert cache.peek(owner.tokens, limit=13, trail=cache.trail()) == (12, 3)
+    assert not cache.match(owner.tokens, limit=13, block_hashes=owner.block_hashes).pages
+    cache.store(owner.tokens, pages, 14, owner.block_hashes)
+    assert cache.peek(owner.tokens, limit=13, block_hashes=cache.block_hashes()) == (12, 3)
 
 
 def test_a_limit_beyond_the_tokens_is_no_more_than_all():
     cache = make()
     owner = Owner(cache, range(9)).compute()
-    assert cache.match(owner.tokens, limit=100, trail=cache.trail()).pages == owner.pages[:2]
+    assert cache.match(owner.tokens, limit=100, block_hashes=cache.block_hashes()).pages == owner.pages[:2]
     assert cache.misses == 2
 
 
@@ -276,7 +275,7 @@ def test_impossible_progress_is_refused(n_computed, n_pages, n_tokens):
     cache = make()
     owner = Owner(cache, range(16)).compute(8)
     with pytest.raises(CacheError, match=f"{n_computed} computed of {n_tokens} tokens on {n_pages} pages"):
-        cache.store(owner.tokens[:n_tokens], owner.pages[:n_pages], n_computed, owner.trail)
+        cache.store(owner.tokens[:n_tokens], owner.pages[:n_pages], n_computed, owner.block_hashes)
 
 
 def test_nothing_is_stored_after_a_forgotten_page():
@@ -284,7 +283,7 @@ def test_nothing_is_stored_after_a_forgotten_page():
     owner = Owner(cache, range(16)).compute(8)
     cache.allocator.forget(owner.pages[1])
     owner.compute()
-    assert cache.allocator.registered_count == 1
+    assert n_registered(cache.allocator) == 1
     owner.finish()
     assert cache.allocator.cached_count == 1
 
@@ -296,22 +295,22 @@ class Prefixes(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.cache = PrefixCache(BlockAllocator(self.N), 2, ROOT)
+        self.cache = PrefixCache(PageAllocator(self.N), 2, ROOT)
         self.page_of: dict[tuple, int] = {}  # prefix -> page
         self.refs: Counter[int] = Counter()
-        self.clean = list(range(self.N - 1, 0, -1))
+        self.unused = list(range(self.N - 1, 0, -1))
         self.lru: list[int] = []
-        self.sequences: list[tuple[list[int], list[int], PrefixTrail]] = []
+        self.sequences: list[tuple[list[int], list[int], BlockHashes]] = []
         self.evicted: list[tuple] = []
 
     def drop(self, page):
         self.refs[page] -= 1
         if not self.refs[page]:
-            (self.lru if page in self.page_of.values() else self.clean).append(page)
+            (self.lru if page in self.page_of.values() else self.unused).append(page)
 
     def take(self):
-        if self.clean:
-            page = self.clean.pop()
+        if self.unused:
+            page = self.unused.pop()
         else:
             page = self.lru.pop(0)
             begin = next(p for p, q in self.page_of.items() if q == page)
@@ -325,19 +324,23 @@ class Prefixes(RuleBasedStateMachine):
         expected = []
         while (end := 2 * len(expected) + 2) <= len(tokens) - 1 and tuple(tokens[:end]) in self.page_of:
             expected.append(self.page_of[tuple(tokens[:end])])
-        trail = self.cache.trail()
+        block_hashes = self.cache.block_hashes()
         live = sum(self.refs[page] > 0 for page in expected)
-        assert self.cache.peek(tokens, limit=len(tokens) - 1, trail=trail) == (2 * len(expected), live)
+        assert self.cache.peek(tokens, limit=len(tokens) - 1, block_hashes=block_hashes) == (2 * len(expected), live)
         needed = -(-len(tokens) // 2)
         if needed - live > self.cache.allocator.free_count:
             return
-        assert self.cache.match(tokens, limit=len(tokens) - 1, trail=trail) == (2 * len(expected), expected, None)
+        assert self.cache.match(tokens, limit=len(tokens) - 1, block_hashes=block_hashes) == (
+            2 * len(expected),
+            expected,
+            None,
+        )
         for page in expected:
             self.refs[page] += 1
         self.lru = [page for page in self.lru if not self.refs[page]]
         fresh = self.cache.allocator.allocate(needed - len(expected))
         assert fresh == [self.take() for _ in fresh]
-        self.sequences.append((tokens, expected + fresh, trail))
+        self.sequences.append((tokens, expected + fresh, block_hashes))
         if whole:
             self.store(len(self.sequences) - 1, len(tokens))
 
@@ -345,17 +348,17 @@ class Prefixes(RuleBasedStateMachine):
     def store(self, i, n):
         if i >= len(self.sequences):
             return
-        tokens, pages, trail = self.sequences[i]
-        n = min(max(n, 2 * trail.n_stored), len(tokens))
+        tokens, pages, block_hashes = self.sequences[i]
+        n = min(max(n, 2 * block_hashes.n_stored), len(tokens))
         expected = list(pages)
-        for j in range(trail.n_stored, n // 2):
+        for j in range(block_hashes.n_stored, n // 2):
             holder = self.page_of.setdefault(tuple(tokens[: 2 * j + 2]), pages[j])
             if holder != pages[j]:
                 self.refs[holder] += 1
                 self.lru = [page for page in self.lru if page != holder]
                 self.drop(pages[j])
                 expected[j] = holder
-        self.cache.store(tokens, pages, n, trail)
+        self.cache.store(tokens, pages, n, block_hashes)
         assert pages == expected
 
     @rule(i=st.integers(0, 5))
@@ -371,12 +374,12 @@ class Prefixes(RuleBasedStateMachine):
         pool = self.cache.allocator
         assert Counter(page for _, pages, _ in self.sequences for page in pages) == +self.refs
         assert [pool.ref_count(page) for page in range(1, self.N)] == [self.refs[page] for page in range(1, self.N)]
-        assert pool.registered_count == len(self.page_of)
+        assert n_registered(pool) == len(self.page_of)
         for begin, page in self.page_of.items():
-            assert pool.lookup(page_keys(begin, 2, ROOT)[-1]) == page
+            assert pool.lookup(page_hashes(begin, 2, ROOT)[-1]) == page
             assert len(begin) == 2 or begin[:-2] in self.page_of  # no page is left without what it continues
         assert (pool.cached_count, pool.evictions) == (len(self.lru), len(self.evicted))
-        assert pool.free_count == len(self.clean) + len(self.lru) == self.N - 1 - len(+self.refs)
+        assert pool.free_count == len(self.unused) + len(self.lru) == self.N - 1 - len(+self.refs)
         ages = {page: age for age, page in enumerate(self.lru)}
         for begin, page in self.page_of.items():
             chain = [ages.get(self.page_of[begin[:n]], self.N) for n in range(2, len(begin) + 1, 2)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from oxjax.cache.blocks import BlockAllocator
+from oxjax.cache.allocator import PageAllocator
 from oxjax.cache.prefix import PrefixCache
 from oxjax.cache.states import StatePool
 from oxjax.errors import CacheError, CannotTruncate, PoolExhaustedError, StaleHandleError, WrongKindError
@@ -14,8 +14,8 @@ TOKENS = list(range(100, 140))
 
 def make(kind, *, n_pages=12, n_slots=8, reuse=True):
     paged, recurrent = KINDS[kind]
-    pages = BlockAllocator(n_pages + 1) if paged else None
-    slots = BlockAllocator(n_slots + 1, "slot") if recurrent else None
+    pages = PageAllocator(n_pages + 1) if paged else None
+    slots = PageAllocator(n_slots + 1, "slot") if recurrent else None
     prefix = PrefixCache(pages, PAGE, ROOT, slots=slots, checkpoint_every=EVERY) if reuse else None
     device = Contents(PAGE, paged=paged, recurrent=recurrent)
     return StatePool(device, page_size=PAGE, pages=pages, slots=slots, prefix=prefix)
@@ -28,9 +28,9 @@ def compute(pool, state, n, tokens=TOKENS):
         pool.reserve(state, state.position + rows)
         expected = hashes(tokens)
         for i in range(state.position, state.position + rows):
-            if pool.pages:
+            if pool.is_paged:
                 pool.device.cells[pool.device.cell(state.pages, i)] = expected[i]
-        if pool.slots:
+        if pool.is_recurrent:
             pool.device.slots[state.next_slot] = expected[state.position + rows - 1]
         pool.advance(state, tokens, rows)
         n -= rows
@@ -38,15 +38,15 @@ def compute(pool, state, n, tokens=TOKENS):
 
 
 def used(pool):
-    return tuple(p.used_count for p in (pool.pages, pool.slots) if p is not None)
+    return tuple(p.used_count for p in (pool.pages, pool.slots))
 
 
 def check(pool, state, tokens=TOKENS):
     """The state is what its tokens say."""
-    saved = pool.export(state)
+    swapped = pool.export(state)
     expected = hashes(tokens)[: state.position]
-    assert not pool.pages or saved.rows[0].tolist() == expected
-    assert not pool.slots or [v.item() for v in saved.values] == expected[-1:]
+    assert not pool.is_paged or swapped.rows[0].tolist() == expected
+    assert not pool.is_recurrent or [v.item() for v in swapped.values] == expected[-1:]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +113,7 @@ def test_without_checkpoints_a_recurrence_goes_back_to_the_beginning_alone(kind)
     assert pool.positions(state) == [0, 19]
     with pytest.raises(CannotTruncate):
         pool.truncate(state, 8)
-    pool.reset(state)
+    pool.truncate(state, 0)
     check(pool, compute(pool, state, 3))
 
 
@@ -143,7 +143,7 @@ def test_checkpoints_are_found_only_where_every_layer_has_its_state():
     assert again.position == 16
     check(pool, again)
     pool.release(again)
-    kept = pool.prefix.checkpoints(19, again.trail)
+    kept = pool.prefix.checkpoints(19, again.block_hashes)
     pool.slots.forget(kept[16])
     assert pool.open(TOKENS, limit=18).position == 8
 
@@ -161,8 +161,8 @@ def test_the_budget_of_checkpoints_is_kept_and_the_oldest_goes_first():
 @pytest.mark.parametrize("kind", KINDS)
 def test_exports_come_back_in_another_pool(kind):
     source, target = make(kind), make(kind, n_pages=30)
-    saved = source.export(compute(source, source.open(), 19))
-    state = target.open(TOKENS, saved=saved)
+    swapped = source.export(compute(source, source.open(), 19))
+    state = target.open(TOKENS, swapped=swapped)
     assert state.position == 19
     check(target, compute(target, state, 5))
 
@@ -170,9 +170,9 @@ def test_exports_come_back_in_another_pool(kind):
 @pytest.mark.parametrize("kind,other", [("paged", "hybrid"), ("hybrid", "paged"), ("recurrent", "paged")])
 def test_state_of_another_kind_is_refused(kind, other):
     source, target = make(kind), make(other)
-    saved = source.export(compute(source, source.open(), 19))
+    swapped = source.export(compute(source, source.open(), 19))
     with pytest.raises(WrongKindError, match="page arrays"):
-        target.open(TOKENS, saved=saved)
+        target.open(TOKENS, swapped=swapped)
     assert not any(used(target))
 
 
@@ -199,12 +199,13 @@ def test_exhaustion_takes_nothing(kind):
     pool = make(kind, n_pages=4, n_slots=2)
     state = compute(pool, pool.open(), 7)
     pool.fork(state)
-    blocker = pool.pages.allocate(pool.pages.free_count) if pool.pages else pool.slots.allocate(pool.slots.free_count)
+    allocator = pool.pages if pool.is_paged else pool.slots
+    blocker = allocator.allocate(allocator.free_count)
     before = used(pool)
     with pytest.raises(PoolExhaustedError):
         pool.reserve(state, 15)
     assert used(pool) == before
-    (pool.pages or pool.slots).free(blocker)
+    allocator.free(blocker)
     check(pool, compute(pool, state, 1))
 
 
@@ -231,4 +232,4 @@ def test_a_slot_at_another_position_is_noticed():
 
 def test_checkpoints_lie_on_pages():
     with pytest.raises(CacheError, match="multiple of the page"):
-        PrefixCache(None, 4, ROOT, slots=BlockAllocator(3), checkpoint_every=6)
+        PrefixCache(None, 4, ROOT, slots=PageAllocator(3), checkpoint_every=6)

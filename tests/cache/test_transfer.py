@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from oxjax.cache.slots import RecurrentState
-from oxjax.cache.states import Saved
+from oxjax.cache.states import SwappedState
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, scatter
 
 
@@ -18,7 +18,7 @@ def test_state_moves_between_pools_of_any_page_size():
         pages = rng.permutation(np.arange(1, 50))[:n_pages].tolist()
         paged = [jnp.ones((60, page_size, *r.shape[1:])) for r in rows]
         recurrent = RecurrentState(conv=jnp.ones((9, 3, 6)), ssm=jnp.ones((9, 2, 4, 4)))
-        state = import_state((paged[0], recurrent, paged[1]), pages, slot, Saved(37, rows, values), 0)
+        state = import_state((paged[0], recurrent, paged[1]), pages, slot, SwappedState(37, rows, values), 0)
         for n in (0, 1, 36, 37):
             got = export_state(state, pages, slot, n)
             assert all(np.array_equal(a, b[:n]) for a, b in zip(got.rows, rows, strict=True))
@@ -35,7 +35,7 @@ def test_state_moves_between_pools_of_any_page_size():
 
 def test_the_rows_behind_a_found_prefix_are_imported_alone():
     rows = [np.arange(20, dtype=np.float32)[:, None]]
-    state = import_state((jnp.zeros((9, 4, 1)),), [5, 6], None, Saved(14, [rows[0][:14]], []), 8)
+    state = import_state((jnp.zeros((9, 4, 1)),), [5, 6], None, SwappedState(14, [rows[0][:14]], []), 8)
     np.testing.assert_array_equal(np.asarray(state[0])[5:7].ravel(), [8, 9, 10, 11, 12, 13, 0, 0])
 
 

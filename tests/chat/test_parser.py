@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oxjax.chat import DIALECTS, ChatParser, Dialect, Message, ToolCall
-from oxjax.chat.dialect import named
+from oxjax.chat.tool_format import named
 from oxjax.errors import ChatTemplateError
 
 CALL = '{"name": "f", "arguments": {"a": 1}}'

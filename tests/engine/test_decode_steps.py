@@ -63,7 +63,7 @@ def whole(model):
 
 
 def used(engine):
-    return [pool.used_count for pool in (engine.pool.pages, engine.pool.slots) if pool is not None]
+    return [pool.used_count for pool in (engine.pool.pages, engine.pool.slots)]
 
 
 @pytest.mark.parametrize("n_steps", [0, -1, MAX_STEPS + 1])

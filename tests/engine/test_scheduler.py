@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from oxjax.cache.blocks import BlockAllocator
+from oxjax.cache.allocator import PageAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import StatePool
 from oxjax.engine.scheduler import Scheduler, Sequence
@@ -26,7 +26,7 @@ class NoDevice:
 
 
 def make(*, pages=65, max_batch=4, max_rows=16, max_context=64, page_size=4, prefix=False):
-    allocator = BlockAllocator(pages)
+    allocator = PageAllocator(pages)
     cache = PrefixCache(allocator, page_size, root_key(model="test")) if prefix else None
     pool = StatePool(NoDevice(), page_size=page_size, pages=allocator, prefix=cache)
     return Scheduler(pool, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=False)
@@ -189,5 +189,5 @@ def test_a_prompt_that_is_cached_whole_leaves_a_token_to_compute(length, found):
 
 
 def test_host_truth_imports_no_jax():
-    code = "import sys, oxjax.engine.scheduler, oxjax.cache.blocks; sys.exit('jax' in sys.modules)"
+    code = "import sys, oxjax.engine.scheduler, oxjax.cache.allocator; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

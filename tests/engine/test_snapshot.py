@@ -144,7 +144,7 @@ def check_resumed(engine, blob, places, expected):
     resumed = engine.resume(blob)
     assert finish(engine, resumed) == [expected[i] for i in places]
     assert engine.pool.pages.used_count == 0
-    assert all(r.sequence.saved is None for r in resumed)
+    assert all(r.sequence.swapped is None for r in resumed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,7 +174,7 @@ def test_computed_tokens_are_not_computed_again(engine, taken):
     blob, _, _ = of_kind(taken, "half scored")
     before = engine.metrics().computed_tokens
     resumed = engine.resume(blob)
-    pending = sum(len(r.sequence.tokens) - (r.sequence.saved.n_tokens if r.sequence.saved else 0) for r in resumed)
+    pending = sum(len(r.sequence.tokens) - (r.sequence.swapped.n_tokens if r.sequence.swapped else 0) for r in resumed)
     generating = [r for r in resumed if isinstance(r, Generation)]
     new = sum(len(r.output.chunks) for r in generating)
     finish(engine, resumed)

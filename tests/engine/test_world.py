@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from oxjax.cache.blocks import BlockAllocator
+from oxjax.cache.allocator import PageAllocator
 from oxjax.cache.states import StatePool
 from oxjax.engine.scheduler import HEAD_START, Scheduler, Sequence, Work
 from tests.helpers.world import KINDS, Contents, World, play
@@ -127,14 +127,14 @@ class TestTheWorldCanFail:
         monkeypatch.setattr(
             PrefixCache,
             "store_checkpoint",
-            lambda self, tokens, slot, position, trail: store(self, [*tokens, 0], slot, position + 1, trail),
+            lambda self, tokens, slot, position, hashes: store(self, [*tokens, 0], slot, position + 1, hashes),
         )
         with pytest.raises(Exception):  # noqa: B017
             self.played("hybrid")
 
     def test_a_page_that_is_found_by_what_it_held(self, monkeypatch):
         rewound_and_asked_for_the_old()
-        monkeypatch.setattr("oxjax.cache.blocks.BlockAllocator.forget", lambda self, page: None)
+        monkeypatch.setattr("oxjax.cache.allocator.PageAllocator.forget", lambda self, page: None)
         with pytest.raises(AssertionError):
             rewound_and_asked_for_the_old()
 
@@ -154,7 +154,7 @@ def rewound_and_asked_for_the_old():
 
 def test_a_long_prompt_never_delays_a_decoding_neighbour():
     """32k tokens in chunks: the neighbour gets its token in every single step."""
-    pool = StatePool(Contents(16, paged=True, recurrent=False), page_size=16, pages=BlockAllocator(3000))
+    pool = StatePool(Contents(16, paged=True, recurrent=False), page_size=16, pages=PageAllocator(3000))
     scheduler = Scheduler(pool, max_batch=4, max_rows=256, max_context=40_000)
     short, long = Sequence([1, 2, 3], 400), Sequence([5] * 32_768, 32_770)
     scheduler.add(short)
@@ -201,7 +201,7 @@ def test_a_higher_priority_takes_the_place_of_a_lower_one():
     low, high = world.live
     world.step(lambda: 0)
     assert world.scheduler.running == [high]
-    assert low.saved is not None
+    assert low.swapped is not None
     world.drain(lambda: 0)
     assert world.finished == [high, low]
     assert world.scheduler.preemptions == 1

@@ -11,8 +11,8 @@ import pytest
 from oxjax import LLM, SamplingParams
 from oxjax.errors import BatchError, CacheError, EngineClosedError
 from oxjax.evaluate import batch, run, verify
-from oxjax.evaluate.dialect import params_of, read_line
-from oxjax.evaluate.plans import Planner
+from oxjax.evaluate.prepare import RequestPreparer
+from oxjax.evaluate.request_format import params_of, read_line
 from tests.helpers.request_files import TEMPLATE, bodies, mixed, write
 
 
@@ -29,7 +29,7 @@ def whole(llm, tmp_path_factory):
 def test_answers_are_what_the_calls_give(llm, whole, tmp_path):
     (tmp_path / "out.jsonl").write_bytes(whole[1])
     found, asked = bodies(tmp_path / "out.jsonl"), [read_line(line) for line in mixed(60) if b"top_p" not in line]
-    planner = Planner(llm, 0, "2024-02-29")
+    preparer = RequestPreparer(llm, 0, "2024-02-29")
     for ask in asked:
         body, got = ask.body, found[ask.custom_id]
         if ask.kind == "score":
@@ -40,7 +40,7 @@ def test_answers_are_what_the_calls_give(llm, whole, tmp_path):
             data = [np.frombuffer(base64.b64decode(d["embedding"]), "<f4") for d in got["data"]]
             np.testing.assert_array_equal(data, llm.embed(body["input"]))
         elif ask.kind == "generate":
-            params = params_of(body, planner._seed_of(ask), "prompt")
+            params = params_of(body, preparer._seed_of(ask), "prompt")
             (result,) = llm.generate(body["prompt"], params)
             assert [c["text"] for c in got["choices"]] == [r.text for r in (result, *result.others)]
             assert [c["token_ids"] for c in got["choices"]] == [r.token_ids for r in (result, *result.others)]
@@ -128,7 +128,7 @@ def test_a_device_that_fails_is_no_requests_fault(llm, tmp_path, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
 
     with monkeypatch.context() as patch:
-        patch.setattr("oxjax.evaluate.plans.pool", fails)
+        patch.setattr("oxjax.evaluate.prepare.pool", fails)
         with pytest.raises(jax.errors.JaxRuntimeError):
             run(llm, source, output)
     assert run(llm, source, output).failed == 2

@@ -8,8 +8,8 @@ import pytest
 from oxjax import Grammar, SamplingParams
 from oxjax.errors import BatchError, InvalidRequestError, OxjaxError
 from oxjax.evaluate import run
-from oxjax.evaluate.dialect import Ask, params_of
-from oxjax.evaluate.plans import Planner
+from oxjax.evaluate.prepare import RequestPreparer
+from oxjax.evaluate.request_format import BatchRequest, params_of
 from tests.helpers.request_files import TEMPLATE, bodies, mixed, write
 
 
@@ -214,8 +214,8 @@ FIELDS = (
 
 @pytest.mark.parametrize("kind", GOOD)
 def test_no_request_is_worse_than_refused(llm, kind):
-    planner = Planner(llm, 0, "2024-02-29")
-    assert planner.plan(Ask("x", kind, GOOD[kind])).n_tokens
+    preparer = RequestPreparer(llm, 0, "2024-02-29")
+    assert preparer.prepare(BatchRequest("x", kind, GOOD[kind])).n_tokens
     messages = [[{"role": "user", "content": odd}] for odd in ODD] + [[{"role": odd}] for odd in ODD]
     messages += [[{"role": "assistant", "tool_calls": odd}] for odd in ODD]
     tools = [[{"type": "function", "function": odd}] for odd in ODD]
@@ -227,4 +227,4 @@ def test_no_request_is_worse_than_refused(llm, kind):
     wrong += [("chat_template_kwargs", {n: odd}) for n in (*names, "add_generation_prompt") for odd in ("x", 1)]
     for name, odd in wrong:
         with suppress(OxjaxError):
-            planner.plan(Ask("x", kind, GOOD[kind] | {name: odd}))
+            preparer.prepare(BatchRequest("x", kind, GOOD[kind] | {name: odd}))

@@ -148,6 +148,5 @@ class Harness:
         both = [engine.logits(ids), engine.generate(ids, PARAMS, PARAMS.seed)]
         engine.run(both + others)
         if not engine.scheduler.running:
-            pools = (engine.pool.pages, engine.pool.slots)
-            assert not any(pool.used_count for pool in pools if pool is not None)
+            assert not any(pool.used_count for pool in (engine.pool.pages, engine.pool.slots))
         return [outcome(r) for r in both]

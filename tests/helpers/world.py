@@ -10,9 +10,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from oxjax.cache.blocks import BlockAllocator
+from oxjax.cache.allocator import PageAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
-from oxjax.cache.states import SLOTS_PER_SEQUENCE, Saved, StatePool
+from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool, SwappedState
 from oxjax.engine.scheduler import Scheduler, Sequence, Work
 
 ROOT = root_key(model="world")
@@ -43,13 +43,13 @@ class Contents:
 
     def export(self, pages, slot, n_tokens):
         rows = [np.array([self.cells[self.cell(pages, i)] for i in range(n_tokens)])] if self.paged else []
-        return Saved(n_tokens, rows, [] if slot is None else [np.array(self.slots[slot])])
+        return SwappedState(n_tokens, rows, [] if slot is None else [np.array(self.slots[slot])])
 
-    def restore(self, pages, slot, saved, first):
-        for i, row in enumerate(saved.rows[0][first:] if self.paged else []):
+    def restore(self, pages, slot, swapped, first):
+        for i, row in enumerate(swapped.rows[0][first:] if self.paged else []):
             self.cells[self.cell(pages, i)] = int(row)
         if self.recurrent:
-            self.slots[slot] = int(saved.values[0])
+            self.slots[slot] = int(swapped.values[0])
 
     def run(self, work):
         """A step: everything is read, and checked, before anything is written."""
@@ -83,8 +83,8 @@ class World:
     def __init__(self, kind, *, swap=True, reuse=True, n_pages=14, max_batch=4, max_rows=5, n_checkpoints=4):
         paged, recurrent = KINDS[kind]
         self.device = Contents(self.PAGE, paged=paged, recurrent=recurrent)
-        pages = BlockAllocator(n_pages + 1) if paged else None
-        slots = BlockAllocator(1 + SLOTS_PER_SEQUENCE * max_batch + n_checkpoints, "slot") if recurrent else None
+        pages = PageAllocator(n_pages + 1) if paged else None
+        slots = PageAllocator(1 + SLOTS_PER_SEQUENCE * max_batch + n_checkpoints, "slot") if recurrent else None
         prefix = PrefixCache(pages, self.PAGE, ROOT, slots=slots, checkpoint_every=self.EVERY) if reuse else None
         self.pool = StatePool(self.device, page_size=self.PAGE, pages=pages, slots=slots, prefix=prefix)
         self.scheduler = Scheduler(
@@ -185,15 +185,13 @@ class World:
         assert len(running) <= scheduler.max_batch
         assert sorted(map(id, self.live)) == sorted(map(id, (*running, *waiting)))
         assert [s.rank for s in running] == sorted(s.rank for s in running)
-        assert all(s.state is not None and s.saved is None for s in running)
+        assert all(s.state is not None and s.swapped is None for s in running)
         assert all(s.state is None for s in waiting)
         assert all(s.n_computed < len(s.tokens) for s in self.live)
-        if pool.pages is not None:
-            refs = Counter(page for s in running for page in s.state.pages)
-            assert all(pool.pages.ref_count(p) == refs[p] for p in range(1, pool.pages.capacity + 1))
-        if pool.slots is not None:
-            held = Counter(x for s in running for x in (s.state.slot, s.state.next_slot) if x is not None)
-            assert all(pool.slots.ref_count(x) == held[x] for x in range(1, pool.slots.capacity + 1))
+        refs = Counter(page for s in running for page in s.state.pages)
+        assert all(pool.pages.ref_count(p) == refs[p] for p in range(1, pool.pages.capacity + 1))
+        held = Counter(x for s in running for x in (s.state.slot, s.state.next_slot) if x is not None)
+        assert all(pool.slots.ref_count(x) == held[x] for x in range(1, pool.slots.capacity + 1))
         return self
 
     def drain(self, choose, limit=2000):
@@ -202,8 +200,8 @@ class World:
                 break
             self.step(choose)
         assert not self.live, "it does not come to an end"
-        assert self.pool.pages is None or self.pool.pages.used_count == 0
-        assert self.pool.slots is None or self.pool.slots.used_count == 0
+        assert self.pool.pages.used_count == 0
+        assert self.pool.slots.used_count == 0
 
 
 def play(world: World, rng: random.Random, n: int) -> None:

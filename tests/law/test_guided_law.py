@@ -204,7 +204,7 @@ def test_cancelled_neighbours(harness, alone):
     for search in searches:
         engine.cancel(search)
     assert outcome(request) == alone(harness)
-    assert not any(pool.used_count for pool in (engine.pool.pages, engine.pool.slots) if pool is not None)
+    assert not any(pool.used_count for pool in (engine.pool.pages, engine.pool.slots))
     assert engine.metrics().waiting == 0
 
 
@@ -276,7 +276,7 @@ def test_beams(harness, alone, shape, reuse_prefixes):
     engine.run([request])
     assert found == [alone(harness, ids, params, 0, beams) for ids, params, beams in wanted]
     assert outcome(request) == alone(harness)
-    assert not any(pool.used_count for pool in (engine.pool.pages, engine.pool.slots) if pool is not None)
+    assert not any(pool.used_count for pool in (engine.pool.pages, engine.pool.slots))
 
 
 @for_both

@@ -265,7 +265,7 @@ def test_cancelled_neighbours(harness, expected):
     for other in others:
         engine.cancel(other)
     assert outcome(request) == expected(harness)[1]
-    assert not any(pool.used_count for pool in (engine.pool.pages, engine.pool.slots) if pool is not None)
+    assert not any(pool.used_count for pool in (engine.pool.pages, engine.pool.slots))
 
 
 @for_all
@@ -390,12 +390,12 @@ class TestTheHarnessCanFail:
     def test_a_prefix_key_that_forgets_the_tokens(self, setting, monkeypatch):
         harness, alone = setting
 
-        def by_place(tokens, i, trail):
-            trail.keys[:] = [str(n).encode() for n in range(i + 1)]
-            return trail.keys[i]
+        def by_place(self, tokens, i):
+            self.hashes[:] = [str(n).encode() for n in range(i + 1)]
+            return self.hashes[i]
 
         engine = harness.engine(reuse_prefixes=True)
-        monkeypatch.setattr(engine.pool.prefix, "key", by_place)
+        monkeypatch.setattr("oxjax.cache.prefix.BlockHashes.at", by_place)
         harness.run_in(engine, prompts(1, 90, seed=5)[0])
         assert harness.run_in(engine, IDS) != alone
 
@@ -451,7 +451,7 @@ class TestTheHarnessCanFail:
 
         def careless(self, state, position):
             state.position = self._slot_positions[state.slot] = position
-            state.trail.cut(position // self.page_size)
+            state.block_hashes.cut(position // self.page_size)
 
         with monkeypatch.context() as patch:
             patch.setattr(StatePool, "truncate", careless)

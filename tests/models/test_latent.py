@@ -48,10 +48,10 @@ def test_deepseek_v3_keeps_576_numbers_a_token():
 def test_pages_of_latents_leave_the_device_and_come_back():
     rng = np.random.default_rng(0)
     pages = LatentPages(*(jnp.asarray(rng.standard_normal((9, 4, n), np.float32)) for n in (24, 6)))
-    saved = export_state(((pages,),), [5, 2, 7], None, 10)
+    swapped = export_state(((pages,),), [5, 2, 7], None, 10)
     empty = oxjax.init_state(config(SPEC), n_pages=9, page_size=4)
-    again = export_state(import_state(empty, [1, 2, 3], None, saved, 0), [1, 2, 3], None, 10)
-    for got, kept, array in zip(again.rows, saved.rows, (pages.latent, pages.rope_k), strict=True):
+    again = export_state(import_state(empty, [1, 2, 3], None, swapped, 0), [1, 2, 3], None, 10)
+    for got, kept, array in zip(again.rows, swapped.rows, (pages.latent, pages.rope_k), strict=True):
         np.testing.assert_array_equal(got, kept)
         np.testing.assert_array_equal(kept[:4], array[5])
 

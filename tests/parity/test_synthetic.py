@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from oxjax.models.base import vary_attention
+from oxjax.models.base import replace_attention
 from tests.helpers.oracle import LlamaCpp
 from tests.helpers.parity_loop import Loop, load, worst
 from tests.helpers.sweep import sweep
@@ -147,7 +147,7 @@ def test_llama4_beyond_its_chunk(data, tmp_path, report):
     report(f"llama4 over {len(ids)} tokens: {error:.1e} of the logits' std, allowed {allowed:.0e}")
     assert error <= allowed
     for change in ({"chunk": None}, {"temperature": None}):
-        config = vary_attention(model.config, [change] * len(model.config.layers))
+        config = replace_attention(model.config, [change] * len(model.config.layers))
         other = Loop(model.replace(config=config)).logits(ids, cuts)
         assert worst(other[:8191], expected[:8191]) <= allowed
         assert worst(other[8191:], expected[8191:]) > 3 * allowed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from oxjax.config import ModelConfig
 from oxjax.models.arch import qwen3
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.experts import expert_spec, gating, silu, weighing, with_experts_after_dense
+from oxjax.models.experts import expert_spec, expert_weight_options, gating, shared_expert, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
@@ -21,7 +21,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         hp,
         d_ff,
         gating=gating(hp, "softmax"),
-        **weighing(hp),
-        shared=silu(shared * hp.get("expert_shared_count", int)),
+        **expert_weight_options(hp),
+        shared=shared_expert(shared * hp.get("expert_shared_count", int)),
     )
     return with_experts_after_dense(hp, base, experts), frequencies

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
-from oxjax.models.base import Frequencies, dense_config, plain_mlp
+from oxjax.models.base import Frequencies, dense_config, ungated_mlp
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.encoder import EncoderLayer
 from oxjax.models.loader import ParamLoader
@@ -15,14 +15,14 @@ FINAL_NORM = None
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
-    return bert_config(hp, tensors, mlp=plain_mlp(hp), learned_positions=True)
+    return bert_config(hp, tensors, mlp=ungated_mlp(hp), learned_positions=True)
 
 
 def bert_config(
     hp: Hyperparameters, tensors: ParamLoader, *, mlp: MLPSpec, pairing: str | None = None, **more: Any
 ) -> tuple[ModelConfig, Frequencies]:
     """The config of BERT and those after it; see `dense_config`. `attention.causal` has no say, as in llama.cpp."""
-    hp.get("attention.causal", bool, False)
+    hp.ignore("attention.causal")
     return dense_config(hp, tensors, pairing=pairing, norm="layer", mlp=mlp, causal=False, embedding_norm=True, **more)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oxjax.config import ModelConfig
-from oxjax.models.base import Frequencies, dense_config, plain_mlp
+from oxjax.models.base import Frequencies, dense_config, ungated_mlp
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
@@ -18,6 +18,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         pairing=None,
         norm="layer",
         attention={"alibi": _MAX_BIAS},
-        mlp=plain_mlp(hp),
+        mlp=ungated_mlp(hp),
         embedding_norm=True,
     )

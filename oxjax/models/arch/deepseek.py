@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.experts import expert_spec, silu, with_experts_after_dense
+from oxjax.models.experts import expert_spec, shared_expert, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
@@ -18,6 +18,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         d_ff,
         renormalise=False,
         scale=hp.get("expert_weights_scale", float, 0.0) or 1.0,
-        shared=silu(d_ff * hp.get("expert_shared_count", int)),
+        shared=shared_expert(d_ff * hp.get("expert_shared_count", int)),
     )
     return with_experts_after_dense(hp, base, experts), frequencies

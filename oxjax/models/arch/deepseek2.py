@@ -10,7 +10,7 @@ import math
 
 from oxjax.config import ModelConfig, TemperatureSpec
 from oxjax.models.base import Frequencies, dense_config
-from oxjax.models.experts import expert_spec, gating, silu, weighing, with_experts_after_dense
+from oxjax.models.experts import expert_spec, expert_weight_options, gating, shared_expert, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.latent import with_latent
 from oxjax.models.loader import ParamLoader
@@ -45,7 +45,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         hp,
         d_ff,
         gating=gating(hp, "sigmoid" if is_flash else "softmax"),
-        **weighing(hp),
-        shared=silu(d_ff * hp.get("expert_shared_count", int)),
+        **expert_weight_options(hp),
+        shared=shared_expert(d_ff * hp.get("expert_shared_count", int)),
     )
     return with_experts_after_dense(hp, latent, experts), frequencies

@@ -6,7 +6,7 @@ The 32B size, which only its depth tells, has sliding layers; there the full one
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import POST_NORMS, Frequencies, dense_config, load_layer, vary_attention
+from oxjax.models.base import POST_NORMS, Frequencies, dense_config, load_layer, replace_attention
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
@@ -15,13 +15,13 @@ _LAYERS_OF_32B = 64
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
-    """Metadata to config; in the 32B size every fourth layer is full unless the pattern says otherwise."""
+    """Metadata to config; in the 32B size every fourth layer is full unless the file has another pattern."""
     base, frequencies = dense_config(hp, tensors, pairing="neox")
     window = hp.get("attention.sliding_window", int, 4096)
     slides = hp.window_layers(default_period=4)
     if hp.n_layers != _LAYERS_OF_32B:
         return base, frequencies
-    return vary_attention(base, ({"window": window} if s else {"rope": None} for s in slides)), frequencies
+    return replace_attention(base, ({"window": window} if s else {"rope": None} for s in slides)), frequencies
 
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:

@@ -7,7 +7,7 @@ import math
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.arch import gemma
-from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, load_layer, vary_attention
+from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, load_layer, replace_attention
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
@@ -24,7 +24,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         "softcap": hp.get("attn_logit_softcapping", float, 50.0) or None,
     }
     slides = hp.window_layers(default_period=2)
-    varied = vary_attention(base, ({**common, "window": window if s else None} for s in slides))
+    varied = replace_attention(base, ({**common, "window": window if s else None} for s in slides))
     final = hp.get("final_logit_softcapping", float, 30.0)
     return dataclasses.replace(varied, final_softcap=final or None), frequencies
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.arch import gemma, gemma2
-from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, load_layer, rope, vary_attention
+from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, load_layer, replace_attention, rope
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
 from oxjax.models.layers.rope import RopeScaling
@@ -28,7 +28,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     sliding = {"scale": scale, "rope": _SLIDING, "window": window}
     slides = hp.window_layers(default_period=6)
     config = dataclasses.replace(
-        vary_attention(base, (sliding if s and window else full for s in slides)),
+        replace_attention(base, (sliding if s and window else full for s in slides)),
         ropes=(base.ropes[0], sliding_rope),
         final_softcap=hp.get("final_logit_softcapping", float, 0.0) or None,
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
 from oxjax.models.base import Frequencies, dense_config, load_layer
-from oxjax.models.experts import expert_spec, gating, silu, weighing, with_experts_after_dense
+from oxjax.models.experts import expert_spec, expert_weight_options, gating, shared_expert, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
@@ -14,15 +14,15 @@ from oxjax.models.loader import ParamLoader
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config; rotations by sections are, for text, the same rotation."""
-    hp.key("rope.dimension_sections")
+    hp.ignore("rope.dimension_sections")
     base, frequencies = dense_config(hp, tensors, pairing="neox")
     d_ff = hp.uniform("expert_feed_forward_length")
     experts = expert_spec(
         hp,
         d_ff,
         gating=gating(hp, "sigmoid"),
-        **weighing(hp),
-        shared=silu(d_ff * hp.get("expert_shared_count", int)),
+        **expert_weight_options(hp),
+        shared=shared_expert(d_ff * hp.get("expert_shared_count", int)),
     )
     return with_experts_after_dense(hp, base, experts), frequencies
 

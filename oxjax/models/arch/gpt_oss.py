@@ -6,7 +6,7 @@ The norm before the experts is named after attention. Its activation is `layers.
 from __future__ import annotations
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import Frequencies, dense_config, load_layer, slide
+from oxjax.models.base import Frequencies, dense_config, load_layer, with_sliding_window
 from oxjax.models.experts import expert_d_ff, expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
@@ -17,7 +17,7 @@ NAME = "gpt-oss"
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config; sliding layers may have a base of their own, `rope.freq_base_swa`."""
-    base, frequencies = slide(
+    base, frequencies = with_sliding_window(
         hp,
         tensors,
         *dense_config(hp, tensors, pairing="neox", attention={"sinks": True}),

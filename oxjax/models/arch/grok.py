@@ -17,8 +17,8 @@ from oxjax.models.loader import ParamLoader
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config; what old files do not state are the constants of Grok 1."""
-    hp.key("router_logit_softcapping")
-    hp.key("attention.temperature_length")
+    hp.ignore("router_logit_softcapping")
+    hp.ignore("attention.temperature_length")
     is_yarn = hp.rope_scaling.kind == "yarn"
     if hp.get("rope.scaling.yarn_ext_factor", float, float(is_yarn)) not in (float(is_yarn), -1.0):
         raise hp.error("rope.scaling.yarn_ext_factor", "says other than rope.scaling.type")

@@ -6,7 +6,7 @@ from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.arch import mamba
 from oxjax.models.base import Frequencies, model_config
 from oxjax.models.experts import expert_spec
-from oxjax.models.hybrid import attention_or, mamba_spec
+from oxjax.models.hybrid import attention_or_recurrent, mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
@@ -17,7 +17,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config; a layer has experts where the file has a router for it."""
     d_ff = hp.uniform("feed_forward_length")
     dense = MLPSpec(d_ff, "silu")
-    mixers = attention_or(hp, mamba_spec(hp, low_norm="learned"), rope=None)
+    mixers = attention_or_recurrent(hp, mamba_spec(hp, low_norm="learned"), rope=None)
     feeds = [dense] * hp.n_layers
     if hp.get("expert_count", int, 0):
         experts = expert_spec(hp, d_ff, renormalise=False)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies, model_config
-from oxjax.models.experts import expert_spec, gating, silu, with_experts_after_dense
+from oxjax.models.experts import expert_spec, gating, shared_expert, with_experts_after_dense
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.latent import latent_spec
 from oxjax.models.layers.kimi_delta import KimiDeltaSpec
@@ -29,6 +29,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         d_ff,
         gating=gating(hp, "sigmoid"),
         scale=hp.get("expert_weights_scale", float, 0.0) or 1.0,
-        shared=silu(d_ff * hp.get("expert_shared_count", int)),
+        shared=shared_expert(d_ff * hp.get("expert_shared_count", int)),
     )
     return with_experts_after_dense(hp, base, experts), frequencies

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import Frequencies, load_layer, model_config
-from oxjax.models.hybrid import attention_or
+from oxjax.models.hybrid import attention_or_recurrent
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
 from oxjax.models.layers.short_conv import ShortConvSpec
@@ -18,7 +18,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     conv = ShortConvSpec(conv=(hp.uniform("shortconv.l_cache") - 1, hp.d_model), ssm=(0,))
     window = hp.get("attention.sliding_window", int, 0) or None
     feed = MLPSpec(hp.uniform("feed_forward_length"), "silu")
-    layers = (LayerSpec((mixer,), feed) for mixer in attention_or(hp, conv, window=window))
+    layers = (LayerSpec((mixer,), feed) for mixer in attention_or_recurrent(hp, conv, window=window))
     return model_config(hp, tensors, layers, pairing="neox")
 
 

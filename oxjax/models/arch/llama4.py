@@ -5,8 +5,8 @@ experts on every n-th layer, which read their weight times the row, beside one t
 from __future__ import annotations
 
 from oxjax.config import ModelConfig, TemperatureSpec
-from oxjax.models.base import Frequencies, dense_config, slide, vary_attention
-from oxjax.models.experts import expert_spec, silu, with_experts
+from oxjax.models.base import Frequencies, dense_config, replace_attention, with_sliding_window
+from oxjax.models.experts import expert_spec, shared_expert, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
@@ -20,7 +20,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config; files do not state the chunk."""
     if hp.get("attention.sliding_window", int, _CHUNK) == 0:
         raise hp.error("attention.sliding_window", "found 0, but models without chunks are not supported")
-    base, frequencies = slide(
+    base, frequencies = with_sliding_window(
         hp,
         tensors,
         *dense_config(hp, tensors, pairing="norm"),
@@ -28,9 +28,9 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         chunk=_CHUNK,
     )
     d_ff = hp.uniform("expert_feed_forward_length")
-    experts = expert_spec(hp, d_ff, gating="sigmoid", renormalise=False, weigh_inputs=True, shared=silu(d_ff))
+    experts = expert_spec(hp, d_ff, gating="sigmoid", renormalise=False, weigh_inputs=True, shared=shared_expert(d_ff))
     rotated = {"norm_rotated": experts.n_experts != _UNNORMALISED}
     still = {"rope": None, "temperature": _GROWTH}
     changes = (still if (i + 1) % _NO_POSITIONS_EVERY == 0 else rotated for i in range(hp.n_layers))
     every = hp.uniform("interleave_moe_layer_step")
-    return with_experts(vary_attention(base, changes), experts, lambda i: (i + 1) % every == 0), frequencies
+    return with_experts(replace_attention(base, changes), experts, lambda i: (i + 1) % every == 0), frequencies

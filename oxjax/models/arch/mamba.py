@@ -10,8 +10,8 @@ from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
 
 
-def only(hp: Hyperparameters, tensors: ParamLoader, mixer: MixerSpec) -> tuple[ModelConfig, Frequencies]:
-    """The config of a model whose blocks are this mixer alone."""
+def mixer_only_config(hp: Hyperparameters, tensors: ParamLoader, mixer: MixerSpec) -> tuple[ModelConfig, Frequencies]:
+    """Config of a model whose blocks are one mixer without a feed-forward layer."""
     for key in ("attention.head_count", "feed_forward_length"):
         if found := hp.get(key, int, 0):
             raise hp.error(key, f"found {found}, but {hp.arch} has none")
@@ -21,7 +21,7 @@ def only(hp: Hyperparameters, tensors: ParamLoader, mixer: MixerSpec) -> tuple[M
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config; `ssm.dt_b_c_rms` is FalconMamba's."""
     spec = mamba_spec(hp, low_norm="unit" if hp.get("ssm.dt_b_c_rms", bool, False) else None)
-    return only(hp, tensors, spec)
+    return mixer_only_config(hp, tensors, spec)
 
 
 def layer(tensors: ParamLoader, i: int, spec: LayerSpec, config: ModelConfig) -> Layer:

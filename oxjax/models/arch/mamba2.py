@@ -14,4 +14,4 @@ layer = mamba.layer
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
-    return mamba.only(hp, tensors, mamba2_spec(hp))
+    return mamba.mixer_only_config(hp, tensors, mamba2_spec(hp))

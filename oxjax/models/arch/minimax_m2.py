@@ -15,7 +15,7 @@ layer = olmoe.layer
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config; the experts are as wide as `feed_forward_length`."""
-    hp.key("expert_feed_forward_length")
+    hp.ignore("expert_feed_forward_length")
     base, frequencies = dense_config(hp, tensors, pairing="neox")
     experts = expert_spec(hp, hp.uniform("feed_forward_length"), gating=gating(hp, "sigmoid"))
     return with_experts(base, experts), frequencies

@@ -10,7 +10,7 @@ import dataclasses
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.arch.bert import bert_config
-from oxjax.models.base import Frequencies, rope, vary_attention
+from oxjax.models.base import Frequencies, replace_attention, rope
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.encoder import EncoderLayer
 from oxjax.models.layers.rope import RopeScaling
@@ -37,7 +37,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     unstretched = RopeScaling(attn_factor=hp.rope_scaling.attn_factor)
     sliding, frequencies = rope(hp, tensors, "neox", theta=theta, scaling=unstretched)
     slides = hp.window_layers(default_period=3, full_first=True)
-    varied = vary_attention(base, ({"rope": _SLIDING, "window": window} if s else {"rope": _FULL} for s in slides))
+    varied = replace_attention(base, ({"rope": _SLIDING, "window": window} if s else {"rope": _FULL} for s in slides))
     return dataclasses.replace(varied, ropes=(*base.ropes, sliding)), (full_frequencies, frequencies)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oxjax.config import ModelConfig
-from oxjax.models.base import Frequencies, dense_config, plain_mlp
+from oxjax.models.base import Frequencies, dense_config, ungated_mlp
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
@@ -20,6 +20,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         pairing=None,
         norm="layer",
         attention=attention,
-        mlp=plain_mlp(hp),
+        mlp=ungated_mlp(hp),
         learned_positions=tensors.has("position_embd.weight"),
     )

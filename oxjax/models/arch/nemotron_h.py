@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
 from oxjax.models.base import Frequencies, load_layer, model_config
-from oxjax.models.hybrid import attention_or, mamba2_spec
+from oxjax.models.hybrid import attention_or_recurrent, mamba2_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
@@ -29,7 +29,7 @@ def one_thing_config(
     hp: Hyperparameters, tensors: ParamLoader, feeds: Sequence[MLPSpec | MoESpec | None]
 ) -> tuple[ModelConfig, Frequencies]:
     """The config of blocks that are a feed-forward layer where there is one, else attention where it has heads."""
-    mixers = attention_or(hp, mamba2_spec(hp), rope=None)
+    mixers = attention_or_recurrent(hp, mamba2_spec(hp), rope=None)
     layers = (LayerSpec((), feed) if feed else LayerSpec((mixer,)) for mixer, feed in zip(mixers, feeds, strict=True))
     return model_config(hp, tensors, layers)
 

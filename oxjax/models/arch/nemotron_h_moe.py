@@ -9,7 +9,7 @@ from __future__ import annotations
 from oxjax.config import ModelConfig
 from oxjax.models.arch import nemotron_h
 from oxjax.models.base import Frequencies
-from oxjax.models.experts import expert_spec, weighing
+from oxjax.models.experts import expert_spec, expert_weight_options
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
@@ -18,9 +18,9 @@ layer = nemotron_h.layer
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config: a mixture where `feed_forward_length` is not 0."""
-    hp.key("expert_shared_count")  # the shared expert's width says it all
+    hp.ignore("expert_shared_count")  # the shared expert's width says it all
     shared = nemotron_h.plain(hp.get("expert_shared_feed_forward_length", int, 0))
-    more = {"activation": "relu2", "gated": False, "gating": "sigmoid", "shared": shared, **weighing(hp)}
+    more = {"activation": "relu2", "gated": False, "gating": "sigmoid", "shared": shared, **expert_weight_options(hp)}
     more["d_latent"] = hp.get("moe_latent_size", int, 0) or None
     widths = hp.per_layer("feed_forward_length"), hp.per_layer("expert_feed_forward_length", 0)
     feeds = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import ModelConfig
 from oxjax.models.arch import bert
-from oxjax.models.base import Frequencies, plain_mlp
+from oxjax.models.base import Frequencies, ungated_mlp
 from oxjax.models.experts import expert_spec, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
@@ -16,7 +16,7 @@ layer = bert.layer
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config; of `moe_every_n_layers` the second has experts."""
-    base, frequencies = bert.bert_config(hp, tensors, pairing="neox", mlp=plain_mlp(hp))
+    base, frequencies = bert.bert_config(hp, tensors, pairing="neox", mlp=ungated_mlp(hp))
     every = hp.get("moe_every_n_layers", int, 0)
     if every <= 0:
         return base, frequencies

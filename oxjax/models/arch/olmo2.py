@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from oxjax.config import LayerSpec, ModelConfig
-from oxjax.models.base import POST_NORMS, Frequencies, dense_config, load_layer, rope, vary_attention
+from oxjax.models.base import POST_NORMS, Frequencies, dense_config, load_layer, replace_attention, rope
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
 from oxjax.models.layers.rope import RopeScaling
@@ -25,7 +25,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         return base, frequencies
     sliding, sliding_frequencies = rope(hp, tensors, "neox", scaling=RopeScaling())
     slides = hp.window_layers(default_period=4)
-    varied = vary_attention(base, ({"window": window, "rope": _SLIDING} if s else {"rope": _FULL} for s in slides))
+    varied = replace_attention(base, ({"window": window, "rope": _SLIDING} if s else {"rope": _FULL} for s in slides))
     return dataclasses.replace(varied, ropes=(*base.ropes, sliding)), (*frequencies, sliding_frequencies)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig
 from oxjax.models.base import POST_NORMS, PRE_NORMS, Frequencies, load_layer, model_config
-from oxjax.models.hybrid import attention_or, plamo_mamba_spec
+from oxjax.models.hybrid import attention_or_recurrent, plamo_mamba_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
 from oxjax.models.loader import ParamLoader
@@ -17,7 +17,7 @@ from oxjax.models.loader import ParamLoader
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config; only attention layers have heads."""
-    mixers = attention_or(hp, plamo_mamba_spec(hp), scale=hp.value_dim**-0.5)
+    mixers = attention_or_recurrent(hp, plamo_mamba_spec(hp), scale=hp.value_dim**-0.5)
     feed = MLPSpec(hp.uniform("feed_forward_length"), "silu")
     return model_config(hp, tensors, (LayerSpec((m,), feed) for m in mixers), pairing="neox")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from oxjax.config import ModelConfig
 from oxjax.models.arch import qwen2
 from oxjax.models.base import Frequencies
-from oxjax.models.experts import expert_d_ff, expert_spec, silu, with_experts
+from oxjax.models.experts import expert_d_ff, expert_spec, shared_expert, with_experts
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.loader import ParamLoader
 
@@ -14,7 +14,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     """Metadata to config."""
     base, frequencies = qwen2.config(hp, tensors)
     d_ff = hp.uniform("feed_forward_length")
-    shared = silu(hp.get("expert_shared_feed_forward_length", int, 0) or d_ff)
+    shared = shared_expert(hp.get("expert_shared_feed_forward_length", int, 0) or d_ff)
     experts = expert_spec(hp, expert_d_ff(hp, base_width(hp)), renormalise=False, shared=shared)
     return with_experts(base, experts), frequencies
 

@@ -16,5 +16,5 @@ layer = qwen3next.layer
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
-    hp.key("rope.dimension_sections")
+    hp.ignore("rope.dimension_sections")
     return qwen3next.delta_net_config(hp, tensors, MLPSpec(hp.uniform("feed_forward_length"), "silu"), tiled=True)

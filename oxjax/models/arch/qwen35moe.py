@@ -13,5 +13,5 @@ layer = qwen3next.layer
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
-    hp.key("rope.dimension_sections")
+    hp.ignore("rope.dimension_sections")
     return qwen3next.delta_net_config(hp, tensors, qwen3next.experts(hp), tiled=True)

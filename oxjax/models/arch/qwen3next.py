@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oxjax.config import LayerSpec, MLPSpec, ModelConfig, MoESpec
 from oxjax.models.base import Frequencies, attention_spec, load_layer, model_config
-from oxjax.models.experts import expert_spec, silu
+from oxjax.models.experts import expert_spec, shared_expert
 from oxjax.models.hybrid import delta_net_spec
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.block import Layer
@@ -21,7 +21,7 @@ def experts(hp: Hyperparameters) -> MoESpec:
     dense = hp.get("feed_forward_length", int, 0)  # stands in for what is missing
     d_ff = hp.get("expert_feed_forward_length", int, 0) or dense // hp.uniform("expert_used_count")
     shared = hp.get("expert_shared_feed_forward_length", int, 0) or dense
-    return expert_spec(hp, d_ff, shared=silu(shared))
+    return expert_spec(hp, d_ff, shared=shared_expert(shared))
 
 
 def delta_net_config(

@@ -14,7 +14,7 @@ layer = rwkv_layer
 
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
-    """Metadata to config; the weights expect that every so many blocks the residual rows are halved."""
+    """Metadata to config; the weights expect residual rows that are halved after every n-th block."""
     mixer, feed = rwkv6_spec(hp, shifts=2), MLPSpec(hp.uniform("feed_forward_length"), "relu2", gated=False)
     period = hp.get("rescale_every_n_layers", int, 0)
     scales = (0.5 if period and (i + 1) % period == 0 else 1.0 for i in range(hp.n_layers))

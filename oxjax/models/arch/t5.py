@@ -15,6 +15,6 @@ layer = t5encoder.layer
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
     for key in ("decoder_start_token_id", "decoder_block_count"):
-        hp.get(key, int, 0)
+        hp.ignore(key)
     tensors.skip("dec.")
     return t5encoder.config(hp, tensors)

@@ -26,7 +26,7 @@ _FURTHEST = 128  # distances from here on share a bucket
 
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config; the feed-forward network is gated (GELU) or plain (ReLU), as its tensors tell."""
-    hp.get("attention.causal", bool, False)
+    hp.ignore("attention.causal")
     n_buckets = hp.get("attention.relative_buckets_count", int)
     if n_buckets % 4 or not 4 <= n_buckets < 4 * _FURTHEST:
         message = f"found {n_buckets}, expected a multiple of 4 below {4 * _FURTHEST}"
@@ -60,7 +60,7 @@ def _bias_by_distance(tensors: ParamLoader, name: str, n_heads: int) -> Float[Ar
 
 
 def buckets(after: Int[np.ndarray, " n"], n_buckets: int) -> Int[np.ndarray, " n"]:
-    """Which of `n_buckets` a distance falls into: key positions minus query positions."""
+    """Bucket, of `n_buckets`, of each distance: key position minus query position."""
     half, exact, distance = n_buckets // 2, n_buckets // 4, np.abs(after)
     # Rounded as llama.cpp rounds, since distances lie on the edges of buckets: the logarithm and the sum to float32.
     logarithm = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) * np.float32(half - exact)

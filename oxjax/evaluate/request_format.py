@@ -1,4 +1,4 @@
-"""The dialect of request files: lines of JSON, as OpenAI's batch API has them or shorter."""
+"""Format of request files: lines of JSON, as in OpenAI's batch API or shorter."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ URLS = {
     "/v1/score": "score",
     "/v1/rerank": "rerank",
 }
-# What a short line is, by the field that only it has.
-_TELLING = {
+# Kind of a line without a url, by a field that only this kind has.
+_KIND_FIELDS = {
     "prompt": "generate",
     "messages": "chat",
     "input": "embed",
@@ -29,19 +29,18 @@ _TELLING = {
     "query": "rerank",
 }
 _ENVELOPE = ("custom_id", "id", "method", "url", "body")
-# Of the request, not of its answer; of streams, which files have none of; and of completions, with the one value that
-# asks for nothing.
-_ABOUT = ("model", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier")
+# Fields that do not change the answer; and fields of streams and completions, with the one value that is accepted.
+_IGNORED = ("model", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier")
 _NEUTRAL = {"echo": False, "suffix": "", "parallel_tool_calls": True, "stream": False}
 _SAMPLING = {f.name for f in fields(SamplingParams)} - {"grammar", "logprobs"}
 
 
 @dataclass(frozen=True)
-class Ask:
+class BatchRequest:
     """A request of a file.
 
     Attributes:
-        custom_id: names it; no other request of the file has the same.
+        custom_id: its id, unique in the file.
         kind: one of `URLS`'s values.
         body: its fields.
     """
@@ -51,11 +50,11 @@ class Ask:
     body: dict[str, Any]
 
 
-def read_line(line: bytes) -> Ask:
-    """The request of a line.
+def read_line(line: bytes) -> BatchRequest:
+    """Read the request of a line.
 
     Raises:
-        InvalidRequestError: it is none.
+        InvalidRequestError: the line is not a request.
     """
     raw = _parse(line)
     custom_id = _id(raw)
@@ -70,18 +69,18 @@ def read_line(line: bytes) -> Ask:
     if "url" in raw:
         if raw["url"] not in URLS:
             raise InvalidRequestError(f"url {raw['url']!r}: expected one of {', '.join(URLS)}")
-        return Ask(custom_id, URLS[raw["url"]], body)
-    kinds = {kind for name, kind in _TELLING.items() if name in body}
+        return BatchRequest(custom_id, URLS[raw["url"]], body)
+    kinds = {kind for name, kind in _KIND_FIELDS.items() if name in body}
     if len(kinds) != 1:
-        raise InvalidRequestError("expected a url, or one of " + ", ".join(_TELLING))
-    return Ask(custom_id, kinds.pop(), body)
+        raise InvalidRequestError("expected a url, or one of " + ", ".join(_KIND_FIELDS))
+    return BatchRequest(custom_id, kinds.pop(), body)
 
 
 def read_id(line: bytes) -> str:
-    """The id of a line's request, even if the rest is wrong.
+    """Read the id of a line's request, even if the rest is wrong.
 
     Raises:
-        InvalidRequestError: it has none.
+        InvalidRequestError: the line has no id.
     """
     return _id(_parse(line))
 
@@ -112,7 +111,7 @@ def field(body: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
     """A field of a body, of one JSON type.
 
     Raises:
-        InvalidRequestError: it is of another.
+        InvalidRequestError: it has another type.
     """
     value = body.get(name, default)
     if value is not default and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
@@ -124,7 +123,7 @@ def objects(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """A field that is a list of objects.
 
     Raises:
-        InvalidRequestError: it is none.
+        InvalidRequestError: it is not a list of objects.
     """
     found = field(body, name, list, [])
     if not all(isinstance(item, dict) for item in found):
@@ -136,9 +135,9 @@ def only(body: Mapping[str, Any], *known: str) -> None:
     """Refuse fields that nothing reads.
 
     Raises:
-        InvalidRequestError: there are such.
+        InvalidRequestError: there are unknown fields.
     """
-    if unknown := sorted(set(body) - {*known, *_ABOUT}):
+    if unknown := sorted(set(body) - {*known, *_IGNORED}):
         raise InvalidRequestError(f"{', '.join(unknown)}: unknown; expected {', '.join(sorted(known))}")
 
 
@@ -147,8 +146,8 @@ def params_of(body: Mapping[str, Any], seed: int, *others: str) -> SamplingParam
 
     Args:
         body: of a request.
-        seed: if it has none.
-        others: fields that are no sampling parameters.
+        seed: default for a body without one.
+        others: known fields that are not sampling parameters.
 
     Raises:
         InvalidRequestError: unknown fields, or wrong values.
@@ -157,7 +156,7 @@ def params_of(body: Mapping[str, Any], seed: int, *others: str) -> SamplingParam
     only(body, *_SAMPLING, *names, *_NEUTRAL, *others)
     for name, value in _NEUTRAL.items():
         if body.get(name, value) != value:
-            raise InvalidRequestError(f"{name} {body[name]!r:.40}: not here; expected {value!r}")
+            raise InvalidRequestError(f"{name} {body[name]!r:.40}: not supported; expected {value!r}")
     given = {name: body[name] for name in _SAMPLING & set(body)}
     if "max_completion_tokens" in body:
         given["max_tokens"] = body["max_completion_tokens"]

@@ -1,4 +1,4 @@
-"""Requests of a file as work for the engine, and their answers."""
+"""Preparation of the requests of a file: from a body to work for the engine, and from that to the answer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from oxjax.engine.pooling import check_pooling, pool
 from oxjax.engine.request import Request
 from oxjax.errors import InvalidRequestError
 from oxjax.evaluate import answers
-from oxjax.evaluate.dialect import Ask, field, objects, only, params_of, reports
 from oxjax.evaluate.manifest import read_day
+from oxjax.evaluate.request_format import BatchRequest, field, objects, only, params_of, reports
 from oxjax.llm import LLM
 from oxjax.tokenizer.chat import ChatTemplate
 
@@ -31,14 +31,14 @@ _OURS = {"self", *inspect.signature(Session.turn).parameters, "tools"}  # no nam
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A request that is understood.
+class PreparedRequest:
+    """A request that was read, checked and encoded.
 
     Attributes:
-        n_tokens: that it will take, as far as one can say.
+        n_tokens: estimate of the tokens that it takes.
         start: queues its work in the engine.
-        finish: makes the answer of what that gave, or of the hidden states of `texts`.
-        texts: ids that an encoder reads instead.
+        finish: makes the answer from the finished requests of the engine, or from the hidden states of `texts`.
+        texts: token ids for an encoder, which has no engine.
     """
 
     n_tokens: int
@@ -47,60 +47,60 @@ class Plan:
     texts: list[list[int]] = dataclasses.field(default_factory=list)
 
 
-class Planner:
-    """Understands the requests of one run.
+class RequestPreparer:
+    """Prepares the requests of one run.
 
     Args:
-        llm: what runs them.
-        seed: of the run. A request without a seed gets one from it and from its own id, so that it is what it is in any
-            company.
-        date: YYYY-MM-DD, what chat templates take for today.
+        llm: runs them.
+        seed: of the run. A request without a seed gets one from it and from its own id, so that its answer does not
+            depend on the other requests.
+        date: YYYY-MM-DD, today's date for chat templates.
     """
 
     def __init__(self, llm: LLM, seed: int, date: str):
         self.llm, self.seed, self._date = llm, seed, read_day(date)
         self._sessions: dict[str | None, Session] = {}  # by the template that a request brings
 
-    def plan(self, ask: Ask) -> Plan:
+    def prepare(self, request: BatchRequest) -> PreparedRequest:
         """Prepare a request.
 
         Raises:
-            InvalidRequestError: it asks for what is not there.
-            UnsupportedArchitectureError: it asks an encoder for what only causal models do.
-            TokenizerError, ChatTemplateError: its texts cannot be read.
+            InvalidRequestError: a field is missing, unknown or has a wrong value.
+            UnsupportedArchitectureError: the model is an encoder, and the request needs a causal model.
+            TokenizerError, ChatTemplateError: its texts cannot be encoded.
         """
-        if ask.kind not in ("embed", "rerank"):
+        if request.kind not in ("embed", "rerank"):
             self.llm.engine  # noqa: B018  (encoders have none, and say so)
-        return getattr(self, f"_{ask.kind}")(ask)
+        return getattr(self, f"_{request.kind}")(request)
 
-    def _seed_of(self, ask: Ask, i: int = 0) -> int:
+    def _seed_of(self, request: BatchRequest, i: int = 0) -> int:
         """Derived seed of prompt `i` of a request without one."""
-        data = f"{self.seed} {ask.custom_id}".encode() + (b"\0%d" % i if i else b"")
+        data = f"{self.seed} {request.custom_id}".encode() + (b"\0%d" % i if i else b"")
         return int.from_bytes(blake2b(data, digest_size=8, person=b"oxjax batch").digest(), "little")
 
-    def _generate(self, ask: Ask) -> Plan:
-        body, llm = ask.body, self.llm
+    def _generate(self, request: BatchRequest) -> PreparedRequest:
+        body, llm = request.body, self.llm
         if "prompt" not in body:
             raise InvalidRequestError("prompt: missing")
         prompts = [llm._encode(_checked(text)) for text in _texts(body["prompt"])]
-        params, wants = params_of(body, self._seed_of(ask), "prompt"), reports(body)
-        own = "seed" in body  # else samples of equal prompts differ, as those of one prompt do
-        seeds = [params.seed if own else self._seed_of(ask, i) for i in range(len(prompts))]
+        params, wants = params_of(body, self._seed_of(request), "prompt"), reports(body)
+        # Without a seed, equal prompts get different derived seeds.
+        seeds = [params.seed if "seed" in body else self._seed_of(request, i) for i in range(len(prompts))]
 
         def start() -> list[Request]:
             return self._queue(lambda i: llm.engine.generate(prompts[i], params, seeds[i]), len(prompts))
 
-        def finish(requests: list[Request]) -> Body:
-            found = [request.result() for request in requests]
+        def finish(generations: list[Request]) -> Body:
+            found = [generation.result() for generation in generations]
             results = [result for first in found for result in (first, *first.others)]
             n_prompt = sum(map(len, prompts))
             return answers.completion(results, n_prompt, llm.tokenizer, reports=wants)
 
         n_tokens = sum(len(prompt) + (params.max_tokens or llm.max_context) for prompt in prompts)
-        return Plan(n_tokens, start, finish)
+        return PreparedRequest(n_tokens, start, finish)
 
     def _queue(self, add: Callable[[int], Request], n: int) -> list[Request]:
-        """Queue all of a request's parts, or none."""
+        """Queue all parts of a request, or none."""
         requests: list[Request] = []
         try:
             for i in range(n):
@@ -120,10 +120,10 @@ class Planner:
             self._sessions[source] = Session(template, tokenizer)
         return self._sessions[source]
 
-    def _chat(self, ask: Ask) -> Plan:
-        body, wants = ask.body, reports(ask.body)
+    def _chat(self, request: BatchRequest) -> PreparedRequest:
+        body, wants = request.body, reports(request.body)
         fields = ("messages", "tools", "tool_choice", "chat_template", "chat_template_kwargs")
-        params = params_of(body, self._seed_of(ask), *fields)
+        params = params_of(body, self._seed_of(request), *fields)
         session = self._session(field(body, "chat_template", str, None))
         messages, tools = objects(body, "messages"), objects(body, "tools")
         choice = _tool_choice(body)
@@ -141,25 +141,25 @@ class Planner:
         }
         turn = session.turn(messages, params, tools, choice, **variables)
 
-        def message(request: Request) -> Message:
+        def message(generation: Request) -> Message:
             parser: ChatParser = turn.parser()
-            for _ in session.read(_again(request.output.chunks), turn.params.stop, parser):
+            for _ in session.read(_again(generation.output.chunks), turn.params.stop, parser):
                 pass
             return parser.message
 
-        def finish(requests: list[Request]) -> Body:
-            (request,) = requests
-            first = request.result()
+        def finish(generations: list[Request]) -> Body:
+            (generation,) = generations
+            first = generation.result()
             results = [first, *first.others]
-            by_seed = {r.seed: r for r in (request, *request.samples)}
+            by_seed = {g.seed: g for g in (generation, *generation.samples)}
             read = [message(by_seed[result.seed]) for result in results]
             return answers.chat_completion(results, read, self.llm.tokenizer, reports=wants)
 
         n_tokens = len(turn.ids) + (params.max_tokens or self.llm.max_context)
-        return Plan(n_tokens, lambda: [self.llm.engine.generate(turn.ids, turn.params, params.seed)], finish)
+        return PreparedRequest(n_tokens, lambda: [self.llm.engine.generate(turn.ids, turn.params, params.seed)], finish)
 
-    def _score(self, ask: Ask) -> Plan:
-        body = ask.body
+    def _score(self, request: BatchRequest) -> PreparedRequest:
+        body = request.body
         only(body, "context", "continuation", "continuations")
         if ("continuation" in body) == ("continuations" in body):
             raise InvalidRequestError("expected continuation, or a list of continuations")
@@ -172,13 +172,13 @@ class Planner:
         )
         n_tokens = len(contexts[0]) + sum(map(len, continuations))
 
-        def finish(requests: list[Request]) -> Body:
-            return answers.scores([r.result() for r in requests], len(contexts[0]))
+        def finish(scorings: list[Request]) -> Body:
+            return answers.scores([s.result() for s in scorings], len(contexts[0]))
 
-        return Plan(n_tokens, lambda: self.llm.engine.score(contexts[0], continuations), finish)
+        return PreparedRequest(n_tokens, lambda: self.llm.engine.score(contexts[0], continuations), finish)
 
-    def _embed(self, ask: Ask) -> Plan:
-        body, llm = ask.body, self.llm
+    def _embed(self, request: BatchRequest) -> PreparedRequest:
+        body, llm = request.body, self.llm
         only(body, "input", "pooling", "normalize", "encoding_format", "truncate")
         pooling, normalize = field(body, "pooling", str, llm.config.pooling), field(body, "normalize", bool, True)
         encoding, truncate = field(body, "encoding_format", str, "float"), field(body, "truncate", int, None)
@@ -193,8 +193,8 @@ class Planner:
 
         return self._pooled(texts, pooling, finish, normalize=normalize)
 
-    def _rerank(self, ask: Ask) -> Plan:
-        body, llm = ask.body, self.llm
+    def _rerank(self, request: BatchRequest) -> PreparedRequest:
+        body, llm = request.body, self.llm
         only(body, "query", "documents", "top_n")
         llm._check_rank()
         documents, top_n = field(body, "documents", list, []), field(body, "top_n", int, None)
@@ -210,8 +210,8 @@ class Planner:
 
     def _pooled(
         self, texts: list[list[int]], pooling: str, finish: Callable[[list[np.ndarray], int], Body], *, normalize: bool
-    ) -> Plan:
-        """What is made of the pooled hidden states of texts, and of how many tokens these have."""
+    ) -> PreparedRequest:
+        """Prepare a request whose answer is made from pooled hidden states of texts and their number of tokens."""
         llm, n_tokens = self.llm, sum(map(len, texts))
 
         def pooled(found: list[Any]) -> Body:
@@ -222,14 +222,14 @@ class Planner:
             return self._queue(lambda i: llm.engine.hidden(texts[i]), len(texts))
 
         if llm.config.causal:
-            return Plan(n_tokens, start, pooled)
+            return PreparedRequest(n_tokens, start, pooled)
         for ids in texts:
             llm.encoder.check(ids)
-        return Plan(n_tokens, list, pooled, texts)
+        return PreparedRequest(n_tokens, list, pooled, texts)
 
 
 def _tool_choice(body: Body) -> str:
-    """A word, or the name of a tool, which OpenAI's API wraps."""
+    """`tool_choice` as a word or the name of a tool, which OpenAI's API wraps in an object."""
     choice = body.get("tool_choice", "auto")
     if isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("function"), dict):
         choice = choice["function"].get("name")
@@ -239,14 +239,14 @@ def _tool_choice(body: Body) -> str:
 
 
 def _texts(given: Any) -> list[Any]:
-    """One or several, each a text or token ids."""
+    """List of one or several prompts, each a text or token ids."""
     if given == []:
-        raise InvalidRequestError("found []; expected a text, token ids or a list of such")
+        raise InvalidRequestError("found []; expected a text, token ids or a list of these")
     return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
 
 
 def _checked(text: object) -> str | list[int]:
-    """Text or token ids."""
+    """The prompt, if it is text or token ids."""
     if isinstance(text, str):
         return text
     if isinstance(text, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in text):

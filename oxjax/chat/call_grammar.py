@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from oxjax.chat.dialect import Dialect
 from oxjax.chat.forms import JsonCalls, NamedCalls, function_of
+from oxjax.chat.tool_format import Dialect
 from oxjax.errors import ChatTemplateError
 from oxjax.tokenizer import Tokenizer
 

@@ -1,6 +1,7 @@
-"""Host truth about a pool: who owns which of its parts, and what the free ones still hold. No jax, no requests.
+"""Reference-counted allocator of pages, with cached pages and their eviction. Host only: no jax, no requests.
 
-The parts are pages of keys and values, or slots of recurrent state; "page" stands for both here."""
+Slots of recurrent state are allocated in the same way; "page" stands for both here.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +10,28 @@ from collections.abc import Iterable
 
 from oxjax.errors import CacheError, PoolExhaustedError
 
-NULL_PAGE = 0  # what padding writes goes here; no sequence ever owns it, and slot 0 is the same for slots
+NULL_PAGE = 0  # padding rows write here; no sequence ever owns it, and slot 0 is the same for slots
 
 
-class BlockAllocator:
-    """A pool of equal pages, shared by counted references; page 0 is never handed out.
+class PageAllocator:
+    """Allocator of equal pages, shared by reference counts; page 0 is never handed out.
 
-    A page is *live* while it has references. A live page can be registered under a key that names its
-    content; without references it is then *soft-free*: it keeps the content, can be had again by its
-    key, and is handed out with other content only when no *clean* page, free and unregistered, is left.
+    A page is *live* while it has references. A live page can be registered under a key that names its content (the
+    hash of its prefix); without references it is then *cached*: it keeps the content, can be acquired again by its
+    key, and is evicted when no *free* page, without references and key, is left.
 
     Every operation is all-or-nothing and takes O(1) amortised per page named.
 
-    Invariants: a page is live, soft-free or clean, and only one of these; a key is held by one page and
-    a page holds one key at most; no page is evicted while a soft-free page continues it.
+    Invariants: a page is live, cached or free, and only one of these; a key is held by one page and a page holds one
+    key at most; no page is evicted while a cached page continues it.
 
     Args:
         n_pages: pages of the device arrays, the null page included.
-        unit: what errors call a page.
+        unit: name of a page in error messages.
 
     Attributes:
-        peak_used: the most pages that were live at once.
-        evictions: soft-free pages that were handed out with their content lost.
+        peak_used: largest number of pages that were live at once.
+        evictions: cached pages that were handed out with their content lost.
     """
 
     def __init__(self, n_pages: int, unit: str = "page"):
@@ -41,63 +42,66 @@ class BlockAllocator:
         self._keys: list[bytes | None] = [None] * n_pages
         self._parent_keys: list[bytes | None] = [None] * n_pages
         self._page_of: dict[bytes, int] = {}
-        self._clean = list(range(n_pages - 1, NULL_PAGE, -1))
-        # Soft-free pages are in one of the two: by age, or passed over because a soft-free page continues them.
+        self._free = list(range(n_pages - 1, NULL_PAGE, -1))
+        # Cached pages: by age, or passed over by an eviction because a cached page continues them.
         self._lru: OrderedDict[int, None] = OrderedDict()
-        self._overdue: set[int] = set()
-        self._n_continuing: dict[bytes, int] = {}  # soft-free pages that continue a key; no zeros
+        self._held_by_child: set[int] = set()
+        self._n_children: dict[bytes, int] = {}  # number of cached pages that continue a key; no zeros
         self.peak_used = 0
         self.evictions = 0
 
+    @classmethod
+    def empty(cls, unit: str = "page") -> PageAllocator:
+        """Pool of a model without layers that use such pages; its capacity is 0."""
+        pool = cls(2, unit)
+        pool._refs.pop()
+        pool._free.pop()
+        return pool
+
     @property
     def capacity(self) -> int:
-        """Pages that can be live at once."""
+        """Number of pages that can be live at once."""
         return len(self._refs) - 1
 
     @property
     def free_count(self) -> int:
-        """Pages that can be allocated now: clean and soft-free ones."""
-        return len(self._clean) + self.cached_count
+        """Number of pages that can be allocated now: free and cached ones."""
+        return len(self._free) + self.cached_count
 
     @property
     def used_count(self) -> int:
-        """Pages that are live now."""
+        """Number of live pages."""
         return self.capacity - self.free_count
 
     @property
     def cached_count(self) -> int:
-        """Soft-free pages: free, with content that can be had again."""
-        return len(self._lru) + len(self._overdue)
-
-    @property
-    def registered_count(self) -> int:
-        """Keys that a lookup finds, on live and on soft-free pages."""
-        return len(self._page_of)
+        """Number of cached pages: without references, with content that can be acquired again."""
+        return len(self._lru) + len(self._held_by_child)
 
     def ref_count(self, page: int) -> int:
-        """References to a page; 0 if and only if it is free."""
+        """Number of references to a page; 0 if and only if it is free or cached."""
         self._check_ours(page)
         return self._refs[page]
 
     def is_registered(self, page: int) -> bool:
-        """Whether a lookup finds this page by the key of its content."""
+        """Return True if `lookup` finds this page by the key of its content."""
         self._check_ours(page)
         return self._keys[page] is not None
 
     def allocate(self, n: int) -> list[int]:
-        """Take `n` pages, one reference each: clean ones first, the most recently freed of them first.
+        """Allocate `n` pages with one reference each: free pages first, the most recently freed of them first.
 
-        Then soft-free pages lose their content, the least recently used first. One that a soft-free page
-        continues is passed over, and goes as soon as none does: a prefix is eaten from its tail.
+        Then cached pages are evicted, the least recently used first. One that a cached page continues is passed over,
+        and evicted as soon as none does: a prefix is evicted from its tail.
 
         Raises:
-            PoolExhaustedError: fewer than `n` are free; none was taken.
+            PoolExhaustedError: fewer than `n` can be allocated; none was.
         """
         if n < 0:
             raise CacheError(f"{n} {self._unit}s wanted: not a number of {self._unit}s")
         if n > self.free_count:
             raise PoolExhaustedError(f"{n} {self._unit}s wanted, {self.free_count} of {self.capacity} free")
-        pages = [self._clean.pop() if self._clean else self._evict() for _ in range(n)]
+        pages = [self._free.pop() if self._free else self._evict() for _ in range(n)]
         for page in pages:
             self._refs[page] = 1
         self._note_peak()
@@ -116,10 +120,10 @@ class BlockAllocator:
             self._refs[page] += 1
 
     def free(self, pages: Iterable[int]) -> None:
-        """Drop a reference to each of these pages; those without any left are soft-free or clean.
+        """Drop a reference to each of these pages; those without any left become cached or free.
 
-        The first page counts as the most recently used, so pages named in order of position are evicted,
-        and handed out again, as they should be.
+        The first page counts as the most recently used, so that the pages of a sequence, in order of position, are
+        evicted from the last one on.
 
         Raises:
             CacheError: a page is foreign, free or named more often than it has references; none was freed.
@@ -134,16 +138,16 @@ class BlockAllocator:
         for page in reversed(pages):
             self._refs[page] -= 1
             if not self._refs[page]:
-                self._become_free(page)
+                self._add_unused(page)
 
     def register(self, page: int, key: bytes, parent: int | None = None) -> int:
-        """Name the content of a live page, so that it can be found; the page must not be written any more.
+        """Register a live page under the key of its content; the page must not be written any more.
 
         A page has one key: a new one replaces the old one. A key has one page: the first to have it keeps it.
 
         Args:
             page: a live page.
-            key: names this content and everything before it; a key always comes with the same parent key.
+            key: hash of this content and everything before it; a key always comes with the same parent key.
             parent: the registered page that this one continues, None at the beginning.
 
         Returns:
@@ -174,18 +178,18 @@ class BlockAllocator:
         return self._page_of.get(key)
 
     def acquire_cached(self, key: bytes) -> int | None:
-        """Add a reference to the page that holds a key, live or soft-free; None, and no change, without one."""
+        """Add a reference to the page that holds a key, live or cached, or return None."""
         page = self._page_of.get(key)
         if page is None:
             return None
         if not self._refs[page]:
-            self._leave_soft(page)
+            self._leave_cached(page)
         self._refs[page] += 1
         self._note_peak()
         return page
 
     def forget(self, page: int) -> None:
-        """Drop the key of a page, if it has one; a soft-free page is clean then.
+        """Drop the key of a page, if it has one; a cached page is free then.
 
         Pages that continue it keep their keys, which name the whole prefix and so stay true. While nobody
         registers the dropped key again no prefix search reaches them, and they are evicted in their turn.
@@ -197,8 +201,8 @@ class BlockAllocator:
         if self._keys[page] is None:
             return
         if not self._refs[page]:
-            self._leave_soft(page)
-            self._clean.append(page)
+            self._leave_cached(page)
+            self._free.append(page)
         self._erase_key(page)
 
     def _check_ours(self, page: int) -> None:
@@ -218,38 +222,38 @@ class BlockAllocator:
             del self._page_of[key]
             self._keys[page] = self._parent_keys[page] = None
 
-    def _become_free(self, page: int) -> None:
+    def _add_unused(self, page: int) -> None:
         if self._keys[page] is None:
-            self._clean.append(page)
+            self._free.append(page)
             return
         self._lru[page] = None
         if (parent_key := self._parent_keys[page]) is not None:
-            self._n_continuing[parent_key] = self._n_continuing.get(parent_key, 0) + 1
+            self._n_children[parent_key] = self._n_children.get(parent_key, 0) + 1
 
-    def _leave_soft(self, page: int) -> None:
-        """Take a page out of the soft-free ones; the page it continues goes next if it was passed over for it."""
-        if page in self._overdue:
-            self._overdue.remove(page)
+    def _leave_cached(self, page: int) -> None:
+        """Take a page out of the cached ones; the page it continues is evicted next if it was passed over for it."""
+        if page in self._held_by_child:
+            self._held_by_child.remove(page)
         else:
             del self._lru[page]
         parent_key = self._parent_keys[page]
         if parent_key is None:
             return
-        self._n_continuing[parent_key] -= 1
-        if not self._n_continuing[parent_key]:
-            del self._n_continuing[parent_key]
+        self._n_children[parent_key] -= 1
+        if not self._n_children[parent_key]:
+            del self._n_children[parent_key]
             parent = self._page_of.get(parent_key)
-            if parent in self._overdue:
-                self._overdue.remove(parent)
+            if parent in self._held_by_child:
+                self._held_by_child.remove(parent)
                 self._lru[parent] = None
                 self._lru.move_to_end(parent, last=False)
 
     def _evict(self) -> int:
-        """Make one soft-free page clean. Overdue pages are continued, so one that is not is in `_lru`."""
-        while self._keys[page := next(iter(self._lru))] in self._n_continuing:
+        """Evict one cached page. Those in `_held_by_child` have cached children, so one that has none is in `_lru`."""
+        while self._keys[page := next(iter(self._lru))] in self._n_children:
             del self._lru[page]
-            self._overdue.add(page)
-        self._leave_soft(page)
+            self._held_by_child.add(page)
+        self._leave_cached(page)
         self._erase_key(page)
         self.evictions += 1
         return page

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from oxjax.chat.dialect import Dialect
 from oxjax.chat.prompt import read_template, template_tokens
 from oxjax.chat.session import ChatDelta, ChatResult, Session, Tool
+from oxjax.chat.tool_format import Dialect
 from oxjax.engine.output import Chunk
 from oxjax.engine.request import Request
 from oxjax.results import Result

@@ -5,18 +5,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from oxjax.cache.blocks import NULL_PAGE, BlockAllocator
+from oxjax.cache.allocator import NULL_PAGE, PageAllocator
 from oxjax.errors import CacheError, PoolExhaustedError
 
 
 def test_the_null_page_is_never_handed_out():
-    pool = BlockAllocator(5)
+    pool = PageAllocator(5)
     assert sorted(pool.allocate(4)) == [1, 2, 3, 4]
     assert NULL_PAGE == 0
 
 
 def test_exhaustion_takes_nothing_and_names_the_numbers():
-    pool = BlockAllocator(5)
+    pool = PageAllocator(5)
     pool.allocate(3)
     with pytest.raises(PoolExhaustedError, match="2 pages wanted, 1 of 4 free"):
         pool.allocate(2)
@@ -25,7 +25,7 @@ def test_exhaustion_takes_nothing_and_names_the_numbers():
 
 @pytest.mark.parametrize("pages,message", [([9], "not one of"), ([0], "not one of"), ([-1], "not one of")])
 def test_foreign_pages_are_refused(pages, message):
-    pool = BlockAllocator(5)
+    pool = PageAllocator(5)
     taken = pool.allocate(2)
     with pytest.raises(CacheError, match=message):
         pool.free(taken + pages)
@@ -33,7 +33,7 @@ def test_foreign_pages_are_refused(pages, message):
 
 
 def test_double_free_is_refused_in_one_call_and_in_two():
-    pool = BlockAllocator(5)
+    pool = PageAllocator(5)
     page, *_ = pool.allocate(2)
     with pytest.raises(CacheError, match="twice"):
         pool.free([page, page])
@@ -43,7 +43,7 @@ def test_double_free_is_refused_in_one_call_and_in_two():
 
 
 def test_last_freed_comes_first_and_peak_stays():
-    pool = BlockAllocator(10)
+    pool = PageAllocator(10)
     first = pool.allocate(5)
     pool.free(first[1:3])
     assert pool.allocate(2) == first[1:3]
@@ -51,16 +51,26 @@ def test_last_freed_comes_first_and_peak_stays():
     assert pool.peak_used == 5
 
 
-def test_an_empty_pool_is_refused():
+def test_a_pool_of_the_null_page_alone_is_refused():
     with pytest.raises(CacheError):
-        BlockAllocator(1)
+        PageAllocator(1)
+
+
+def test_an_empty_pool_has_nothing():
+    pool = PageAllocator.empty()
+    assert (pool.capacity, pool.free_count, pool.used_count, pool.cached_count) == (0, 0, 0, 0)
+    assert pool.allocate(0) == []
+    with pytest.raises(PoolExhaustedError):
+        pool.allocate(1)
+    with pytest.raises(CacheError):
+        pool.acquire([1])
 
 
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.integers(0, 12), max_size=60))
 def test_random_use_keeps_the_invariant(sizes):
     """Against a plain set: allocate on even steps, free the oldest on odd ones."""
-    pool, owned, live = BlockAllocator(33), [], set()
+    pool, owned, live = PageAllocator(33), [], set()
     for i, n in enumerate(sizes):
         if i % 2 and owned:
             pages = owned.pop(0)
@@ -79,8 +89,12 @@ def test_random_use_keeps_the_invariant(sizes):
         assert pool.free_count + pool.used_count == pool.capacity == 32
 
 
+def n_registered(pool):
+    return sum(pool.is_registered(page) for page in range(1, pool.capacity + 1))
+
+
 def cached_chain(pool, name, n):
-    """`n` soft-free pages, each continuing the one before, under the keys `name` 0, 1, ..."""
+    """`n` cached pages, each continuing the one before, under the keys `name` 0, 1, ..."""
     pages = pool.allocate(n)
     for i, page in enumerate(pages):
         assert pool.register(page, b"%s%d" % (name, i), pages[i - 1] if i else None) == page
@@ -89,7 +103,7 @@ def cached_chain(pool, name, n):
 
 
 def test_the_first_pages_are_the_first_and_the_last_freed_is_the_next():
-    pool = BlockAllocator(9)
+    pool = PageAllocator(9)
     assert pool.allocate(4) == [1, 2, 3, 4]
     pool.free([1])
     pool.free([3])
@@ -100,7 +114,7 @@ def test_the_first_pages_are_the_first_and_the_last_freed_is_the_next():
 
 
 def test_references_are_counted_and_the_last_one_frees():
-    pool = BlockAllocator(3)
+    pool = PageAllocator(3)
     (page,) = pool.allocate(1)
     pool.acquire([page])
     pool.acquire([page, page])
@@ -114,7 +128,7 @@ def test_references_are_counted_and_the_last_one_frees():
 
 
 def test_more_references_than_any_small_counter_holds():
-    pool = BlockAllocator(2)
+    pool = PageAllocator(2)
     pages = pool.allocate(1) * 70_000
     pool.acquire(pages)
     assert pool.ref_count(1) == 70_001
@@ -124,7 +138,7 @@ def test_more_references_than_any_small_counter_holds():
 
 @pytest.mark.parametrize("page,message", [(2, "not in use"), (0, "not one of"), (5, "not one of"), (-1, "not one of")])
 def test_only_live_pages_are_acquired_registered_or_freed(page, message):
-    pool = BlockAllocator(5)
+    pool = PageAllocator(5)
     (live,) = pool.allocate(1)
     for call in (pool.acquire, pool.free):
         with pytest.raises(CacheError, match=message):
@@ -132,20 +146,20 @@ def test_only_live_pages_are_acquired_registered_or_freed(page, message):
     with pytest.raises(CacheError, match=message):
         pool.register(page, b"key")
     assert pool.ref_count(live) == 1
-    assert pool.registered_count == 0
+    assert n_registered(pool) == 0
 
 
 @pytest.mark.parametrize("page", [0, 5, -1])
 def test_foreign_pages_have_no_count_and_no_key(page):
-    pool = BlockAllocator(5)
+    pool = PageAllocator(5)
     for call in (pool.ref_count, pool.forget):
         with pytest.raises(CacheError, match="not one of"):
             call(page)
 
 
-def test_a_soft_free_page_cannot_be_acquired_by_its_id():
+def test_a_cached_page_cannot_be_acquired_by_its_id():
     """It would be owned and free at once."""
-    pool = BlockAllocator(3)
+    pool = PageAllocator(3)
     (page,) = cached_chain(pool, b"a", 1)
     with pytest.raises(CacheError, match="acquire_cached"):
         pool.acquire([page])
@@ -153,8 +167,8 @@ def test_a_soft_free_page_cannot_be_acquired_by_its_id():
         pool.free([page])
 
 
-def test_clean_pages_go_before_cached_ones():
-    pool = BlockAllocator(5)
+def test_free_pages_go_before_cached_ones():
+    pool = PageAllocator(5)
     (page,) = cached_chain(pool, b"a", 1)
     assert page not in pool.allocate(3)
     assert (pool.lookup(b"a0"), pool.evictions) == (page, 0)
@@ -162,14 +176,14 @@ def test_clean_pages_go_before_cached_ones():
 
 
 def test_eviction_erases_the_key_and_is_counted():
-    pool = BlockAllocator(3)
+    pool = PageAllocator(3)
     pages = cached_chain(pool, b"a", 2)
     assert pool.allocate(1) == [pages[1]]
-    assert (pool.lookup(b"a1"), pool.lookup(b"a0"), pool.evictions, pool.registered_count) == (None, pages[0], 1, 1)
+    assert (pool.lookup(b"a1"), pool.lookup(b"a0"), pool.evictions, n_registered(pool)) == (None, pages[0], 1, 1)
 
 
 def test_eviction_takes_the_least_recently_used_from_its_tail():
-    pool = BlockAllocator(9)
+    pool = PageAllocator(9)
     old, new = cached_chain(pool, b"old", 3), cached_chain(pool, b"new", 3)
     pool.free([pool.acquire_cached(b"old0")])  # now the most recently used of all
     pool.allocate(2)
@@ -178,7 +192,7 @@ def test_eviction_takes_the_least_recently_used_from_its_tail():
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1), (1, 2, 0)])
 def test_no_page_goes_before_those_that_continue_it_however_they_were_freed(order):
-    pool = BlockAllocator(4)
+    pool = PageAllocator(4)
     pages = pool.allocate(3)
     for i, page in enumerate(pages):
         pool.register(page, b"%d" % i, pages[i - 1] if i else None)
@@ -188,7 +202,7 @@ def test_no_page_goes_before_those_that_continue_it_however_they_were_freed(orde
 
 
 def test_a_branching_prefix_goes_after_its_branches():
-    pool = BlockAllocator(4)
+    pool = PageAllocator(4)
     stem, left, right = pool.allocate(3)
     pool.register(stem, b"s")
     pool.register(left, b"l", stem)
@@ -200,7 +214,7 @@ def test_a_branching_prefix_goes_after_its_branches():
 
 
 def test_a_page_passed_over_goes_next_once_nothing_continues_it():
-    pool = BlockAllocator(5)
+    pool = PageAllocator(5)
     stem, leaf, a, b = pool.allocate(4)
     pool.register(stem, b"s")
     pool.register(leaf, b"l", stem)
@@ -215,15 +229,15 @@ def test_a_page_passed_over_goes_next_once_nothing_continues_it():
 
 
 def test_registration_is_idempotent_and_a_new_key_replaces_the_old():
-    pool = BlockAllocator(3)
+    pool = PageAllocator(3)
     (page,) = pool.allocate(1)
     assert pool.register(page, b"a") == pool.register(page, b"a") == page
     assert pool.register(page, b"b") == page
-    assert (pool.lookup(b"a"), pool.lookup(b"b"), pool.registered_count) == (None, page, 1)
+    assert (pool.lookup(b"a"), pool.lookup(b"b"), n_registered(pool)) == (None, page, 1)
 
 
 def test_the_first_page_with_a_content_keeps_its_key():
-    pool = BlockAllocator(4)
+    pool = PageAllocator(4)
     first, second = pool.allocate(2)
     pool.register(first, b"a")
     assert pool.register(second, b"a") == first
@@ -233,14 +247,14 @@ def test_the_first_page_with_a_content_keeps_its_key():
 
 
 def test_the_parent_must_have_a_key():
-    pool = BlockAllocator(4)
+    pool = PageAllocator(4)
     first, second = pool.allocate(2)
     for parent in (first, second):
         with pytest.raises(CacheError, match="not another with a key"):
             pool.register(second, b"a", parent)
     with pytest.raises(CacheError, match="not one of"):
         pool.register(second, b"a", NULL_PAGE)
-    assert pool.registered_count == 0
+    assert n_registered(pool) == 0
     pool.register(first, b"a")
     with pytest.raises(CacheError, match="not another with a key"):
         pool.register(first, b"b", first)
@@ -248,7 +262,7 @@ def test_the_parent_must_have_a_key():
 
 
 def test_hits_share_live_pages_and_resurrect_free_ones():
-    pool = BlockAllocator(4)
+    pool = PageAllocator(4)
     (page,) = pool.allocate(1)
     pool.register(page, b"a")
     assert pool.acquire_cached(b"a") == page
@@ -261,14 +275,14 @@ def test_hits_share_live_pages_and_resurrect_free_ones():
 
 
 def test_a_miss_changes_nothing():
-    pool = BlockAllocator(4)
+    pool = PageAllocator(4)
     cached_chain(pool, b"a", 2)
     assert pool.lookup(b"b") is pool.acquire_cached(b"b") is None
     assert (pool.free_count, pool.cached_count, pool.used_count, pool.peak_used) == (3, 2, 0, 2)
 
 
 def test_the_peak_counts_resurrected_pages_and_never_falls():
-    pool = BlockAllocator(6)
+    pool = PageAllocator(6)
     cached_chain(pool, b"a", 2)
     assert pool.peak_used == 2
     taken = pool.allocate(2)
@@ -278,8 +292,8 @@ def test_the_peak_counts_resurrected_pages_and_never_falls():
     assert pool.peak_used == 3
 
 
-def test_a_forgotten_page_is_clean_and_what_continues_it_is_evicted_in_turn():
-    pool = BlockAllocator(6)
+def test_a_forgotten_page_is_free_and_what_continues_it_is_evicted_in_turn():
+    pool = PageAllocator(6)
     a, b = cached_chain(pool, b"a", 2), cached_chain(pool, b"b", 2)
     pool.forget(a[0])
     pool.forget(a[0])
@@ -298,23 +312,23 @@ class Pool(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.pool = BlockAllocator(self.N)
+        self.pool = PageAllocator(self.N)
         self.refs: Counter[int] = Counter()
         self.keys: dict[int, bytes] = {}
-        self.clean = list(range(self.N - 1, 0, -1))
-        self.freed_at: dict[int, int] = {}  # soft-free pages, by age
+        self.unused = list(range(self.N - 1, 0, -1))
+        self.freed_at: dict[int, int] = {}  # cached pages, by age
         self.passed: set[int] = set()
         self.clock = self.peak = self.evictions = 0
 
     def unblocked(self):
-        """Soft-free pages that no soft-free page continues, the oldest first."""
+        """Cached pages that no cached page continues, the oldest first."""
         blocking = {self.keys[page][:-1] for page in self.freed_at}
         return [p for p in sorted(self.freed_at, key=self.freed_at.__getitem__) if self.keys[p] not in blocking]
 
     def expect_eviction(self, page):
         candidates = self.unblocked()
-        overdue = self.passed & set(candidates)
-        assert page in (overdue or candidates[:1])
+        held = self.passed & set(candidates)
+        assert page in (held or candidates[:1])
         self.passed |= {p for p, t in self.freed_at.items() if t < self.freed_at[page] and p not in candidates}
         self.passed.discard(page)
         del self.freed_at[page], self.keys[page]
@@ -322,13 +336,13 @@ class Pool(RuleBasedStateMachine):
 
     @rule(n=st.integers(0, 5))
     def allocate(self, n):
-        if n > len(self.clean) + len(self.freed_at):
+        if n > len(self.unused) + len(self.freed_at):
             with pytest.raises(PoolExhaustedError):
                 self.pool.allocate(n)
             return
         for page in self.pool.allocate(n):
-            if self.clean:
-                assert page == self.clean.pop()
+            if self.unused:
+                assert page == self.unused.pop()
             else:
                 self.expect_eviction(page)
             self.refs[page] = 1
@@ -355,7 +369,7 @@ class Pool(RuleBasedStateMachine):
                 self.clock += 1
                 self.freed_at[page] = self.clock
             elif not self.refs[page]:
-                self.clean.append(page)
+                self.unused.append(page)
 
     @rule(data=st.data())
     def free_some(self, data):
@@ -393,7 +407,7 @@ class Pool(RuleBasedStateMachine):
         self.keys.pop(page, None)
         self.passed.discard(page)
         if self.freed_at.pop(page, None):
-            self.clean.append(page)
+            self.unused.append(page)
 
     @invariant()
     def same_as_the_model(self):
@@ -403,9 +417,9 @@ class Pool(RuleBasedStateMachine):
             page: self.refs[page] for page in range(1, self.N)
         }
         assert {key: self.pool.lookup(key) for key in self.keys.values()} == {k: p for p, k in self.keys.items()}
-        assert self.pool.registered_count == len(self.keys)
+        assert n_registered(self.pool) == len(self.keys)
         assert (self.pool.used_count, self.pool.cached_count) == (used, len(self.freed_at))
-        assert self.pool.free_count == len(self.clean) + len(self.freed_at) == self.pool.capacity - used
+        assert self.pool.free_count == len(self.unused) + len(self.freed_at) == self.pool.capacity - used
         assert (self.pool.peak_used, self.pool.evictions) == (self.peak, self.evictions)
 
 
