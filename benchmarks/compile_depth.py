@@ -1,6 +1,6 @@
-"""How long the first step takes to trace and compile, by depth: the layers of a model are repeated 4 and 32 times.
+"""Time to trace and compile the first step, by depth: the layers of a model are repeated 4 and 32 times.
 
-python benchmarks/compile_depth.py [MODEL.gguf ...] [--fast]
+python benchmarks/compile_depth.py [MODEL.gguf ...] [--depths 4,32] [--fast]
 """
 
 import argparse
@@ -35,13 +35,15 @@ def seconds(model: oxjax.Model, depth: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=[str(embedded_model())])
+    parser.add_argument("--depths", default="4,32")
     parser.add_argument("--fast", action="store_true")
     args = parser.parse_args()
+    few, many = map(int, args.depths.split(","))
     for path in args.models:
         model = oxjax.load(path, exact=not args.fast)
-        shallow, deep = seconds(model, 4), seconds(model, 32)
+        shallow, deep = seconds(model, few), seconds(model, many)
         name = model.config.architecture
-        print(f"{name}: 4 layers {shallow:.1f} s, 32 layers {deep:.1f} s, ratio {deep / shallow:.1f}")
+        print(f"{name}: {few} layers {shallow:.1f} s, {many} layers {deep:.1f} s, ratio {deep / shallow:.1f}")
 
 
 if __name__ == "__main__":

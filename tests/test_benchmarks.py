@@ -139,7 +139,7 @@ def test_memory_of_scores_is_measured(model):
         ("host_overhead", ["--running", "2", "--steps", "1,4", "--calls", "2"], "a token"),
         ("allocator", ["--operations", "2000", "--pages", "100,1000"], ""),
         ("quality", ["--formats", "Q8_0", "--stories", "1"], "Q8_0"),
-        ("compile_depth", [], ""),
+        ("compile_depth", ["--depths", "1,2", "--fast"], "2 layers"),
     ],
     ids=lambda value: value if isinstance(value, str) and value else "",
 )

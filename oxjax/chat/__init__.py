@@ -1,4 +1,4 @@
-"""Conversations with a model: its template, the calls and the reasoning in what it writes, and running the calls."""
+"""Conversations with a model: chat templates, parsing of tool calls and reasoning, and running of tools."""
 
 from oxjax.chat.call_grammar import call_grammar, call_schema
 from oxjax.chat.forms import ToolCall

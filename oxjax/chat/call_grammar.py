@@ -19,11 +19,11 @@ _AS_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separa
 def call_schema(
     tools: Iterable[Mapping[str, Any]], name_key: str = "name", arguments_key: str = "arguments"
 ) -> dict[str, Any]:
-    """The JSON schema of a call of one of these functions.
+    """JSON schema of a call of one of these functions.
 
     Args:
-        tools: their descriptions, as chat templates take them.
-        name_key, arguments_key: where a call has the function's name, and its arguments.
+        tools: descriptions of the functions, in the format of chat templates.
+        name_key, arguments_key: keys of a call for the name of the function and its arguments.
     """
     return {
         "anyOf": [
@@ -39,7 +39,7 @@ def call_schema(
 
 
 def call_grammar(dialect: Dialect, tools: Iterable[Mapping[str, Any]], tokenizer: Tokenizer) -> str:
-    """A grammar, in llguidance's Lark, of one call as a dialect writes it, delimiters included.
+    """Grammar, in llguidance's Lark, of one call in the format of a dialect, delimiters included.
 
     Args:
         dialect: one that writes arguments as JSON.
@@ -70,7 +70,7 @@ def call_grammar(dialect: Dialect, tools: Iterable[Mapping[str, Any]], tokenizer
     control = re.compile("|".join(map(re.escape, sorted(tokenizer.control_texts, key=len, reverse=True))) or "(?!)")
 
     def literal(text: str) -> list[str]:
-        """A text as terminals: its control tokens by id, the rest in quotes."""
+        """Terminals of a text: control tokens by id, the rest in quotes."""
         found = map(tokenizer.id_of, control.findall(text))
         # A token that ends the text is no part of it: it follows where the text is complete.
         ids = ["" if token in tokenizer.eog_ids else f"<[{token}]>" for token in found]

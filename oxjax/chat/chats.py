@@ -19,7 +19,7 @@ from oxjax.tokenizer.chat import ChatTemplate
 
 
 class Chats:
-    """The part of `LLM` that goes through chat templates."""
+    """Mixin of `LLM`: chats, with templates and tools."""
 
     tokenizer: Tokenizer
     path: Path
@@ -28,7 +28,7 @@ class Chats:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """The file's chat template.
+        """Chat template of the file.
 
         Raises:
             ChatTemplateError: it has none.
@@ -47,25 +47,26 @@ class Chats:
         dialect: Dialect | str | None = None,
         **variables: Any,
     ) -> ChatResult:
-        """Continue a conversation with the model's own template, and run the tools that it calls.
+        """Generate the next message of a conversation, and run the tools that the model calls.
 
         Args:
-            messages: dicts with `role` and `content`, and `tool_calls` as in the OpenAI API, or one user's text. The
-                special tokens of the model, spelled in a message, are plain text.
-            params: how to sample, each round alike.
-            tools: Python functions, which are run on the calls (see `tool_schema` and `ToolDispatcher`), and JSON
-                schemas, whose calls are returned. Without tools, calls are not looked for.
-            max_rounds: how often results may go back to the model; calls made after that are returned.
+            messages: dicts with `role` and `content`, and `tool_calls` as in the OpenAI API, or the text of one user
+                message. Special tokens of the model that a message spells are plain text.
+            params: sampling parameters of every round.
+            tools: Python functions, which are run when the model calls them (see `tool_schema` and `ToolDispatcher`),
+                and JSON schemas, whose calls are returned. Without tools, the answer is not searched for calls.
+            max_rounds: number of times that results of tools go back to the model; later calls are returned.
             tool_choice: "required" makes the first message a call, in the model's format and with arguments that its
                 schema allows; the name of a tool makes it a call of that one.
             template: Jinja text or a template to use instead of the file's.
-            dialect: how the model writes calls and reasoning, a name of `DIALECTS` included, instead of what the
-                template shows.
+            dialect: format of calls and reasoning (or a name of `DIALECTS`) instead of the one detected from the
+                template.
             variables: of the template, `enable_thinking` for example, and `date`, `documents` and
                 `add_generation_prompt` of `ChatTemplate.render`.
 
         Raises:
-            ChatTemplateError: there is no template, it refused, or it shows no calls and there are tools.
+            ChatTemplateError: there is no template, it rejected the conversation, or there are tools and it has no
+                format of calls.
             ToolError: a function cannot be a tool.
             RequestError: as for `generate`.
         """
@@ -94,7 +95,7 @@ class Chats:
         dialect: Dialect | str | None = None,
         **variables: Any,
     ) -> Iterator[ChatDelta]:
-        """`chat`, with answer, reasoning, calls and results as they come; the last delta has the whole `result`."""
+        """Stream a `chat`: answer, reasoning, calls and results as they come; the last delta has the whole `result`."""
         if isinstance(template, str):
             template = ChatTemplate(template, **template_tokens(self.tokenizer))
         template = self.chat_template if template is None else template
@@ -103,7 +104,7 @@ class Chats:
         return session.stream(self._chunks, messages, params, tools, max_rounds, tool_choice, **variables)
 
     def _chunks(self, prompt: list[int], params: SamplingParams) -> Generator[Chunk, None, Result]:
-        """The stream of a prompt, and then its result."""
+        """Chunks of a prompt's stream; the generator's value is its result."""
         request = self._start(prompt, params)
         yield from self._stream(request, None)
         return request.result()

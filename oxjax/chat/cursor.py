@@ -1,7 +1,7 @@
-"""Reading a text that arrives in pieces, so that what is read never depends on where the pieces were cut.
+"""Cursor over a text that arrives in pieces; the result never depends on where the pieces were cut.
 
-Readers are generators: they yield when the answer needs more text than has come, and go on when there is more. A
-reader decides nothing that later text could change.
+Readers are generators: they yield when they need more text, and continue when there is more. A reader decides nothing
+that later text could change.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 
 class Malformed(Exception):
-    """The text does not have the expected form; it is ordinary text."""
+    """Raised when text does not have the expected form; it is ordinary text then."""
 
 
 class Delimiters:
-    """Texts to look for, of which the earliest counts and, at the same place, the longest."""
+    """Set of texts to search for; the earliest match counts and, at the same place, the longest."""
 
     def __init__(self, texts: tuple[str, ...]):
         ordered = sorted(set(texts), key=len, reverse=True)
@@ -34,10 +34,10 @@ class Delimiters:
         self._longest = len(ordered[0]) if ordered else 0
 
     def search(self, text: str, at: int, final: bool) -> tuple[int, str | None]:
-        """The first delimiter from `at` on.
+        """Find the first delimiter from `at` on.
 
         Returns:
-            where it is, and which; or the place up to which there certainly is none, and None.
+            its index and text; or the index before which there certainly is none, and None.
         """
         match = self._pattern.search(text, at)
         if not final:
@@ -53,7 +53,7 @@ class Delimiters:
         return next((len(text) - start for start in starts if text[start:] in self._prefixes), 0)
 
     def match(self, text: str, at: int, final: bool) -> str | bool | None:
-        """The delimiter at `at`, None if there is none, False if more text is needed to say."""
+        """Delimiter at `at`; None if there is none, False if more text is needed to decide."""
         if not final and text[at:] in self._prefixes:
             return False
         match = self._pattern.match(text, at)
@@ -64,23 +64,23 @@ delimiters = lru_cache(maxsize=1024)(lambda *texts: Delimiters(texts))
 
 
 class Cursor:
-    """A place in a growing text.
+    """Reading position in a growing text.
 
     Attributes:
-        text: what has come and is not done with.
-        at: the place in it.
-        final: no more will come.
+        text: received, and not dropped yet.
+        at: index of the next character.
+        final: the text is complete.
     """
 
     def __init__(self) -> None:
         self.text, self.at, self.final = "", 0, False
 
     def drop_read(self) -> None:
-        """Forget the text before the place."""
+        """Drop the text before `at`."""
         self.text, self.at = self.text[self.at :], 0
 
     def skip_space(self) -> Reader[None]:
-        """Go to the next character that is not white space."""
+        """Skip white space."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in _SPACE:
                 self.at += 1
@@ -89,7 +89,7 @@ class Cursor:
             yield
 
     def take(self, *options: str) -> Reader[str | None]:
-        """Go past the one of these texts that comes next, if one does."""
+        """Read one of these texts, if one comes next."""
         while (found := delimiters(*options).match(self.text, self.at, self.final)) is False:
             yield
         if found is None:
@@ -98,10 +98,10 @@ class Cursor:
         return str(found)
 
     def expect(self, text: str) -> Reader[None]:
-        """Go past a text that has to come next.
+        """Read a text that must come next.
 
         Raises:
-            Malformed: it does not.
+            Malformed: another text comes.
         """
         if text and (yield from self.take(text)) is None:
             raise Malformed
@@ -124,13 +124,13 @@ class Cursor:
         return name
 
     def until(self, *ends: str) -> Reader[tuple[str, str]]:
-        """Read up to one of these texts, and go past it.
+        """Read up to and including one of these texts.
 
         Returns:
-            the text before it, and which it was.
+            the text before it, and the text found.
 
         Raises:
-            Malformed: none comes.
+            Malformed: none of them comes.
         """
         begin = at = self.at
         while True:
@@ -143,11 +143,11 @@ class Cursor:
             yield
 
     def balanced(self, quotes: tuple[str, ...] = ('"',), escape: str = "\\") -> Reader[str]:
-        """Read from a bracket to the one that closes it; brackets within quotes do not count.
+        """Read a bracketed text, from a bracket to its closing one; brackets within quotes do not count.
 
         Args:
-            quotes: what begins and ends a quoted text.
-            escape: within quotes the character after it means itself; empty for none.
+            quotes: delimiter of quoted text.
+            escape: character that escapes the next one within quotes; empty for none.
 
         Raises:
             Malformed: there is no bracket here, or none closes it.
@@ -186,10 +186,10 @@ class Cursor:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text, line ends within strings allowed.
+    """Parse JSON; line breaks within strings are allowed.
 
     Raises:
-        Malformed: it is not JSON, or holds what JSON and UTF-8 cannot write again (NaN, half a surrogate pair).
+        Malformed: it is not JSON, or has values that JSON and UTF-8 cannot encode (NaN, half a surrogate pair).
     """
     try:
         value = json.loads(text, strict=False, parse_constant=_not_a_number)

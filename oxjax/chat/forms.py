@@ -1,7 +1,7 @@
 """Forms of tool calls: JSON, a name before JSON, tags, Gemma's notation, Python's.
 
-A form has `begin`, the text that announces a call (empty: a message may begin with a call), `end`, the text that may
-close it, and `repeats`: more calls may come before `end`. `read` reads one call, or an array of them, or raises
+A form has `begin`, the text before a call (empty: a message may begin with a call), `end`, the text that may close it,
+and `repeats`: more calls may come before `end`. `read` reads one call, or an array of them, or raises
 `Malformed`; `types` are the parameters' JSON schemas by function.
 """
 
@@ -22,18 +22,18 @@ _ID = re.compile(r"[A-Za-z0-9]{9}")  # what Mistral's templates accept; other fo
 
 
 def function_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The function object of a tool description; the description may be that object itself."""
+    """Function object of a tool description; the description may be that object itself."""
     return tool.get("function", tool)
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A function that the model wants called.
+    """Call of a function by the model.
 
     Attributes:
-        name: the function's.
+        name: of the function.
         arguments: by parameter.
-        id: what the result refers to; unique in a conversation.
+        id: unique in a conversation; the message of the result refers to it.
     """
 
     name: str
@@ -83,8 +83,8 @@ class NamedCalls:
     """A name, a separator, and the arguments in JSON.
 
     Attributes:
-        id_mark: what an id after the name begins with.
-        head_is_id: the name is within an id `functions.<name>:<n>`.
+        id_mark: text before an id after the name.
+        head_is_id: the name is part of an id `functions.<name>:<n>`.
     """
 
     begin: str
@@ -114,14 +114,14 @@ class TaggedCalls:
     """A name and one pair of tags per argument, whose values are strings as they are and JSON for the rest.
 
     Attributes:
-        open, name_end: what is around the name.
-        key: what a parameter's name begins with.
-        key_ends: what may end it, and whether the value is then a string; None where only the schema knows.
-        value: what a value begins with, after `key_end`.
-        value_end: what ends it.
-        close: what ends the call.
+        open, name_end: delimiters of the name.
+        key: text before a parameter's name.
+        key_ends: texts that may end it, with True if the value is then a string; None if only the schema tells.
+        value: text before a value, after `key_end`.
+        value_end: text after it.
+        close: text after the call.
         own_lines: values are on lines of their own.
-        quote: what may be around a value that is a string.
+        quote: optional delimiter of a value that is a string.
     """
 
     begin: str
@@ -138,7 +138,7 @@ class TaggedCalls:
 
     @property
     def repeats(self) -> bool:
-        """True if a call begins with more than `begin`, which tells the next call from text."""
+        """True if a call has an opening text after `begin`, so that a next call can be told from text."""
         return bool(self.open)
 
     def read(self, cursor: Cursor, types: Types) -> Reader[list[ToolCall]]:
@@ -170,7 +170,7 @@ class TaggedCalls:
 
 
 def _value(text: str, is_string: bool | None, schema: Any) -> Any:
-    """The value of an argument that is written as text."""
+    """Value of an argument that is written as text."""
     if is_string or (is_string is None and _only_string(schema)):
         return text
     for read in (lambda t: parse_json(f"[{t}]")[0], lambda t: _literal(ast.parse(t.strip(), mode="eval").body)):
@@ -253,10 +253,10 @@ class PythonCalls:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a Python literal, in which JSON's names of constants are allowed.
+    """Value of a Python literal; JSON's names of constants are allowed.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is not a literal.
     """
     constants = {"true": True, "false": False, "null": None}
     match node:

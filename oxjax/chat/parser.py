@@ -1,4 +1,4 @@
-"""A model's output, as it comes, to the answer, the reasoning and the calls in it."""
+"""Parser of a model's output, as it streams, to answer, reasoning and tool calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RECIPIENT = re.compile(r"to=([^\s<]+)")
 
 @dataclass(frozen=True)
 class Delta:
-    """New part of a message: exactly one of these.
+    """New part of a message; exactly one attribute is set.
 
     Attributes:
         content: more of the answer.
@@ -33,11 +33,11 @@ class Delta:
 
 @dataclass
 class Message:
-    """An assistant's message.
+    """Message of the assistant.
 
     Attributes:
         content: the answer, without white space around it.
-        reasoning: what the model thought before it, likewise.
+        reasoning: before the answer, likewise.
         tool_calls: in their order.
     """
 
@@ -46,7 +46,7 @@ class Message:
     tool_calls: list[ToolCall] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """The message as chat templates take it."""
+        """Message in the format of chat templates."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content}
         if self.reasoning:
             message["reasoning_content"] = self.reasoning
@@ -59,19 +59,19 @@ class Message:
 
 
 class ChatParser:
-    """Takes a message apart while it is written.
+    """Parses a message while it is generated.
 
-    The message does not depend on how its text was cut into pieces. Text that begins like a call but is none, as its
-    JSON is malformed or never ends, stays in the answer, and what follows its first delimiter is looked at again.
+    The message does not depend on how its text was cut into pieces. Text that begins like a call, but whose JSON is
+    malformed or never ends, stays in the answer, and the text after its first delimiter is parsed again.
 
     Args:
-        dialect: how calls and reasoning are written.
+        dialect: format of calls and reasoning.
         tools: JSON schemas of the functions, for dialects that write arguments without their types.
-        prompt: the text before the message; where it ends with the beginning of reasoning, the message goes on there.
-        n_calls: calls that the conversation has had; the ids of calls that come without one count from there.
+        prompt: the text before the message; if it ends with the beginning of reasoning, the message begins inside it.
+        n_calls: number of earlier calls in the conversation; generated ids of calls count from there.
 
     Attributes:
-        message: what there is of it.
+        message: parsed so far.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class ChatParser:
         self._reader: Reader[None] | None = self._harmony() if dialect.harmony else self._read(opened)
 
     def feed(self, text: str) -> list[Delta]:
-        """Take more of the message, and return what became certain with it."""
+        """Parse more text of the message; returns the parts that are certain now."""
         self._cursor.text += text
         return self._advance()
 
     def finish(self) -> list[Delta]:
-        """The message is complete: return the rest. A call that is not complete is text."""
+        """End the message; returns the rest. An incomplete call is text."""
         self._cursor.final = True
         return self._advance()
 
@@ -138,7 +138,7 @@ class ChatParser:
                     self._text("content", found)
 
     def _calls(self, begin: str) -> Reader[bool]:
-        """Read the calls after their beginning; whether there are any."""
+        """Read the calls after their beginning; True if there are any."""
         cursor = self._cursor
         after, start = cursor.at, cursor.at - len(begin)
         forms = [f for f in self._dialect.calls if begin.startswith(f.begin) and bool(f.begin) == bool(begin)]
@@ -154,7 +154,7 @@ class ChatParser:
         return False
 
     def _more_calls(self, form: CallForm) -> Reader[None]:
-        """Read what follows a call up to the end of its block, if it has one."""
+        """Read further calls up to the end of the block, if it has one."""
         cursor = self._cursor
         while True:
             done = cursor.at
@@ -197,7 +197,7 @@ class ChatParser:
                 cursor.at -= len(found)
 
     def _text_until(self, kind: str | None, *ends: str) -> Reader[str | None]:
-        """Hand on text of a kind (None for none) up to one of these, which is returned, or to the end."""
+        """Emit text of a kind (None drops it) up to one of these texts, which is returned, or to the end."""
         cursor = self._cursor
         while True:
             at, found = delimiters(*ends).search(cursor.text, cursor.at, cursor.final)

@@ -1,4 +1,4 @@
-"""A conversation to the ids of its prompt: one BOS, and only the template's own special tokens."""
+"""Prompts of conversations: rendering and encoding with one BOS, and only the template's own special tokens."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Shape:
     """Form in which a template expects messages with calls.
 
     Attributes:
-        one_call: it shows no more than one call of a message.
-        text_arguments: it takes arguments as JSON text.
-        content: of a message that has calls and no answer.
+        one_call: it renders only one call of a message.
+        text_arguments: it expects arguments as JSON text.
+        content: value for a message with calls and no answer.
     """
 
     one_call: bool
@@ -42,7 +42,7 @@ class TemplateTokens(TypedDict):
 
 
 def template_tokens(tokenizer: Tokenizer) -> TemplateTokens:
-    """Texts of BOS and EOS, empty if the tokenizer has none."""
+    """Texts of BOS and EOS; empty if the tokenizer has no such token."""
 
     def text(i: int | None) -> str:
         return "" if i is None else tokenizer.token_text(i)
@@ -51,14 +51,14 @@ def template_tokens(tokenizer: Tokenizer) -> TemplateTokens:
 
 
 def read_template(path: str | Path, tokenizer: Tokenizer) -> ChatTemplate:
-    """The chat template of a GGUF file.
+    """Read the chat template of a GGUF file.
 
     Args:
         path: the file.
         tokenizer: the file's.
 
     Raises:
-        ChatTemplateError: it has none, or it is malformed.
+        ChatTemplateError: the file has no template, or it is malformed.
     """
     with GGUFFile.open(Path(path)) as file:
         return ChatTemplate.from_metadata(file.metadata, **template_tokens(tokenizer))
@@ -67,14 +67,14 @@ def read_template(path: str | Path, tokenizer: Tokenizer) -> ChatTemplate:
 class Prompter:
     """Renders conversations with a template and encodes them.
 
-    Special tokens are those that the template writes. Where a message or the description of a tool spells one, that
-    is encoded as the ordinary text it is, so nobody ends a turn or begins another from within a message. Tokens
+    Only the template writes special tokens. If a message or the description of a tool spells one, it is encoded as
+    ordinary text, so that no message can end a turn or begin another. Tokens
     that the file calls user-defined, not control, are not protected: any text may contain them.
 
     Args:
         template: the model's.
         tokenizer: the model's.
-        dialect: what the model writes.
+        dialect: format of calls and reasoning.
     """
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, dialect: Dialect):
@@ -86,14 +86,14 @@ class Prompter:
     def prompt(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], **variables: Any
     ) -> tuple[list[int], str]:
-        """Ids and text of a conversation's prompt.
+        """Render a conversation; returns ids and text of the prompt.
 
         Args:
             messages, tools: see `ChatTemplate.render`; arguments of calls are dicts.
             variables: of the template.
 
         Raises:
-            ChatTemplateError: the template refused, or cannot show the calls of the conversation.
+            ChatTemplateError: the template rejected the conversation, or cannot render its calls.
         """
         if any(m.get("tool_calls") for m in messages):
             messages = _shaped(messages, self.shape(tools, **variables))
@@ -108,19 +108,19 @@ class Prompter:
         return ids, self._guard.plain(text)
 
     def shape(self, tools: Sequence[Mapping[str, Any]], **variables: Any) -> Shape:
-        """Form in which the template expects messages with calls; probed once, with a conversation made for it.
+        """Form in which the template expects messages with calls; probed once, with a small conversation.
 
         Args:
             tools, variables: see `prompt`.
 
         Raises:
-            ChatTemplateError: it shows no calls in any shape.
+            ChatTemplateError: it renders calls in no shape.
         """
         self._shape = self._shape or self._find_shape(tools, variables)
         return self._shape
 
     def _guarded(self, value: Any) -> Any:
-        """The same value, with a guard in every special token that its texts spell."""
+        """Value with a guard in every special token that its texts spell."""
         if isinstance(value, str):
             return self._guard.protect(value)
         if isinstance(value, Mapping):
@@ -128,7 +128,7 @@ class Prompter:
         return [self._guarded(v) for v in value] if isinstance(value, (list, tuple)) else value
 
     def _find_shape(self, tools: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> Shape:
-        """The first shape in which the template shows calls."""
+        """Find the first shape in which the template renders calls."""
         problem: ChatTemplateError | None = None
         for shape in (Shape(o, t, c) for o in (False, True) for t in (False, True) for c in ("", None)):
             values = _VALUES[:1] if shape.one_call else _VALUES
@@ -151,7 +151,7 @@ class Prompter:
 
 
 def _shaped(messages: Sequence[Mapping[str, Any]], shape: Shape) -> list[dict[str, Any]]:
-    """The same conversation in the shape that a template takes."""
+    """Conversation in the shape that a template expects."""
     out: list[dict[str, Any]] = []
     for i, message in enumerate(messages):
         calls = message.get("tool_calls")
@@ -180,7 +180,7 @@ def _answered(before: Sequence[Mapping[str, Any]], message: Mapping[str, Any]) -
 
 
 def _call(call: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
-    """A call with its arguments as the template takes them: some conversations have them as JSON text."""
+    """Call with its arguments in the form that the template expects: an object or JSON text."""
     function = dict(call["function"])
     arguments = function.get("arguments") or {}
     if shape.text_arguments and not isinstance(arguments, str):

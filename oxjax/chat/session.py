@@ -1,4 +1,4 @@
-"""A conversation's next message: prompt, generation, calls, and again while there are results to tell the model."""
+"""Chat loop: prompt, generation and tool calls, repeated while there are results of tools for the model."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class ChatResult:
 
     Attributes:
         content: the answer: the text of the last message.
-        reasoning: what the model thought before it, where its format tells that apart.
-        tool_calls: calls of the last message; they were not run.
-        messages: the conversation with all that was added, as chat templates take it.
+        reasoning: text before the answer, if the model's format marks it.
+        tool_calls: calls of the last message, which were not run.
+        messages: the conversation with all new messages, in the format of chat templates.
         results: the `Result` of each round, in order: ids, log-probabilities, seed.
-        finish_reason: "tool_calls" where calls are left, else that of the last round.
+        finish_reason: "tool_calls" if calls are left, else that of the last round.
     """
 
     content: str
@@ -50,11 +50,11 @@ class ChatResult:
 
 @dataclass(frozen=True)
 class ChatDelta(Delta):
-    """New part of a chat: a field of `Delta`, or one of these.
+    """New part of a chat: a field of `Delta`, or one of the following.
 
     Attributes:
-        tool_result: a call was run.
-        result: the chat is over; the last delta, and only that, has it.
+        tool_result: result of a call.
+        result: of the whole chat; only the last delta has it.
     """
 
     tool_result: ToolResult | None = None
@@ -63,12 +63,12 @@ class ChatDelta(Delta):
 
 @dataclass(frozen=True)
 class Turn:
-    """A message that a model is to write.
+    """Message that the model is to generate.
 
     Attributes:
-        ids: the prompt.
-        params: how.
-        parser: makes a parser of what it writes.
+        ids: of the prompt.
+        params: sampling parameters.
+        parser: makes a parser for the output.
     """
 
     ids: list[int]
@@ -77,15 +77,15 @@ class Turn:
 
 
 class Session:
-    """A chat with a model: its template, tokenizer and dialect.
+    """Chats with a model: its template, tokenizer and dialect.
 
     Args:
         template: the model's.
         tokenizer: the model's.
-        dialect: what the model writes, a name of `DIALECTS` included; None is what the template shows.
+        dialect: format of calls and reasoning, or a name of `DIALECTS`; None detects it from the template.
 
     Raises:
-        ChatTemplateError: there is no such dialect.
+        ChatTemplateError: the dialect is unknown.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class Session:
         tool_choice: str = "auto",
         **variables: Any,
     ) -> Turn:
-        """The next message of a conversation: what the model reads, and how its answer is read.
+        """Prepare the next message of a conversation: its prompt, parameters and parser.
 
         Args:
             messages: see `LLM.chat`.
-            params: how to sample.
+            params: sampling parameters.
             schemas: JSON schemas of the tools.
             tool_choice: see `LLM.chat`.
             variables: of the template.
@@ -193,7 +193,7 @@ class Session:
     def read(
         self, generated: Generator[Chunk, None, Any], stop: Sequence[str], parser: ChatParser
     ) -> Generator[ChatDelta, None, Any]:
-        """Read a message as it is generated, and close the generator; the value is the generator's.
+        """Read a message as it is generated, and close the generator; returns the generator's value.
 
         Args:
             generated: chunks.
@@ -226,7 +226,7 @@ class Session:
         return result
 
     def _is_shown(self, token: int) -> bool:
-        """True if a token's text belongs to the message: a special token's does only if the dialect knows it."""
+        """True if a token's text belongs to the message; a special token's only if the dialect uses it."""
         if token not in self._shown:
             text = self.tokenizer.token_text(token)
             known = any(text in marker for marker in self.dialect.markers)

@@ -16,9 +16,9 @@ class Dialect:
     """Format in which a model writes tool calls and reasoning.
 
     Attributes:
-        name: what it is called here.
+        name: its name in `DIALECTS`.
         calls: forms of calls; those with the same `begin` are tried in order.
-        ignored: texts that only frame others.
+        ignored: texts that are dropped.
         reasoning: (begin, end) of reasoning.
         harmony: messages are in the channels of gpt-oss, and the other fields do not apply.
     """
@@ -31,7 +31,7 @@ class Dialect:
 
     @cached_property
     def markers(self) -> tuple[str, ...]:
-        """Every text that means something."""
+        """All texts with a meaning in this dialect."""
         texts = [t for form in self.calls for t in vars(form).values() if isinstance(t, str)]
         texts += [end for form in self.calls if isinstance(form, TaggedCalls) for end, _ in form.key_ends]
         texts += [t for pair in self.reasoning for t in pair]
@@ -43,7 +43,7 @@ class Dialect:
         return self.harmony or bool(self.calls)
 
     def without_calls(self) -> Dialect:
-        """The same dialect where no call is looked for."""
+        """This dialect without calls."""
         return replace(self, calls=())
 
     @classmethod
@@ -56,11 +56,11 @@ class Dialect:
         arguments_key: str = "arguments",
         reasoning: tuple[tuple[str, str], ...] = (("<think>", "</think>"),),
     ) -> Dialect:
-        """A dialect whose calls are JSON between two texts.
+        """Make a dialect whose calls are JSON between two texts.
 
         Args:
-            begin, end: what is before and after a call, or an array of calls; `end` may be left out.
-            name_key, arguments_key: where a call has its function's name, and its arguments.
+            begin, end: texts before and after a call, or an array of calls; the model may omit `end`.
+            name_key, arguments_key: keys of a call for the name of the function and its arguments.
             reasoning: (begin, end) of reasoning.
 
         Raises:
@@ -222,7 +222,7 @@ _REASONING = (
 
 
 def detect(source: str) -> Dialect:
-    """The dialect that a chat template's text shows; "plain" if it shows none that is known.
+    """Detect the dialect of a chat template; "plain" if it has no known one.
 
     Args:
         source: Jinja text.
@@ -231,14 +231,14 @@ def detect(source: str) -> Dialect:
 
 
 def named(name: str, source: str) -> Dialect:
-    """A dialect by name, with the reasoning that a chat template's text shows.
+    """Dialect by name, with the delimiters of reasoning from a chat template.
 
     Args:
         name: of `DIALECTS`.
         source: Jinja text.
 
     Raises:
-        ChatTemplateError: there is none of that name.
+        ChatTemplateError: the name is unknown.
     """
     if name not in DIALECTS:
         raise ChatTemplateError(f"there is no dialect {name!r}; there are {', '.join(sorted(DIALECTS))}")

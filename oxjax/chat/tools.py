@@ -1,4 +1,4 @@
-"""Python functions as tools: what a model is told of them, and running them on what it asks for."""
+"""Python functions as tools: their schemas, and running the calls of a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ARGUMENT = re.compile(r"(\w+)\s*(?:\([^)]*\))?:\s*(.*)")
 
 
 def tool_schema(function: Callable[..., Any]) -> dict[str, Any]:
-    """The description of a function that chat templates take, from its signature and its docstring.
+    """Describe a function for chat templates, from its signature and its docstring.
 
     Types of parameters may be `str`, `int`, `float`, `bool`, `None`, `Any`, `Literal`, lists, dicts with text keys, and
     unions of these. The docstring's text up to its first section describes the function, and lines `name: text` of its
@@ -31,7 +31,7 @@ def tool_schema(function: Callable[..., Any]) -> dict[str, Any]:
         function: with a type hint on every parameter.
 
     Raises:
-        ToolError: it has no usable name, or a parameter whose type is missing or cannot be written in JSON.
+        ToolError: it has no usable name, or a parameter whose type is missing or has no JSON schema.
     """
     name = getattr(function, "__name__", "")
     if not _NAME.fullmatch(name):
@@ -102,7 +102,7 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
 
 
 def _wrong(value: Any, schema: Mapping[str, Any], where: str) -> str | None:
-    """Error of a value against a schema made by `_schema`, if it has one."""
+    """Error of a value against a schema made by `_schema`; None if it is valid."""
     if value is None and schema.get("nullable"):
         return None
     if "anyOf" in schema:
@@ -135,8 +135,8 @@ class ToolResult:
 
     Attributes:
         call: the call.
-        content: the result: a text as it is, anything else as JSON; or what went wrong.
-        is_error: whether something did.
+        content: the result, text as it is and anything else as JSON; or the error message.
+        is_error: the call failed.
     """
 
     call: ToolCall
@@ -144,12 +144,12 @@ class ToolResult:
     is_error: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """The message that tells the model."""
+        """Message with the result for the model."""
         return {"role": "tool", "tool_call_id": self.call.id, "name": self.call.name, "content": self.content}
 
 
 class ToolDispatcher:
-    """Runs the functions that a model calls. Threads may share it; it never changes.
+    """Runs the functions that a model calls. Immutable, so threads may share it.
 
     Args:
         functions: by their `__name__`; see `tool_schema`.
@@ -172,7 +172,7 @@ class ToolDispatcher:
             self._functions[name], self.schemas[name] = function, schema
 
     def invoke(self, call: ToolCall) -> ToolResult:
-        """Run a call. Whatever goes wrong, an exception of the function included, becomes a result that says so."""
+        """Run a call. Any error, an exception of the function included, becomes a result with its message."""
         problem = self._problem(call)
         if problem is None:
             try:

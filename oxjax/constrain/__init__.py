@@ -1,4 +1,4 @@
-"""Constrained decoding: languages that an output has to be in, and masks of the tokens that keep it there."""
+"""Constrained decoding: grammars of outputs, and masks of the tokens that a grammar allows next."""
 
 from oxjax.constrain.grammar import Grammar
 

@@ -31,17 +31,17 @@ _Pieces = list["str | _Reference"]
 
 
 def gbnf_to_lark(text: str, token_id: Callable[[str], int | None]) -> str:
-    """Lark grammar of the same language as a GBNF grammar.
+    """Translate a GBNF grammar to a Lark grammar of the same language.
 
     A character is a lexeme of its own: longer ones would be matched greedily, and GBNF is not. Only a grammar without
     recursion or tokens is one lexeme, a regular expression, where nothing is left to cut.
 
     Args:
-        text: rules; the one that all begins with is `root`, or the first where there is no `root`.
-        token_id: the id of the token with a text, for `<token>`.
+        text: rules; the start rule is `root`, or the first one if there is no `root`.
+        token_id: returns the id of the token with a text, for `<token>`.
 
     Raises:
-        GrammarError: the text is not GBNF, or uses a rule that it does not have.
+        GrammarError: the text is not GBNF, or uses an undefined rule.
     """
     parser = _Parser(text, token_id)
     rules = parser.rules()
@@ -75,7 +75,7 @@ def _is_recursive(rules: dict[str, _Pieces]) -> bool:
 
 
 class _Parser:
-    """One pass over the text; `position` is where it stands."""
+    """Parser of one pass over the text; `position` is the index of the next character."""
 
     def __init__(self, text: str, token_id: Callable[[str], int | None]):
         self.text, self.position, self.token_id, self.has_tokens = text, 0, token_id, False
@@ -144,7 +144,7 @@ class _Parser:
             yield '""'
 
     def symbol(self, depth: int) -> _Pieces | None:
-        """The next symbol without its repetition; None where a sequence ends."""
+        """Read the next symbol without its repetition; None at the end of a sequence."""
         start, character = self.position, self.peek()
         if character == '"':
             self.position += 1
@@ -200,7 +200,7 @@ class _Parser:
         return f"/[{'^' * negated}{''.join(ranges)}]/"
 
     def character(self, start: int) -> int:
-        """The code point of the next character of the literal or class that began at `start`."""
+        """Read the code point of the next character of the literal or class that began at `start`."""
         at, found = self.position, self.peek()
         if not found:
             self.fail(f"{self.text[start]!r} is never closed", start)
@@ -230,7 +230,7 @@ class _Parser:
         return f"<[{'^' if found[1] else ''}{token}]>"
 
     def repeat(self) -> str | None:
-        """The repetition here as Lark writes it, or None."""
+        """Read a repetition, in Lark's notation; None if there is none."""
         character = self.peek()
         if character and character in "*+?":
             self.position += 1

@@ -24,9 +24,9 @@ JSONValue = dict | list | str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Grammar:
-    """The language that an output has to be in. Plain data: hashable, and written as its two strings.
+    """Grammar that an output must match. Plain data: hashable, and stored as its two strings.
 
-    Use the constructor of the kind.
+    Use one of the constructors `gbnf`, `json_schema`, `regex`, `lark` and `choice`.
 
     Attributes:
         kind: the notation: one of `KINDS`.
@@ -34,7 +34,7 @@ class Grammar:
             an eighth of it for Lark.
 
     Raises:
-        GrammarError: of the wrong type, too large, or JSON that is none.
+        GrammarError: wrong type, too large, or malformed JSON.
     """
 
     kind: str
@@ -61,15 +61,15 @@ class Grammar:
 
     @classmethod
     def gbnf(cls, text: str) -> Grammar:
-        """A grammar in llama.cpp's notation. It begins with the rule `root`, or the first where there is no `root`."""
+        """Grammar in llama.cpp's notation; the start rule is `root`, or the first one if there is no `root`."""
         return cls("gbnf", text)
 
     @classmethod
     def json_schema(cls, schema: dict | bool | str) -> Grammar:
         """JSON that is valid under a schema (Draft 2020-12, as far as llguidance supports it).
 
-        Properties come in the order of the schema. Between two symbols there may be a space, or a line break and up to
-        20 spaces or tabs.
+        Properties have the order of the schema. Between two symbols the output may have a space, or a line break and
+        up to 20 spaces or tabs.
 
         Args:
             schema: the schema, or its text.
@@ -83,12 +83,12 @@ class Grammar:
 
     @classmethod
     def lark(cls, text: str) -> Grammar:
-        """A grammar in llguidance's variant of Lark. Its terminals match greedily, and `<token>` is a special token."""
+        """Grammar in llguidance's variant of Lark. Its terminals match greedily, and `<token>` is a special token."""
         return cls("lark", text)
 
     @classmethod
     def choice(cls, texts: Sequence[str]) -> Grammar:
-        """One of several texts; one may begin another."""
+        """One of several texts; one may be a prefix of another."""
         if isinstance(texts, str):
             raise GrammarError("choice: found a string; expected a list of strings")
         return cls("choice", _dump(list(texts), "choice"))

@@ -36,13 +36,12 @@ _REGEX_ERROR = re.compile(r"regex parse error:\n    .*\n    ( *)\^.*\n?(?:error:
 class GrammarCompiler:
     """Starts matchers of grammars over one vocabulary. Built once for a model.
 
-    A token stands for its bytes. Control tokens are no text, and tokens without bytes make no progress: neither is
-    allowed, unless a grammar names the token. Tokens that end a generation are allowed where the text is complete,
-    and only there.
+    A token stands for its bytes. Control tokens and tokens without bytes are not allowed, unless a grammar names the
+    token. Tokens that end a generation are allowed where the text is complete, and only there.
 
     Args:
         tokenizer: of the model.
-        vocab_size: how many logits the model has; ids that the tokenizer lacks are never allowed.
+        vocab_size: number of logits of the model; ids that the tokenizer lacks are never allowed.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
@@ -61,15 +60,15 @@ class GrammarCompiler:
         self.tokenizer = LLTokenizer(TokenizerWrapper(_Pieces([*tokens, b"\xff<end of text>"])), eos_token=size)
 
     def start(self, grammar: Grammar, tokens: Iterable[int] = ()) -> Matcher:
-        """A matcher at the beginning of a text, or after the tokens of one.
+        """Start a matcher at the beginning of a text, or after the tokens of one.
 
         Args:
             grammar: the language.
-            tokens: what was generated so far; the state after them is the same as on the way there.
+            tokens: generated so far; the state is the same as after advancing by each of them.
 
         Raises:
-            GrammarError: the grammar is malformed, unsupported, too expensive or without any text that this
-                vocabulary can begin; or the tokens are not in its language.
+            GrammarError: the grammar is malformed, unsupported or too expensive, or no token of this vocabulary can
+                begin a text of it; or the tokens do not match it.
             GrammarStuckError: following the tokens became too expensive.
         """
         engine = LLMatcher(self.tokenizer, self._lark(grammar) + _OPTIONS, limits=_LIMITS, log_level=0)
@@ -114,9 +113,9 @@ class _Pieces:
 
 
 class Matcher:
-    """Where a text is in the language of its grammar.
+    """State of a grammar after the tokens of a text.
 
-    The state depends on the grammar and the tokens alone: `GrammarCompiler.start` with the same ones gives it again.
+    The state depends on the grammar and the tokens alone: `GrammarCompiler.start` with the same ones returns it again.
     """
 
     def __init__(self, compiler: GrammarCompiler, engine: LLMatcher, has_ended: bool = False):
@@ -132,7 +131,7 @@ class Matcher:
     def is_done(self) -> bool:
         """True if the text is complete and only its end can follow.
 
-        A vocabulary without a token for the end has an empty mask then: whoever generates has to stop by this.
+        A vocabulary without an end token has an empty mask then, so the caller must check this to stop.
 
         Raises:
             GrammarStuckError: as for `mask`.
@@ -140,12 +139,12 @@ class Matcher:
         return self._has_ended or (self.is_accepting and not (self.mask() & ~self._compiler.ends).any())
 
     def mask(self) -> UInt32[np.ndarray, " words"]:
-        """The tokens that may follow, as bits: token i is bit i % 32 of word i // 32 of ceil(vocab_size / 32).
+        """Bit mask of the tokens that may follow: token i is bit i % 32 of word i // 32 of ceil(vocab_size / 32).
 
         Read-only; empty after the end.
 
         Raises:
-            GrammarStuckError: no token of the vocabulary leads on, or finding them exceeds a limit.
+            GrammarStuckError: no token of the vocabulary is allowed, or finding them exceeds a limit.
         """
         if self._mask is None:
             self._mask = self._compute_mask()
@@ -170,7 +169,7 @@ class Matcher:
         return mask
 
     def advance(self, token: int) -> None:
-        """Go on by one token.
+        """Advance by one token.
 
         Raises:
             GrammarError: the token is not allowed here; nothing was changed.
@@ -185,7 +184,7 @@ class Matcher:
         self._mask = None
 
     def copy(self) -> Matcher:
-        """A matcher in the same place, for another continuation."""
+        """Matcher in the same state, for another continuation."""
         return Matcher(self._compiler, self._engine.deep_copy(), self._has_ended)
 
 

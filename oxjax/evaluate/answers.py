@@ -1,4 +1,4 @@
-"""Results as bodies of OpenAI's API, with what makes them reproducible beside it: ids and seed."""
+"""Bodies of OpenAI's API from results, with token ids and seed added, which make them reproducible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REASONS = {"context": "length"}  # OpenAI has no other word for it
 
 
 def completion(results: Sequence[Result], n_prompt: int, tokenizer: Tokenizer, *, reports: bool) -> dict[str, Any]:
-    """Body of a response with completions of prompts that have `n_prompt` tokens in all."""
+    """Body of a completions response; the prompts have `n_prompt` tokens in all."""
     choices = []
     for i, result in enumerate(results):
         choice = {"index": i, "text": result.text, "finish_reason": _reason(result), **_facts(result)}
@@ -32,7 +32,7 @@ def completion(results: Sequence[Result], n_prompt: int, tokenizer: Tokenizer, *
 def chat_completion(
     results: Sequence[Result], messages: Sequence[Message], tokenizer: Tokenizer, *, reports: bool
 ) -> dict[str, Any]:
-    """Body of a chat."""
+    """Body of a chat completion."""
     choices = []
     for i, (result, message) in enumerate(zip(results, messages, strict=True)):
         said: dict[str, Any] = {"role": "assistant", "content": message.content}
@@ -51,7 +51,7 @@ def chat_completion(
 
 
 def embeddings(vectors: Iterable[np.ndarray], n_tokens: int, encoding: str) -> dict[str, Any]:
-    """Body of embeddings; base64 is of little-endian float32."""
+    """Body of an embeddings response; base64 encodes little-endian float32."""
     data = []
     for i, vector in enumerate(vectors):
         value = base64.b64encode(vector.astype("<f4").tobytes()).decode() if encoding == "base64" else vector.tolist()
@@ -60,14 +60,14 @@ def embeddings(vectors: Iterable[np.ndarray], n_tokens: int, encoding: str) -> d
 
 
 def ranking(found: Sequence[np.floating], n_tokens: int, top_n: int | None) -> dict[str, Any]:
-    """Body of a reranking: documents by their scores, the best first, in their own order among equals."""
+    """Body of a reranking: documents sorted by score, best first; equal scores keep the order of the request."""
     order = sorted(range(len(found)), key=lambda i: -found[i])[:top_n]
     results = [{"index": i, "relevance_score": float(found[i])} for i in order]
     return {"object": "list", "results": results, "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}}
 
 
 def scores(found: Sequence[Score], n_context: int) -> dict[str, Any]:
-    """Body of scores."""
+    """Body of a scoring response."""
     total = n_context + sum(len(score.token_ids) for score in found)
     return {
         "object": "score",

@@ -42,8 +42,8 @@ class Progress:
     """Progress of a run.
 
     Attributes:
-        done: requests with a result, those of earlier runs included; `failed` are those among them with an error.
-        total: requests.
+        done: number of requests with a result, earlier runs included; `failed` of them have an error.
+        total: number of requests.
         metrics: of the engine; None for encoders, and where several engines run.
     """
 
@@ -58,9 +58,9 @@ class Summary:
     """Summary of a run.
 
     Attributes:
-        total, done, failed: requests, as in `Progress`.
-        found: results of earlier runs.
-        seconds: that this one took.
+        total, done, failed: numbers of requests, as in `Progress`.
+        found: number of results of earlier runs.
+        seconds: duration of this run.
     """
 
     total: int
@@ -79,9 +79,9 @@ class Answer(NamedTuple):
     """A line of the output.
 
     Attributes:
-        place: of its request.
-        line: with its end.
-        error: why the request failed, with the number of its line.
+        place: index of its request.
+        line: the line, newline included.
+        error: error of the request, with the number of its line; None if it succeeded.
     """
 
     place: int
@@ -282,7 +282,7 @@ class _Work:
         return []
 
     def step(self) -> list[Answer]:
-        """One step of the engine, or a batch of texts of an encoder."""
+        """Run one step of the engine, or a batch of texts of an encoder; returns the finished answers."""
         answers = []
         if self.running:
             self.llm.engine.step()
@@ -306,8 +306,8 @@ class _Work:
 def _attempt(line: Line, work: Callable[[], Any]) -> Any:
     """Result of work on one request, or an answer with its error.
 
-    No request may end the run of the others, which would meet it again each time they go on. So a mistake of ours is
-    the answer to the request that shows it, and is logged.
+    No request may end the run, because a resumed run would fail on it again. So an internal error becomes the answer to
+    the request that caused it, and is logged.
     """
     try:
         return work()

@@ -59,14 +59,15 @@ class OxjaxLM(LM):
 
     Args:
         model, pretrained: see `LLM`; give one of them, or none for the embedded model.
-        max_length: most tokens of a prompt and its output together, `max_context` of `LLM`. What is longer loses its
-            beginning.
-        max_gen_toks: most tokens to generate, where a task does not say.
-        batch_size: sequences that run at once; "auto" and "auto:N" take `max_batch_size`, or else 32.
-        max_batch_size: see there.
-        device: where jax runs, or "cuda:0", which the harness's command always says; `JAX_PLATFORMS` decides.
-        enable_thinking: what chat templates get by that name; None leaves it to them.
-        date: YYYY-MM-DD, what chat templates take for today; None is today.
+        max_length: maximum number of tokens of a prompt and its output together (`max_context` of `LLM`); longer
+            prompts are truncated from the left.
+        max_gen_toks: maximum number of tokens to generate, if a task does not set it.
+        batch_size: number of sequences that run at once; "auto" and "auto:N" mean `max_batch_size`, 32 by default.
+        max_batch_size: value of `batch_size` "auto".
+        device: the platform that jax runs on, or "cuda:0", which the harness's command always passes; `JAX_PLATFORMS`
+            selects the platform.
+        enable_thinking: variable of chat templates; None leaves it unset.
+        date: YYYY-MM-DD, today's date for chat templates; None is today.
         options: further arguments of `LLM`; `max_batch` overrules `batch_size`.
 
     Raises:
@@ -106,7 +107,7 @@ class OxjaxLM(LM):
         self._variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihoods of continuations, and whether they are what the model would choose.
+        """Log-likelihoods of continuations, with True for those that greedy decoding would generate.
 
         Args:
             requests: of a context and a continuation each; see `oxjax.evaluate.pairs.encode_pair`.
@@ -169,17 +170,16 @@ class OxjaxLM(LM):
         return answers
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations of prompts.
+        """Generate continuations of prompts.
 
         Generation arguments are `until` (or `stop`), `max_gen_toks` (or `max_new_tokens`, `max_tokens`,
         `max_completion_tokens`; of several the first of these counts), `do_sample`, `temperature`, `seed` and the
-        fields of `SamplingParams` that say how to choose tokens. Without `do_sample` and `temperature` the most likely
-        tokens are taken; `do_sample` alone draws at temperature 1. Penalties look at the whole text unless
-        `penalty_window` says otherwise.
+        sampling fields of `SamplingParams`. Without `do_sample` and `temperature` decoding is greedy; `do_sample` alone
+        samples at temperature 1. Penalties cover the whole text unless `penalty_window` is given.
 
-        A request that draws has a seed of its own, made of `seed` (0 if it is not given; the harness's own `--seed`
-        does not get here), its prompt and arguments, and how many like it came before. So runs repeat, repeats of a
-        request differ, and other requests do not matter.
+        A sampled request has a seed derived from `seed` (default 0; the harness's own `--seed` is not passed on), its
+        prompt and arguments, and the number of equal requests before it. So runs repeat, repeats of a request differ,
+        and other requests have no influence.
 
         Args:
             requests: of a prompt and generation arguments each.
@@ -210,7 +210,7 @@ class OxjaxLM(LM):
         return answers
 
     def _answers(self, kind: str, requests: Sequence[Instance]) -> tuple[list[Any], Callable[[int, Any], None]]:
-        """The answers of a call, and what takes each as it comes and offers it to the harness's cache."""
+        """List for the answers of a call, and a callback that stores each one and passes it to the harness's cache."""
         answers: list[Any] = [None] * len(requests)
 
         def keep(i: int, answer: Any) -> None:
@@ -264,7 +264,7 @@ class OxjaxLM(LM):
 
     @contextmanager
     def _bar(self, kind: str, n: int, disable: bool) -> Iterator[Callable[[Metrics], None]]:
-        """A progress bar of finished requests on standard error."""
+        """Progress bar of finished requests on standard error."""
         before = self.llm.metrics().finished
         with tqdm(total=n, desc=f"Running {kind} requests", disable=disable) as bar:
 
@@ -281,17 +281,17 @@ class OxjaxLM(LM):
             )  # fmt: skip
 
     def apply_chat_template(self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The prompt text of a conversation, by the file's own template.
+        """Render a conversation to its prompt text with the file's template.
 
         A template that refuses system messages gets the conversation without them, with a warning, as for the
         harness's own models.
 
         Args:
             chat_history: dicts with `role` and `content`.
-            add_generation_prompt: open the assistant's answer; False lets the last message go on.
+            add_generation_prompt: open the assistant's answer; False continues the last message.
 
         Raises:
-            ChatTemplateError: there is no template, or it refused.
+            ChatTemplateError: there is no template, or it rejected the conversation.
         """
         try:
             return self._render(chat_history, add_generation_prompt)
@@ -319,7 +319,7 @@ class OxjaxLM(LM):
         return text if rest.startswith(" ") else text.rstrip()
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The file's default template, for the harness's records; None if it is not wanted.
+        """Source of the file's default template, for the harness's records; None if templates are not used.
 
         Raises:
             ChatTemplateError: there is none, or one of another name was asked for.
@@ -333,7 +333,7 @@ class OxjaxLM(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Names what turns conversations into prompts, which the harness may keep."""
+        """Name of the chat template and tokenizer, a key of the harness's cache."""
         source = self.llm.chat_template.source
         what = json.dumps([source, self._variables, *([self._date.isoformat()] if _DATED in source else [])])
         return f"{self._name}-{blake2b(what.encode(), digest_size=8).hexdigest()}"
@@ -382,6 +382,6 @@ def _texts(value: str | Sequence[str]) -> Sequence[str]:
 
 
 def _seed(*parts: int | str | None) -> int:
-    """Well mixed 64 bits."""
+    """Well-mixed 64-bit seed."""
     digest = blake2b(json.dumps(parts).encode(), digest_size=8, person=b"oxjax lm-eval")
     return int.from_bytes(digest.digest(), "little")

@@ -1,8 +1,9 @@
-"""An output file that loses nothing: at whatever byte a run is killed, the next one goes on there.
+"""Journal: crash-safe output file. A run that was killed at any byte is resumed without loss.
 
-Results are done in any order and wanted in one. Each goes to a journal first; those that are next in order are then
-appended to the output. A torn end of the output is in the journal whole, and a torn end of the journal was not done.
-The journal's first line names the run, so that its results never get into another's output.
+Results finish in any order and are written in the order of the requests. Each goes to a journal first; those that are
+next in order are then appended to the output. If the last line of the output is incomplete, the journal has it whole;
+if the last line of the journal is, that result is computed again. The first line of the journal identifies the run, so
+that its results never get into the output of another.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ _COMPACT = 1 << 20  # bytes of results that are in the output already, before th
 
 
 class Journal:
-    """An output file and its journal. Use as a context manager; the journal goes when it is closed empty.
+    """An output file and its journal, as a context manager; an empty journal is deleted at the end.
 
     Args:
-        output: the file; lines that are there already stay. The journal is beside it.
-        run: what names the run.
+        output: the file; its lines are kept. The journal is a file beside it.
+        run: identifies the run.
 
     Attributes:
-        n_written: results in the output.
-        waiting: results that others have to come before, by their place.
+        n_written: number of results in the output.
+        waiting: results that wait for earlier ones, by their place.
 
     Raises:
         BatchError: the files cannot be written, another process writes them, or the journal is of another run.
@@ -52,10 +53,10 @@ class Journal:
             opened.pop_all()
 
     def add(self, results: Iterable[tuple[int, bytes]]) -> None:
-        """Take results, places and lines, and keep them whatever happens next.
+        """Store results (places and lines) durably.
 
         Raises:
-            BatchError: they cannot be written, as on a full disk. The files are as after a crash.
+            BatchError: they cannot be written, for example because the disk is full. The files are as after a crash.
         """
         results = list(results)
         with self._writing():
@@ -90,7 +91,7 @@ class Journal:
             self._compact()
 
     def _compact(self) -> None:
-        """Write the journal anew, without what is in the output."""
+        """Rewrite the journal without the results that are in the output."""
         fresh = self._journal_path.with_name(self._journal_path.name + ".new")
         with fresh.open("wb") as file:
             file.write(self._head)
@@ -125,17 +126,17 @@ class Journal:
 
 
 def beside(output: Path, suffix: str) -> Path:
-    """The file of this suffix that belongs to an output; different ones have different ones."""
+    """Path with this suffix beside an output; different outputs have different ones."""
     return output.with_name(output.name.removesuffix(".jsonl") + suffix)
 
 
 def journal_path(output: Path) -> Path:
-    """Where the journal of an output is."""
+    """Path of the journal of an output."""
     return beside(output, ".pending")
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a file's folder last."""
+    """Flush the folder of a file to disk, so that new names in it survive a crash."""
     folder = os.open(path.absolute().parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -149,7 +150,7 @@ def has_results(output: Path) -> bool:
 
 
 def _lock(file: BinaryIO, path: Path) -> bool:
-    """True if we hold the lock of a file and the file still has this name: the last holder may have replaced it."""
+    """Lock a file; True if it succeeded and the path still names that file: the last holder may have replaced it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -163,7 +164,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _complete_lines(file: BinaryIO) -> int:
-    """Number of complete lines; an incomplete last one is cut off."""
+    """Count complete lines, and cut off an incomplete last one."""
     file.seek(0)
     n = end = 0
     for line in file:
@@ -179,7 +180,7 @@ def _record(place: int, line: bytes) -> bytes:
 
 
 def _records(file: BinaryIO, head: bytes, path: Path) -> Iterable[tuple[int, bytes]]:
-    """Places and lines of a journal, up to where it was torn; what follows is cut off."""
+    """Read places and lines of a journal, and cut off an incomplete end."""
     file.seek(0)
     found = file.readline()
     if found.endswith(b"\n") and found != head:

@@ -32,8 +32,8 @@ class Manifest:
         depends_on: everything that the bytes of the output depend on: the model's fingerprint and that of its
             tokenizer and chat templates, options, software, device, the input's digest and number of requests, seed,
             date, shard.
-        files: where model, input and output are, relative to the manifest but for the model.
-        failed: how many requests have failed; None until all are done.
+        files: paths of model, input and output; the last two are relative to the manifest.
+        failed: number of failed requests; None until all are done.
     """
 
     depends_on: dict[str, Any]
@@ -52,10 +52,10 @@ class Manifest:
         date: str,
         shard: tuple[int, int] = (1, 1),
     ) -> Manifest:
-        """The manifest of a run, of an engine of which `facts` are given.
+        """Build the manifest of a run from the `facts` of its engine.
 
         Raises:
-            InvalidRequestError: there is no such date.
+            InvalidRequestError: `date` is not a date.
         """
         read_day(date)
         return cls(
@@ -76,10 +76,10 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """A manifest that is there.
+        """Read a manifest.
 
         Raises:
-            BatchError: it cannot be read, or is none.
+            BatchError: it cannot be read, or is not a manifest.
         """
         try:
             raw = json.loads(path.read_text("utf-8"))
@@ -94,14 +94,14 @@ class Manifest:
 
     @property
     def run(self) -> str:
-        """Names the run: a digest of what its results depend on."""
+        """Identifier of the run: a digest of everything that its results depend on."""
         return blake2b(json.dumps(self.depends_on, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def check(self, output: Path) -> None:
-        """See that results which are there, if any are, depend on the same.
+        """Check that existing results depend on the same facts.
 
         Raises:
-            BatchError: they do not, or nobody knows.
+            BatchError: they do not, or have no manifest.
         """
         path = manifest_path(output)
         if not has_results(output):
@@ -119,7 +119,7 @@ class Manifest:
             )
 
     def write(self, output: Path) -> None:
-        """Write it beside an output, whole or not at all.
+        """Write the manifest beside an output, atomically.
 
         Raises:
             BatchError: it cannot be written.
@@ -149,7 +149,7 @@ def facts(llm: LLM) -> dict[str, Any]:
 
 
 def _tokenizer_fingerprint(path: Path) -> str:
-    """Names by their content the vocabulary and the templates of a model file, with all that says how to use them."""
+    """Hash of the vocabulary and chat templates of a model file, with all settings of both."""
     digest = blake2b(digest_size=16, person=b"oxjax tokenizer")
     with GGUFFile.open(path) as file:
         for key in sorted(key for key in file.metadata if key.startswith("tokenizer.")):
@@ -160,7 +160,7 @@ def _tokenizer_fingerprint(path: Path) -> str:
 
 
 def day_of(output: Path) -> str:
-    """The date that the results of an output were begun with, or else today's."""
+    """Date in the manifest of an output; today if there is none."""
     path = manifest_path(output)
     if not (path.exists() and has_results(output)):
         return today()
@@ -168,10 +168,10 @@ def day_of(output: Path) -> str:
 
 
 def read_day(date: str) -> datetime:
-    """A date.
+    """Parse a date, YYYY-MM-DD.
 
     Raises:
-        InvalidRequestError: it is none.
+        InvalidRequestError: it is not a date.
     """
     try:
         return datetime.strptime(date, "%Y-%m-%d")
@@ -180,10 +180,10 @@ def read_day(date: str) -> datetime:
 
 
 def today() -> str:
-    """YYYY-MM-DD."""
+    """Today's date, YYYY-MM-DD."""
     return datetime.now().strftime("%Y-%m-%d")
 
 
 def manifest_path(output: Path) -> Path:
-    """Where the manifest of an output is."""
+    """Path of the manifest of an output."""
     return beside(output, ".manifest.json")

@@ -1,4 +1,4 @@
-"""Texts to score as tokens: pairs of context and continuation, and windows over long texts."""
+"""Encoding of texts to score: pairs of context and continuation, and windows over long texts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from oxjax.tokenizer import Tokenizer
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of a context, and of its continuation as it is written after it.
+    """Encode a context and its continuation.
 
-    Both are encoded together and cut where the context alone would end, spaces at the end of the context being part of
-    what follows: as lm-evaluation-harness does it. Special tokens that the file puts before a text are there once, also
-    if the text spells them, those that it puts behind a text are not. An empty context is the token that texts begin
-    with, or else the one that ends them.
+    Both are encoded together and split after the tokens of the context alone, as in lm-evaluation-harness; spaces at
+    the end of the context belong to the continuation. Special tokens that the file puts before a text are added once,
+    also if the text begins with them; those that it puts after a text are not added. An empty context is BOS, or EOS if
+    there is no BOS.
 
     Args:
         tokenizer: of the model.
@@ -24,7 +24,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
     Raises:
         TokenizerError: see `Tokenizer.encode`.
-        InvalidRequestError: nothing of the continuation is left, or there is no token for an empty context.
+        InvalidRequestError: the continuation has no tokens of its own, or there is no token for an empty context.
     """
     end = len(context.rstrip())
     context, continuation = context[:end], context[end:] + continuation
@@ -41,13 +41,13 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
 
 def begin(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text that may go on: with the special tokens before it, once, and without those behind it."""
+    """Encode the beginning of a text: with the special tokens before it, once, and without those after it."""
     ids, head = tokenizer.encode(text, add_special=False), tokenizer.head_ids
     return ids if ids[: len(head)] == head else head + ids
 
 
 def empty_context(tokenizer: Tokenizer) -> list[int]:
-    """Tokens that stand for the empty context.
+    """Tokens of the empty context.
 
     Raises:
         InvalidRequestError: the vocabulary has no such token.
@@ -60,7 +60,7 @@ def empty_context(tokenizer: Tokenizer) -> list[int]:
 
 
 class Window(NamedTuple):
-    """Tokens to score: those from `first` to `end` after those from `start` to `first`."""
+    """Window of a text: tokens `first` to `end` are scored after tokens `start` to `first`."""
 
     start: int
     first: int
@@ -68,13 +68,13 @@ class Window(NamedTuple):
 
 
 def windows(n_tokens: int, length: int, stride: int) -> Iterator[Window]:
-    """Windows that score every token of a text but the first once.
+    """Windows that together score every token of a text once, except the first token.
 
     Args:
-        n_tokens: of the text.
-        length: tokens that the model reads in a window; the last one that it scores need not be read.
-        stride: tokens that each window but the first scores, with `length - stride` before them or more; at most
-            `length`.
+        n_tokens: number of tokens of the text.
+        length: number of tokens that the model reads in a window; the last scored token need not be read.
+        stride: number of tokens that each window after the first scores, after at least `length - stride` others; at
+            most `length`.
     """
     first, end = 1, min(n_tokens, length + 1)
     while first < end:

@@ -1,4 +1,4 @@
-"""Files of requests on many machines: a pool of Ray actors with an engine each."""
+"""Batch runs on many machines: a pool of Ray actors with an engine each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Summary:
-    """Run the requests of a file as `oxjax.evaluate.run` does, on actors of the Ray cluster that is connected.
+    """Run the requests of a file as `oxjax.evaluate.run` does, on actors of the connected Ray cluster.
 
     In exact mode output and manifest are the same to the byte. A block whose actor died runs again on another, and
     what was written when this process died is not computed again, here or by `oxjax.evaluate.run`.
@@ -51,16 +51,16 @@ def run(
     Args:
         source, output: see `oxjax.evaluate.run`; files of this machine.
         model: see `LLM`; a path is one that every machine of the cluster can read.
-        actors: how many, each with an engine.
-        per_actor: what Ray sets aside for each, by the names of `ray.data.Dataset.map_batches`: `num_cpus`, which are
-            also the threads that it computes on (1), `num_gpus`, `resources`, `runtime_env` and so on.
-        block: requests that an actor takes at once.
+        actors: number of actors, each with an engine.
+        per_actor: resources of an actor, named as in `ray.data.Dataset.map_batches`: `num_cpus`, which is also its
+            number of threads (1), `num_gpus`, `resources`, `runtime_env` and others.
+        block: number of requests that an actor takes at once.
         seed, date, on_error, progress: see `oxjax.evaluate.run`; stops and progress are between two blocks.
         options: of `LLM`.
 
     Raises:
         BatchError: as for `oxjax.evaluate.run`; or the model cannot be loaded, the machines of the cluster would not
-            give the same answers, or Ray gave up.
+            give the same answers, or Ray failed.
     """
     if actors < 1 or block < 1:
         raise BatchError(f"actors {actors}, block {block}: expected at least 1")
@@ -105,13 +105,13 @@ def map_requests(
 ) -> Dataset:
     """Answers to the requests in a dataset, in a new column `answer`, where they are the lines of an output of `run`.
 
-    Nobody looks whether a `custom_id` repeats, and errors have no number of a line.
+    Repeated `custom_id`s are not detected, and errors have no line number.
 
     Args:
         dataset: its rows stay as they are.
-        column: where requests are, texts as the lines of a file have them.
+        column: column of the requests, in the format of the lines of a request file.
         model, actors, per_actor, block, seed, options: see `run`.
-        date: YYYY-MM-DD, what chat templates take for today; None is today.
+        date: YYYY-MM-DD, today's date for chat templates; None is today.
     """
     date = today() if date is None else date
     return _map(dataset, DatasetAnswers, (model, options, seed, date, column), actors, block, dict(per_actor or {}))
@@ -122,10 +122,10 @@ class FileAnswers:
 
     Args:
         model, options, seed, date: see `run`.
-        made_with: `facts` of the run, which those of this engine have to be.
+        made_with: `facts` of the run; the engine must have the same.
 
     Raises:
-        BatchError: they are not.
+        BatchError: it has others.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class DatasetAnswers:
 
     Args:
         model, options, seed, date: see `map_requests`.
-        column: where requests are.
+        column: column of the requests.
     """
 
     def __init__(self, model: str | Path | None, options: dict[str, Any], seed: int, date: str, column: str):
@@ -198,7 +198,7 @@ def _describe(model: str | Path | None, options: dict[str, Any]) -> tuple[dict[s
 
 
 def _load(model: str | Path | None, options: dict[str, Any]) -> LLM:
-    """An engine on as many threads as this worker has CPUs."""
+    """Load an engine with one thread per CPU of this worker."""
     if cpus := ray.get_runtime_context().get_assigned_resources().get("CPU"):
         os.environ.setdefault("PJRT_NPROC", str(math.ceil(cpus)))  # read when jax finds its devices
     return LLM(model, **options)

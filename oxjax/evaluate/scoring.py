@@ -20,7 +20,7 @@ Text = str | Sequence[int]
 
 
 class Scores:
-    """The part of `LLM` that says how likely texts are."""
+    """Mixin of `LLM`: log-likelihoods and perplexity of texts."""
 
     engine: cached_property[Engine]
     tokenizer: Tokenizer
@@ -36,21 +36,21 @@ class Scores:
     ) -> list[Score]:
         """Log-likelihoods of continuations after contexts.
 
-        All run together, and a context that several share is computed once. In exact mode a score has the same bits
-        whatever else is scored, in any order.
+        All run together, and a shared context is computed once. In exact mode the bits of a score do not depend on the
+        other pairs or on their order.
 
         Args:
             pairs: (context, continuation), two texts or two lists of token ids. Texts are encoded together, as
                 `oxjax.evaluate.pairs.encode_pair` says; ids are taken as they are.
             progress: called after every step.
-            on_result: called with the place of a pair and its score as soon as it is there.
+            on_result: called with the index of a pair and its score as soon as it is computed.
 
         Returns:
             One score per pair, in order.
 
         Raises:
-            RequestError: a pair could not be scored. The others were: their scores are in the error's `results`, and
-                `index` says which pair it was.
+            RequestError: a pair could not be scored; `index` is its index, and the scores of the others are in
+                `results`.
         """
         groups: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
         found: dict[int, Scoring | RequestError] = {}
@@ -76,7 +76,7 @@ class Scores:
     def _score_group(
         self, context: list[int], members: list[tuple[int, list[int]]]
     ) -> dict[int, Scoring | RequestError]:
-        """Queue continuations of a context, or else those of them that can be."""
+        """Queue the continuations of a context; if one is invalid, the others alone."""
         places, continuations = zip(*members, strict=True)
         try:
             return dict(zip(places, self.engine.score(context, continuations), strict=True))
@@ -104,20 +104,20 @@ class Scores:
         window: int | None = None,
         progress: Callable[[Metrics], None] | None = None,
     ) -> Perplexity:
-        """Perplexity of a text of any length, by a window that rolls over it.
+        """Perplexity of a text of any length, with a sliding window.
 
-        Every token but the first is scored once; the first is the one that texts of the model begin with, where there
-        is one. A text that fits a window has no strides.
+        Every token except the first (BOS, if the model has one) is scored once. A text that fits into a window is
+        scored in one.
 
         Args:
             text: text or token ids, which are taken as they are.
-            stride: tokens that each window but the first scores, after at least `window - stride` others; None is half
-                a window. A small one costs more and scores tokens after longer contexts.
-            window: tokens that the model reads at once; None is `max_context`.
+            stride: number of tokens that each window after the first scores, after at least `window - stride` others;
+                None is half a window. A smaller stride costs more and gives tokens longer contexts.
+            window: number of tokens that the model reads at once; None is `max_context`.
             progress: called after every step.
 
         Raises:
-            InvalidRequestError: there are no two tokens, or no such window or stride.
+            InvalidRequestError: fewer than two tokens, or an impossible window or stride.
             RequestError: as for `score`.
         """
         if isinstance(text, str):

@@ -1,4 +1,4 @@
-"""The requests of a file: which lines there are, which of them are a shard's, and which repeat an id."""
+"""Request file: its lines, those of a shard, and those that repeat an id."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Line(NamedTuple):
     """A line of a request file.
 
     Attributes:
-        place: among the requests of the shard, from 0.
-        number: in the file, from 1; None where there is no file.
-        text: what it says.
-        repeats: whether an earlier line has its id.
+        place: index among the requests of the shard, from 0.
+        number: line number in the file, from 1; None without a file.
+        text: the line.
+        repeats: an earlier line has the same id.
     """
 
     place: int
@@ -31,17 +31,17 @@ class Line(NamedTuple):
 
 
 class Source:
-    """A request file, read once to know its lines; they are not kept.
+    """A request file, indexed in one pass; its lines are not kept in memory.
 
     Args:
-        path: JSON lines; blank ones do not count.
-        shard: (i, n): the i-th of n parts, from 1. Which one a request is in depends on its id alone.
+        path: JSON lines; blank lines are skipped.
+        shard: (i, n): the i-th of n parts, from 1. The part of a request depends on its id alone.
 
     Attributes:
         digest: SHA-256 of the file.
 
     Raises:
-        BatchError: there is no such file, it can be read only once, or there is no such shard.
+        BatchError: the file does not exist or can be read only once, or the shard is out of range.
     """
 
     def __init__(self, path: Path, shard: tuple[int, int] = (1, 1)):
@@ -74,7 +74,7 @@ class Source:
         return len(self._starts)
 
     def lines(self, places: Iterator[int]) -> Iterator[Line]:
-        """Lines of requests, by their places."""
+        """Read the lines of requests, by their places."""
         with self.path.open("rb") as file:
             for place in places:
                 file.seek(int(self._starts[place]))
@@ -89,7 +89,7 @@ class Source:
 
 
 def _name(line: bytes) -> bytes:
-    """16 bytes that stand for a request's id; for those of a line without one."""
+    """Hash of a request's id, 16 bytes; of the line if it has no id."""
     try:
         data, kind = read_id(line).encode(), b"id"
     except InvalidRequestError:

@@ -1,4 +1,4 @@
-"""Results as columns, for whatever computes with them next."""
+"""Tables of results: NumPy arrays, pandas or Arrow."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _LISTS = ("choices", "scores", "data", "results")  # in bodies, what answers a r
 
 
 def table(results: str | Path | Sequence[Any], form: str = "numpy") -> Any:
-    """Results as a table.
+    """Table of results.
 
-    Of a file, a row is a completion, a score or an embedding, with its request's `custom_id` and its own `index`, or a
-    request's `error`. Of results of `LLM`, a row is one of them; each sample of a prompt has its own, where `prompt` is
-    the prompt's place, and `index` the sample's. What a row has not is None.
+    For a file, a row is a completion, a score or an embedding, with its request's `custom_id` and its own `index`, or a
+    request's `error`. For results of `LLM`, a row is one result or sample; `prompt` is the index of the prompt, `index`
+    that of the sample. Missing values are None.
 
     Args:
-        results: a file of results, or what `generate` or `score` returned.
+        results: a file of results, or a list from `generate` or `score`.
         form: "numpy" for a dict of arrays, "pandas" for a DataFrame, "arrow" for a `pyarrow.Table`.
 
     Raises:
-        BatchError: the file is none of results, pandas or pyarrow is not installed, or a column has values that an
-            Arrow table cannot have together.
-        InvalidRequestError: there is no such form.
+        BatchError: the file has no results, pandas or pyarrow is not installed, or a column mixes values that an Arrow
+            table cannot hold.
+        InvalidRequestError: `form` is unknown.
     """
     if form not in ("numpy", "pandas", "arrow"):
         raise InvalidRequestError(f"form {form!r}: expected 'numpy', 'pandas' or 'arrow'")
@@ -103,7 +103,7 @@ def _rows_of_line(record: Any, where: str) -> Iterator[dict[str, Any]]:
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Numbers and truth values as such, and everything else, also where some are missing, as objects."""
+    """Array of a column: numeric or bool if all values are, else of objects."""
     if values and all(type(value) is type(values[0]) for value in values) and isinstance(values[0], int | float):
         return np.array(values, np.uint64 if isinstance(values[0], int) and max(values) >= 1 << 63 else None)
     column = np.empty(len(values), object)

@@ -1,4 +1,4 @@
-"""Verification of results: some are recomputed and compared, byte by byte."""
+"""Verification: results are recomputed and compared byte by byte."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Verification:
     """Result of a verification.
 
     Attributes:
-        n_results: in the file.
-        n_checked: that were computed again.
-        differing: numbers of the input's lines whose results differ.
-        changed: facts that the results depend on and that differ here, software for example.
+        n_results: number of results in the file.
+        n_checked: number of results that were computed again.
+        differing: line numbers in the input of results that differ.
+        changed: facts that differ from the manifest, software for example.
     """
 
     n_results: int
@@ -41,16 +41,16 @@ def verify(
     """Compute a sample of results again, and compare their bytes with those in the file.
 
     Args:
-        manifest: of the output, which lies beside it, with the input where it was.
-        llm: the model, if it is loaded already; else it is loaded as the manifest says.
-        model: where it is now, if it has moved.
-        sample: how many results; None is all.
-        seed: of the choice.
+        manifest: of the output, which is beside it; the input is at its old place.
+        llm: the model; None loads it with the options of the manifest.
+        model: its new path, if it has moved.
+        sample: number of results; None checks all.
+        seed: of the choice of the sample.
 
     Raises:
         BatchError: the files are not those of the manifest, the model is another one, or the results were not made in
             exact mode, without which their bits depend on each other.
-        InvalidRequestError: there are no such samples.
+        InvalidRequestError: `sample` is not a positive number.
     """
     if sample is not None and sample < 1:
         raise InvalidRequestError(f"sample {sample}: expected at least 1, or None for all")
@@ -86,7 +86,7 @@ def verify(
 
 
 def _lines(output: Path) -> list[int]:
-    """Where the lines of a file begin, but for a torn one at its end."""
+    """Offsets of the lines of a file, except an incomplete one at its end."""
     starts, offset = [], 0
     try:
         with output.open("rb") as file:

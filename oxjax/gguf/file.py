@@ -1,4 +1,4 @@
-"""A model on disk, whatever number of GGUF files it is made of."""
+"""GGUF model on disk, in one file or several shards."""
 
 import mmap
 import re
@@ -162,7 +162,7 @@ class GGUFFile:
             self._shards[info.path].data.madvise(mmap.MADV_DONTNEED, start, info.offset + info.n_bytes - start)
 
     def close(self) -> None:
-        """Let go of the files. Arrays and metadata handed out before stay valid."""
+        """Close the files. Arrays and metadata returned before stay valid."""
         self._shards = {}
 
     def __enter__(self) -> "GGUFFile":

@@ -18,13 +18,13 @@ from oxjax.gguf.ggml_types import GGMLType
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a format keeps its scales.
+    """Layout of the scales of a format.
 
     Attributes:
         group: values that share `s`.
         unit: the stored scale of which the decoder makes integers where `s` is 0; `scale` is the stored one over it.
         small: the bytes that hold `s`, as of `slice`.
-        both: either half of such a byte is an `s`, the lower one first; else the upper half is.
+        both: each half of such a byte is an `s`, the lower one first; if False, only the upper half is.
         mask: the bits of a half that are `s`.
     """
 

@@ -24,7 +24,7 @@ _MAX_TENSOR_NAME_BYTES = 64  # GGUF spec, gguf_tensor_info_t.name
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies and what it is.
+    """Type, shape and position of a tensor.
 
     Invariant: `[offset, offset + n_bytes)` is inside the file and overlaps no other tensor.
     """

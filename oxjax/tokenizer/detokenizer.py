@@ -1,4 +1,4 @@
-"""Ids back to text: all at once, or a token at a time without ever showing half a character."""
+"""Detokenizer: ids to text, a token at a time, without ever splitting a character."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class IncrementalDetokenizer:
     """Text of a growing list of ids.
 
     Invariant: the texts returned so far are a prefix of the text of all ids, and with `flush` they are that text.
-    What is not certain yet is held back: an unfinished UTF-8 character, a space that cleaning may drop.
+    Uncertain text is held back: an unfinished UTF-8 character, a space that cleaning may drop.
     """
 
     def __init__(self, piece: Callable[[SupportsIndex], bytes | None], *, clean: bool, strip_first_space: bool):
@@ -39,14 +39,14 @@ class IncrementalDetokenizer:
         self._held = ""
 
     def copy(self) -> IncrementalDetokenizer:
-        """Another one that has had the same ids."""
+        """Copy with the same ids so far."""
         other = copy.copy(self)
         other._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         other._utf8.setstate(self._utf8.getstate())
         return other
 
     def push(self, token: SupportsIndex) -> str:
-        """The text that this token makes certain; often the token's own, sometimes none, sometimes more.
+        """Add a token; returns the text that is certain now: usually the token's own, sometimes none or more.
 
         Raises:
             TokenizerError: the id is not in the vocabulary.
@@ -63,7 +63,7 @@ class IncrementalDetokenizer:
         return clean_spaces(text[:cut]) if self._clean else text[:cut]
 
     def flush(self) -> str:
-        """The rest, with U+FFFD for a character that was never finished. The next push starts anew, mid-text."""
+        """Return the rest, with U+FFFD for an unfinished character. The next push starts anew, mid-text."""
         text = self._held + self._utf8.decode(b"", final=True)
         self._held = ""
         return clean_spaces(text) if self._clean else text

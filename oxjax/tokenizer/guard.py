@@ -1,4 +1,4 @@
-"""Texts of people inside a template: a special token that one spells stays the ordinary text that it is."""
+"""Guard against special tokens in users' texts: within a template they stay ordinary text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GUARD = "\ufdd0"  # never a character of a text (Unicode 23.7); here a place wh
 
 
 class Guard:
-    """Marks what may not be read as control tokens, and encodes what is marked.
+    """Marks texts of control tokens that must stay ordinary text, and encodes marked texts.
 
     Tokens that the file calls user-defined, not control, are not protected: any text may contain them.
 
@@ -26,13 +26,13 @@ class Guard:
         self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
 
     def protect(self, text: str) -> str:
-        """The same text with a mark in every control token that it spells."""
+        """Text with a mark in every control token that it spells."""
         return self._control.sub(lambda m: m[0][0] + _GUARD + m[0][1:], text.replace(_GUARD, ""))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text with marks; control tokens that it spells without one are read as those."""
+        """Encode a text with marks; unmarked control tokens become their ids."""
         return [i for part in text.split(_GUARD) for i in self._encode(part, add_special=False)]
 
     def plain(self, text: str) -> str:
-        """The text without its marks."""
+        """Text without its marks."""
         return text.replace(_GUARD, "")

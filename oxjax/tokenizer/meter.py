@@ -1,4 +1,4 @@
-"""Limits on time and memory of one render of an untrusted template; what exceeds them is refused beforehand.
+"""Limits on time and memory of one render of an untrusted template, checked before each operation.
 
 Three invariants bound a render, whatever the template says:
 
@@ -45,7 +45,7 @@ class Meter:
         self.deadline = time.thread_time() + CPU_SECONDS + 2e-6 * weight
 
     def tick(self) -> None:
-        """One operation happens now."""
+        """Count one operation."""
         if time.thread_time() > self.deadline:
             raise ChatTemplateError("the template runs too long: it loops over far more than the conversation")
 
@@ -75,7 +75,7 @@ class Meter:
         self.known[id(value)] = (value, weight, depth)
 
     def check(self, weight: int, limit: int | None = None) -> None:
-        """Refuse a value of that weight."""
+        """Refuse a value that is too heavy or too deep."""
         limit = self.value_limit if limit is None else limit
         if weight > limit:
             raise ChatTemplateError(f"the template makes a value of size {weight}, the limit is {limit}")

@@ -1,4 +1,4 @@
-"""The exact bytes that each token stands for."""
+"""Exact bytes of each token."""
 
 from __future__ import annotations
 

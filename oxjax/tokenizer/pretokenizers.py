@@ -89,7 +89,7 @@ class PreTokenizerSpec:
     Attributes:
         patterns: Oniguruma expressions, `\p{...}` not yet replaced.
         digits_join: the first expression's matches that follow text are joined to it (llama.cpp's digit groups).
-        byte_level: words are spelled in GPT-2's byte alphabet; otherwise in plain UTF-8 with `<0xXX>` fallback.
+        byte_level: words are spelled in GPT-2's byte alphabet; if False, in plain UTF-8 with `<0xXX>` fallback.
         ignore_merges: a whole word that is a token is that token.
         newline_words: a run of newlines that is a token is that token.
         add_bos, add_sep, no_bos: defaults for the vocabulary; no_bos: there is no default BOS id.
@@ -205,7 +205,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizerSpec] = {
 
 
 def pre_tokenizer(name: str, source: str) -> PreTokenizerSpec:
-    """The pre-tokeniser of that name.
+    """Pre-tokeniser by name.
 
     Args:
         name: `tokenizer.ggml.pre`.

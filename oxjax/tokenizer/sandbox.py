@@ -1,4 +1,4 @@
-"""A Jinja environment for templates from strangers: no Python internals, and every operation metered.
+"""Sandboxed Jinja environment for untrusted templates: no Python internals, and every operation metered.
 
 Only the methods of `METHODS` can be called on strings and containers, and nothing on other Python objects. The
 bounds on time and memory are those of `meter`; here is where the compiled template and jinja2 report to it.

@@ -1,4 +1,4 @@
-"""Special tokens: which texts end a generation, and cutting a text at the special tokens it contains."""
+"""Special tokens: end-of-generation tokens, and splitting of texts at the special tokens in them."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ OWN_SPACE_NAMES = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 def end_of_generation(
     ids: Mapping[str, int], by_id: Iterable[int], texts: Sequence[str]
 ) -> tuple[frozenset[int], frozenset[int], frozenset[int], frozenset[int]]:
-    """The tokens that end a generation.
+    """Find the tokens that end a generation.
 
     Args:
         ids: text -> id.
-        by_id: tokens that the metadata (or another name) already makes ends.
+        by_id: end tokens according to the metadata or another name.
         texts: id -> text.
 
     Returns:
-        the set; those found by name; those taken out again because the file has better ones (they become user
-        defined); those taken out because they are ordinary text here.
+        the set; tokens found by name; tokens removed because the file has better ones (they become user defined);
+        tokens removed because they are ordinary text in this vocabulary.
     """
     by_name = frozenset(ids[name] for name in _END_NAMES if name in ids)
     ends = by_name | frozenset(by_id)
@@ -64,7 +64,7 @@ def end_of_generation(
 
 @dataclass(frozen=True)
 class SpecialToken:
-    """A token that is looked for in a text before anything else happens to it."""
+    """Token that is searched for in a text before the text is encoded."""
 
     id: int
     text: str

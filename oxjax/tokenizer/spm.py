@@ -1,8 +1,8 @@
 """SentencePiece BPE (`llama`): merge the pair whose token scores highest, then the leftmost.
 
-Our own, because the library cannot say it: its merges have one rank each, while here all ways to make one token
-and all tokens of one score tie and the leftmost goes first; and a pair may start from a character that is no
-token. It would also cost a merges list of every split of every token at load (2 million for 262,144 tokens).
+Not the `tokenizers` library, because its merges have one rank each, while here all ways to make one token and all
+tokens of one score tie and the leftmost goes first; and a pair may start from a character that is no token. The library
+would also need a merges list of every split of every token at load (2 million for 262,144 tokens).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CACHE_ENTRIES, _CACHE_CHARACTERS = 1 << 16, 64
 
 
 def splitter(texts: list[str]) -> re.Pattern[str]:
-    """Where a text can be cut without any token reaching across: before a space after certain characters.
+    """Expression for the places where no token can reach across: before a space after certain characters.
 
     Args:
         texts: the tokens, spaces as U+2581.

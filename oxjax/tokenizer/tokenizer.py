@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, and the rules that all kinds of vocabulary share."""
+"""Tokenizer of a GGUF file, with the rules that all kinds of vocabulary share."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Tokenizer:
         vocab_size: number of tokens.
         bos_id, eos_id, unk_id, sep_id, pad_id: ids, or None.
         eog_ids: every token that ends a generation.
-        add_bos, add_eos, add_sep: what the file says encoding adds.
+        add_bos, add_eos, add_sep: encoding adds these tokens, according to the file.
         add_space_prefix: a text gets a space in front that decoding takes away.
     """
 
@@ -64,7 +64,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, path: str | PathLike[str]) -> Tokenizer:
-        """The tokenizer of a GGUF file.
+        """Read the tokenizer of a GGUF file.
 
         Raises:
             GGUFError: the file is not a readable GGUF file.
@@ -79,11 +79,11 @@ class Tokenizer:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, object], source: str = "metadata") -> Tokenizer:
-        """The tokenizer that the `tokenizer.ggml.*` keys describe.
+        """Make a tokenizer from the `tokenizer.ggml.*` keys.
 
         Args:
             metadata: keys and values of a GGUF header; arrays as lists or NumPy arrays.
-            source: what to call it in messages.
+            source: name for error messages.
 
         Raises:
             TokenizerError: the vocabulary is missing, malformed or of an unsupported kind.
@@ -112,14 +112,14 @@ class Tokenizer:
     def encode(
         self, text: str, add_special: bool = True, parse_special: bool = True, *, max_length: int | None = None
     ) -> list[int]:
-        """Ids of a text.
+        """Encode a text to token ids.
 
         Args:
-            text: any text that UTF-8 can write.
-            add_special: add BOS, EOS or SEP as the file says.
+            text: any text that UTF-8 can encode.
+            add_special: add BOS, EOS or SEP if the file says so.
             parse_special: read the texts of control tokens as those tokens; False for text that users control.
-            max_length: keep so many ids, those at the end of the text going first; what `add_special` adds stays, so
-                that is the least. None keeps all.
+            max_length: maximum number of ids; the text is truncated at its end, tokens of `add_special` are
+                always kept. None keeps all.
 
         Raises:
             TokenizerError: the text has a lone surrogate, or a character that the vocabulary cannot spell.
@@ -148,11 +148,6 @@ class Tokenizer:
         """Ids that `add_special` puts before a text."""
         return list(self._head)
 
-    @property
-    def tail_ids(self) -> list[int]:
-        """Ids that `add_special` puts behind a text."""
-        return list(self._tail)
-
     def encode_batch(
         self, texts: Iterable[str], add_special: bool = True, parse_special: bool = True
     ) -> list[list[int]]:
@@ -160,11 +155,11 @@ class Tokenizer:
         return [self.encode(text, add_special, parse_special) for text in texts]
 
     def decode(self, ids: Iterable[SupportsIndex], skip_special: bool = False, continues: bool = False) -> str:
-        """Text of ids; bytes that are not UTF-8 become U+FFFD.
+        """Decode token ids to text; bytes that are not UTF-8 become U+FFFD.
 
         Args:
             ids: token ids.
-            skip_special: as if control and unknown tokens were not in the list.
+            skip_special: drop control and unknown tokens.
             continues: the ids follow others, so a leading space is the text's own and stays.
 
         Raises:
@@ -177,7 +172,7 @@ class Tokenizer:
         return clean_spaces(text) if self._vocab.clean_spaces else text
 
     def detokenizer(self, skip_special: bool = False, continues: bool = False) -> IncrementalDetokenizer:
-        """A detokenizer for ids that come one at a time: its texts together are `decode` of the ids together."""
+        """Incremental detokenizer: its texts together are `decode` of all ids."""
         return IncrementalDetokenizer(
             lambda i: self._piece(i, skip_special),
             clean=self._vocab.clean_spaces,
@@ -195,7 +190,7 @@ class Tokenizer:
         return None if skip_special and self.is_special(token) else piece
 
     def token_bytes(self, token: SupportsIndex) -> bytes:
-        """The bytes a token stands for: control tokens their own text, unused ones none.
+        """Bytes of a token: control tokens have their own text, unused ones none.
 
         Raises:
             TokenizerError: the id is not in the vocabulary.
@@ -203,11 +198,11 @@ class Tokenizer:
         return self._bytes[self._check(token)]
 
     def vocab_bytes(self) -> Sequence[bytes]:
-        """The bytes of every token, by id; one list, not to be changed."""
+        """Bytes of every token, by id; one list, not to be changed."""
         return self._bytes
 
     def token_text(self, token: SupportsIndex) -> str:
-        """The text of a token as the file writes it.
+        """Text of a token as the file writes it.
 
         Raises:
             TokenizerError: the id is not in the vocabulary.
@@ -215,7 +210,7 @@ class Tokenizer:
         return self._vocab.texts[self._check(token)]
 
     def id_of(self, text: str) -> int | None:
-        """The id of the token that the file writes so, or None."""
+        """Id of the token with this text in the file, or None."""
         return self._vocab.ids.get(text)
 
     def is_special(self, token: SupportsIndex) -> bool:
@@ -226,15 +221,7 @@ class Tokenizer:
         """
         return bool(self._vocab.attrs[self._check(token)] & SPECIAL)
 
-    def is_control(self, token: SupportsIndex) -> bool:
-        """True for control tokens.
-
-        Raises:
-            TokenizerError: the id is not in the vocabulary.
-        """
-        return bool(self._vocab.attrs[self._check(token)] & CONTROL)
-
     @cached_property
     def control_texts(self) -> tuple[str, ...]:
-        """The texts of the control tokens."""
+        """Texts of the control tokens."""
         return tuple(t for t, attr in zip(self._vocab.texts, self._vocab.attrs, strict=True) if attr & CONTROL)

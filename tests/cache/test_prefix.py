@@ -107,7 +107,7 @@ def test_200_pages_are_hashed(report):
         keys = page_hashes(tokens, 16, ROOT)
         best = min(best, time.perf_counter() - begin)
     assert len(set(keys)) == 200
-    report(f"keys of 200 pages of 16 tokens, with the tests' type checks: {best * 1e6:.0f} us")
+    report(f"keys of 200 pages of 16 tokens: {best * 1e6:.0f} us")
 
 
 def test_host_truth_imports_no_jax():

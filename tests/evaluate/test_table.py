@@ -92,17 +92,25 @@ def test_a_column_that_arrow_cannot_have_is_named(tmp_path):
         table(output, "arrow")
 
 
-def test_what_is_no_table_is_refused(tmp_path, monkeypatch):
+def test_a_file_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(BatchError, match="line 1"):
         table(tmp_path / "x.jsonl")
-    for wrong in (tmp_path / "none.jsonl", __file__):
-        with pytest.raises(BatchError, match="found no results"):
-            table(wrong)
-    with pytest.raises(InvalidRequestError, match="form"):
-        table([], "polars")
-    with pytest.raises(InvalidRequestError, match="expected results"):
-        table([1])
+
+
+@pytest.mark.parametrize("path", ["none.jsonl", __file__])
+def test_a_file_without_results_is_refused(tmp_path, path):
+    with pytest.raises(BatchError, match="found no results"):
+        table(tmp_path / path)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(([], "polars"), "form"), (([1],), "expected results")])
+def test_what_is_no_table_is_refused(arguments, message):
+    with pytest.raises(InvalidRequestError, match=message):
+        table(*arguments)
+
+
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("oxjax.evaluate.tables.import_module", lambda name: __import__("no_such_" + name))
     with pytest.raises(BatchError, match="pip install pandas"):
         table([], "pandas")

@@ -301,7 +301,8 @@ def side_by_side(mixer, **keys):
 def first(n, case):
     """The first `n` blocks of a case."""
     keys, blocks = case
-    cut = {key: value[:n] if isinstance(value, list) else value for key, value in keys.items()}
+    by_block = {key: value for key, value in keys.items() if isinstance(value, list) and len(value) == len(blocks)}
+    cut = keys | {key: value[:n] for key, value in by_block.items()}
     return cut | {"block_count": n}, blocks[:n]
 
 

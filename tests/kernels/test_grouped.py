@@ -15,7 +15,7 @@ from oxjax.kernels.quantized import QuantizedTensor, dequantize, quantized_matmu
 from tests.kernels.test_quantized import NATIVE, for_all_formats, needs_kernels, quantized
 
 E, N_USED = 9, 3
-SIZES = [(1, 1, 1), (4, 40, 24), (50, 129, 67), (2, 17, 530), (70, 300, 16)]  # rows, d_in, d_out
+SIZES = [(1, 1, 1), (50, 129, 67), (70, 17, 530)]  # rows, d_in, d_out
 
 
 def table(rng, rows):
@@ -46,7 +46,7 @@ def packed(ggml_type, d_in, d_out, seed=0):
 @pytest.mark.parametrize("n", [1, N_USED])
 def test_float_products(backend, numerics, n, dtype):
     rng = np.random.default_rng(0)
-    for rows, d_in, d_out in SIZES if backend == "native" else SIZES[2:3]:
+    for rows, d_in, d_out in SIZES if backend == "native" else SIZES[1:2]:
         chosen, x = table(rng, rows), jnp.asarray(rng.standard_normal((rows, n, d_in)), dtype)
         weights = [jnp.asarray(rng.standard_normal((E, d_in, d)), dtype).at[-1].set(jnp.nan) for d in (d_out, 5)]
         for exact in (True, False):

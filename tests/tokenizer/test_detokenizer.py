@@ -114,7 +114,7 @@ def test_clean_spaces(text, cleaned):
 def test_ids_out_of_range(token):
     for call in (
         lambda: SPM.decode([token]), lambda: SPM.token_bytes(token), lambda: SPM.token_text(token),
-        lambda: SPM.detokenizer().push(token), lambda: SPM.is_special(token), lambda: SPM.is_control(token),
+        lambda: SPM.detokenizer().push(token), lambda: SPM.is_special(token),
     ):  # fmt: skip
         with pytest.raises(TokenizerError, match=f"found {token}; expected 0 to {SPM.vocab_size - 1}"):
             call()

@@ -120,7 +120,6 @@ def test_ends_of_generation():
     t = Tokenizer.from_metadata(metadata("gpt2", tokens + NAMES[:2], pre="qwen2", merges=merges, eos_token_id=5))
     assert t.eog_ids == {5, len(tokens), len(tokens) + 1}
     assert t.is_special(len(tokens))
-    assert t.is_control(len(tokens))
     assert not t.is_special(0)
 
 
