@@ -16,7 +16,7 @@ from oxjax.engine.active import ActiveRequests
 from oxjax.engine.beams import BeamParams, BeamSearch, Hypothesis
 from oxjax.engine.config import EngineConfig
 from oxjax.engine.loop import Loop
-from oxjax.engine.metrics import Metrics
+from oxjax.engine.metrics import Metrics, metrics_of
 from oxjax.engine.output import Output
 from oxjax.engine.request import Capture, Generation, Request, Scoring
 from oxjax.engine.runner import Runner
@@ -63,35 +63,7 @@ class Engine:
 
     def metrics(self) -> Metrics:
         """Counters since the engine was made, and how full it is now."""
-        scheduler, counts = self.scheduler, self.active.counts
-        pages, slots, prefix = self.pool.pages, self.pool.slots, self.pool.prefix
-        return Metrics(
-            **{name: counts[name] for name in ("requests", "finished", "failed", "cancelled")},
-            steps=scheduler.steps,
-            computed_tokens=counts["rows"],
-            cached_tokens=prefix.saved_tokens,
-            generated_tokens=counts["generated"],
-            step_seconds=counts["nanoseconds"] / 1e9,
-            host_seconds=counts["host nanoseconds"] / 1e9,
-            running=len(scheduler.running),
-            waiting=scheduler.n_waiting,
-            preemptions=scheduler.preemptions,
-            reuses_prefixes=self.pool.reuses_prefixes,
-            prefix_hits=prefix.hits,
-            prefix_misses=prefix.misses,
-            evictions=pages.evictions,
-            pages=pages.capacity,
-            pages_used=pages.used_count,
-            pages_cached=pages.cached_count,
-            pages_peak=pages.peak_used,
-            page_bytes=self.runner.config.page_bytes(self.pool.page_size),
-            slots=slots.capacity,
-            slots_used=slots.used_count,
-            checkpoints=slots.cached_count,
-            checkpoint_evictions=slots.evictions,
-            slot_bytes=self.runner.config.slot_bytes,
-            compilations=self.runner.compilations.total(),
-        )
+        return metrics_of(self.runner, self.scheduler, self.active)
 
     def close(self) -> None:
         """Let go of parameters and state, whoever still holds the engine: a request, a stream, an error's traceback."""

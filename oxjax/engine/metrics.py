@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from oxjax.engine.active import ActiveRequests
+    from oxjax.engine.runner import Runner
+    from oxjax.engine.scheduler import Scheduler
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """A snapshot. Counters run from the making of the engine; the others are as of now.
+    """Counters since the engine was made, and the state of its pool now.
 
     Attributes:
-        requests: that were queued; `finished`, `failed` and `cancelled` are those that have left.
+        requests: number of queued requests; `finished`, `failed` and `cancelled` count those that have left.
         steps: batches that ran.
         computed_tokens: rows of the model, those computed again after a preemption included.
         cached_tokens: tokens whose keys and values were found instead of computed.
         generated_tokens: tokens that were sampled.
         step_seconds: time spent in steps, device and host.
-        host_seconds: the host's part of it: scheduling and bookkeeping, while the device has nothing to do.
+        host_seconds: the part of it in which the device waits for the host: scheduling and bookkeeping.
         running, waiting: requests now.
-        preemptions: how often a running request gave its state up.
-        reuses_prefixes: whether what prompts have in common is looked for at all.
+        preemptions: number of times that a running request gave up its state.
+        reuses_prefixes: common prefixes of prompts are looked for.
         prefix_hits, prefix_misses: full pages of prompts that were found, and that were not.
         evictions: cached pages whose content made room for other.
         pages, pages_used, pages_cached, pages_peak: of the pool; used by requests now, kept for reuse now, and
@@ -61,7 +67,7 @@ class Metrics:
     compilations: int
 
     def line(self, before: Metrics) -> str:
-        """One line about what goes on, with the speed since an earlier snapshot."""
+        """One line of status, with the speed since earlier metrics."""
         seconds = self.step_seconds - before.step_seconds
         made, read = (getattr(self, n) - getattr(before, n) for n in ("generated_tokens", "computed_tokens"))
         speed = f"{made / seconds:.1f} tokens/s" if made and seconds else f"{read / (seconds or 1):.0f} prompt tokens/s"
@@ -77,3 +83,36 @@ class Metrics:
         if self.preemptions:
             parts.append(f"{self.preemptions} preemptions")
         return " · ".join(parts)
+
+
+def metrics_of(runner: Runner, scheduler: Scheduler, active: ActiveRequests) -> Metrics:
+    """The metrics of an engine with these parts."""
+    counts, pool = active.counts, scheduler.pool
+    pages, slots, prefix = pool.pages, pool.slots, pool.prefix
+    return Metrics(
+        **{name: counts[name] for name in ("requests", "finished", "failed", "cancelled")},
+        steps=scheduler.steps,
+        computed_tokens=counts["rows"],
+        cached_tokens=prefix.saved_tokens,
+        generated_tokens=counts["generated"],
+        step_seconds=counts["nanoseconds"] / 1e9,
+        host_seconds=counts["host nanoseconds"] / 1e9,
+        running=len(scheduler.running),
+        waiting=scheduler.n_waiting,
+        preemptions=scheduler.preemptions,
+        reuses_prefixes=pool.reuses_prefixes,
+        prefix_hits=prefix.hits,
+        prefix_misses=prefix.misses,
+        evictions=pages.evictions,
+        pages=pages.capacity,
+        pages_used=pages.used_count,
+        pages_cached=pages.cached_count,
+        pages_peak=pages.peak_used,
+        page_bytes=runner.config.page_bytes(pool.page_size),
+        slots=slots.capacity,
+        slots_used=slots.used_count,
+        checkpoints=slots.cached_count,
+        checkpoint_evictions=slots.evictions,
+        slot_bytes=runner.config.slot_bytes,
+        compilations=runner.compilations.total(),
+    )
