@@ -41,7 +41,7 @@ class Batch:
 
 
 def padded(batch: Batch, least: int) -> Batch:
-    """The same work in so many rows at least."""
+    """The same batch, padded to at least this many rows."""
     padding = (0, max(0, least - batch.tokens.shape[0]))
     return batch.replace(tokens=jnp.pad(batch.tokens, padding), positions=jnp.pad(batch.positions, padding))
 

@@ -16,7 +16,7 @@ POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # `<arch>.poo
 
 @dataclass(frozen=True)
 class TemperatureSpec:
-    """Queries that grow with position: times 1 + scale · ln(1 + floor((position + offset) / length))."""
+    """Temperature of queries by position: 1 + scale · ln(1 + floor((position + offset) / length)) (Llama 4)."""
 
     scale: float
     length: int
@@ -25,7 +25,7 @@ class TemperatureSpec:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Attention over pages: its static facts.
+    """Multi-head attention over pages: its static facts.
 
     Attributes:
         n_heads: query heads.
@@ -35,11 +35,11 @@ class AttentionSpec:
         scale: multiplier of attention scores.
         rope: index into `ModelConfig.ropes`, or None where positions are not rotated.
         window: sliding window in tokens, the query included; None attends to all.
-        softcap: cap of attention scores; None for no cap.
+        softcap: c in c · tanh(score / c); None for no cap.
         clamp: bound of the magnitude of projected queries, keys and values; None for no bound.
         alibi: largest bias of ALiBi, which sets the slope of every head; None for no bias.
-        temperature: growth of the queries after their rotation; None for none.
-        chunk: a query sees its own chunk of so many positions only, counted from 0; None sees all.
+        temperature: factor of the queries by position, after their rotation; None for none.
+        chunk: a query sees only keys of its own chunk of this many positions, counted from 0; None sees all.
         norm_rotated: rotated queries and keys are normalised, without weights.
         sinks: every head has a logit of its own in the softmax's denominator.
     """
@@ -61,7 +61,7 @@ class AttentionSpec:
 
     @property
     def cached(self) -> int:
-        """Numbers that one position takes in the pages."""
+        """Cached numbers per position."""
         return self.n_kv_heads * (self.key_dim + self.value_dim)
 
 
@@ -78,7 +78,7 @@ class LatentSpec:
         value_dim: head dimension of values.
         scale: multiplier of attention scores.
         rope: index into `ModelConfig.ropes`; None where nothing is rotated.
-        temperature: growth of the queries after their rotation; None for none.
+        temperature: factor of the queries by position, after their rotation; None for none.
     """
 
     n_heads: int
@@ -93,13 +93,13 @@ class LatentSpec:
 
     @property
     def cached(self) -> int:
-        """Numbers that one position takes in the pages."""
+        """Cached numbers per position."""
         return self.kv_rank + self.rope_dim
 
 
 @dataclass(frozen=True)
 class RecurrentSpec:
-    """A recurrence: its static facts as far as its state goes; a kind of recurrence adds what else it needs.
+    """A recurrence: shapes of its state. Each kind of recurrence adds its own facts.
 
     Attributes:
         conv: shape of a sequence's convolution window, (kernel - 1, channels).
@@ -120,7 +120,7 @@ class MLPSpec:
     Attributes:
         d_ff: its inner width.
         activation: a key of `layers.mlp.ACTIVATIONS`.
-        gated: the activation is a gate's, which multiplies the inner values; else it is theirs.
+        gated: the activation applies to a gate, which multiplies the inner values (GLU); else to the inner values.
     """
 
     d_ff: int
@@ -130,7 +130,7 @@ class MLPSpec:
 
 @dataclass(frozen=True)
 class MoESpec:
-    """A mixture of feed-forward layers, of which every row uses a few.
+    """A mixture of experts (MoE): feed-forward layers, of which each row uses a few.
 
     Attributes:
         n_experts: how many there are.
@@ -169,12 +169,12 @@ class MoESpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One block's static facts. Equal blocks compare equal, so they share one trace.
+    """Static facts of one transformer block. Equal blocks compare equal, so they share one trace.
 
     Attributes:
-        mixers: what moves information between positions, each with a state of its own; most blocks have one.
+        mixers: attention or recurrences, which mix positions, each with a state of its own; most blocks have one.
         mlp: the feed-forward layer; None where a block has none.
-        parallel: the feed-forward layer reads the block's input, not what the mixers made of it.
+        parallel: the feed-forward layer reads the block's input, beside the mixers.
     """
 
     mixers: tuple[MixerSpec, ...]
@@ -184,7 +184,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class RankSpec:
-    """A head that scores how well a document answers a query: its static facts.
+    """A reranker's head, which scores how well a document answers a query: its static facts.
 
     Attributes:
         n_labels: scores that it gives; the first one ranks.
@@ -201,7 +201,7 @@ class RankSpec:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture of one file and how it is computed.
+    """Configuration of a model: its architecture, and the numerics that it is computed with.
 
     Attributes:
         architecture: `general.architecture`; names the file under `oxjax/models`.
@@ -221,7 +221,7 @@ class ModelConfig:
         final_softcap: cap of the logits; None for no cap.
         dtype: of activations and pages. Norms, softmax, RoPE and logits are float32 always.
         numerics: exactness, activations of quantised products, and backend.
-        causal: positions see those before them; otherwise whole texts are encoded, and nothing is generated.
+        causal: positions see earlier ones only; an encoder (not causal) sees whole texts and generates nothing.
         pooling: how a text's hidden states become its embedding unless a call says; a value of `POOLINGS`.
         rank: the head that ranks documents; None where the file has none.
     """

@@ -61,7 +61,7 @@ class Embeddings:
             pooling: "mean", "max", "cls" (the first token), "last", or "none" for a vector per token, special tokens
                 included. None takes what the file says, else "mean" for encoders and "last" for causal models.
             normalize: divide every vector by its length.
-            truncate: keep no more than so many tokens of a text, the first ones and those that the tokenizer adds
+            truncate: maximum number of tokens of a text to keep, the first ones and those that the tokenizer adds
                 after it; of ids the first ones. None refuses texts that are longer than `max_context`.
 
         Returns:

@@ -51,7 +51,7 @@ def _threads() -> int:
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs between processes, unless the user has set jax up otherwise.
+    """Keep compiled programs between processes, unless the user has configured jax differently.
 
     Programs for CPUs are compiled for one set of instructions, so each set has a folder of its own.
     """

@@ -79,7 +79,8 @@ def unpack_rows(packed: Int[Array, "S words"], bucket: SamplingBucket) -> Decode
 def _isolate(always: Bool[Array, ""], fn: Callable[[], Any]) -> Any:
     """Compute `fn` in a branch of its own, into which the compiler merges nothing, as if it were a program.
 
-    Merged with what makes the logits, the sampler would round otherwise. A barrier is gone before the compiler merges.
+    Fused with the program that makes the logits, the sampler would round differently. A barrier is gone before the
+    compiler fuses.
     """
     nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(fn))
     return lax.cond(always, fn, lambda: nothing)

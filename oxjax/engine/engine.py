@@ -314,7 +314,7 @@ class Engine:
     def rewind(self, request: Request, length: int) -> None:
         """Take a request back to when it had `length` tokens, prompt included, and let it go on from there.
 
-        It draws the same tokens again, since draws depend on seed and position; `fork` goes on otherwise. Recurrent
+        It draws the same tokens again, since draws depend on seed and position; `fork` continues differently. Recurrent
         layers go back to their last checkpoint and compute what lies between again. A request that is done comes
         back. Nothing happens at its own length.
 

@@ -273,7 +273,7 @@ class Runner:
         return int(n_steps), columns
 
     def _top_sizes(self, most: int) -> list[int]:
-        """All numbers of reported tokens that programs are compiled for, where up to so many are wanted."""
+        """Numbers of reported tokens that programs are compiled for, up to the first that is at least `most`."""
         vocab = self.config.vocab_size
         return [0, *(min(n, vocab) for n in bucket_sizes(MIN_TOP, min(most, vocab)))] if most else [0]
 

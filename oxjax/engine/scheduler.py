@@ -346,7 +346,7 @@ class Scheduler:
         return n_steps
 
     def commit(self, work: list[ScheduledChunk], n_steps: int = 1) -> None:
-        """Record that these rows have been through the model, in so many steps."""
+        """Record that these rows have been through the model, in `n_steps` steps."""
         self.steps += n_steps
         for sequence, start, n_rows in work:
             assert start == sequence.n_computed

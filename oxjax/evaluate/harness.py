@@ -34,7 +34,7 @@ from oxjax.sampling.params import SamplingParams
 logger = logging.getLogger(__name__)
 
 AUTO_BATCH = 32
-_OPTIONS = set(inspect.signature(LLM).parameters) - {"model", "progress"}
+_OPTIONS = set(inspect.signature(LLM).parameters) - {"model", "progress", "removed"}
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SAMPLING = {f.name for f in fields(SamplingParams)} - {
     *("max_tokens", "stop", "stop_token_ids", "seed", "temperature", "grammar"),
@@ -91,7 +91,7 @@ class OxjaxLM(LM):
     ):
         super().__init__()
         self._date = read_day(today() if date is None else date)
-        if unknown := set(options) - _OPTIONS:
+        if unknown := set(options) - _OPTIONS - {"quantize"}:  # which `LLM` refuses with its new spelling
             known = (set(inspect.signature(OxjaxLM).parameters) | _OPTIONS) - {"options"}
             raise InvalidRequestError(
                 f"model arguments {', '.join(sorted(unknown))}: expected some of {', '.join(sorted(known))}"

@@ -98,7 +98,7 @@ def dot_by_parts(
 
     Args:
         x: activations.
-        part: gives the float32 weights of outputs from a multiple of `PART` on, so many.
+        part: returns the float32 weights of n outputs, given the first one (a multiple of `PART`) and n.
         d_out: outputs in all.
         numerics: see `dot`.
         contract: see `dot`.

@@ -127,7 +127,7 @@ class ParamLoader:
         return tuple(maps)
 
     def interleaved(self, name: str, d_in: int, groups: int, widths: tuple[int, ...]) -> tuple[Linear, ...]:
-        """Maps whose outputs take turns in `<name>.weight`: each of the groups holds so many of each."""
+        """Maps whose outputs take turns in `<name>.weight`: each of the groups holds this many of each."""
         weight = self.linear(name, d_in, groups * sum(widths), keep=False).weight.reshape(d_in, groups, -1)
         parts = jnp.split(weight, np.cumsum(widths)[:-1], axis=2)
         return tuple(Linear(part.reshape(d_in, -1)) for part in parts)

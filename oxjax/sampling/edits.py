@@ -13,7 +13,7 @@ from oxjax.errors import InvalidRequestError
 from oxjax.sampling.params import SamplingParams
 
 EDIT = np.dtype([("ids", np.int32), ("until", np.int32), ("values", np.float32), ("late", np.int32)])
-LEAST_EDITS = 16  # per row, that programs are compiled for: so few cost nothing
+LEAST_EDITS = 16  # smallest bucket of a row; fewer would cost the same
 ALWAYS = 2**31 - 1
 
 

@@ -10,7 +10,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-LEAST_RECENT = 64  # tokens per row that programs are compiled for: so few cost nothing
+LEAST_RECENT = 64  # smallest bucket of a row; fewer would cost the same
 
 
 @struct.dataclass

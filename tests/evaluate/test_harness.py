@@ -293,7 +293,7 @@ def test_generation_arguments_that_mean_nothing(lm, arguments, message):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        ({"foo": 1, "max_batch": 2}, "model arguments foo: expected some of activations, batch_size"),
+        ({"foo": 1, "max_batch": 2}, "model arguments foo: expected some of activations, backend, batch_size"),
         ({"max_length": 8, "max_context": 8}, "max_length and max_context are the same: give one"),
         ({"model": "a", "pretrained": "b"}, "model and pretrained are the same: give one"),
         ({"batch_size": "many"}, "batch_size 'many': expected a number, 'auto' or 'auto:N'"),
