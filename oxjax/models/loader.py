@@ -1,4 +1,4 @@
-"""From the tensors of a file to the parts of a model, one tensor at a time, with shapes checked."""
+"""Loading of the parts of a model from the tensors of a file, one at a time, with shapes checked."""
 
 from __future__ import annotations
 
