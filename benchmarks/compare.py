@@ -209,7 +209,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--text", type=_number, default=512, help="tokens to score, and of the prompt whose peak memory is taken")
     add("--rounds", type=_number, default=5)
     add("--threads", type=_number, default=usable_processors())
-    add("--weights", default="auto", help="of oxjax: auto, quantized, float32 or bfloat16")
+    add("--weights", default="auto", help="of oxjax: auto, file, float32 or bfloat16")
     add("--fast", action="store_true", help="oxjax in fast mode instead of exact")
     add("--profile", action="store_true", help="where the time of oxjax goes: native kernels, XLA, host")
     add("--json", metavar="OUT", help="write every number to a file")

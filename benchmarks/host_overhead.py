@@ -23,9 +23,11 @@ import oxjax
 from oxjax import SamplingParams
 from oxjax.assets import embedded_model
 from oxjax.engine import programs
-from oxjax.engine.decode import MAX_STEPS, Decoded
+from oxjax.engine.config import MAX_STEPS, EngineConfig
+from oxjax.engine.decode import Decoded
 from oxjax.engine.engine import Engine
 from oxjax.models.load import Model
+from oxjax.sampling.pipeline import Sampled
 
 CONTEXT, PROMPT = 4096, 24
 PARAMS = SamplingParams(temperature=0.8, top_p=0.95, ignore_eos=True, stop="never said")
@@ -33,8 +35,7 @@ PARAMS = SamplingParams(temperature=0.8, top_p=0.95, ignore_eos=True, stop="neve
 
 def measure(model: Model, n: int, n_steps: int, n_calls: int) -> tuple[float, Counter[str]]:
     """Microseconds of the host for a call, and of its parts."""
-    engine = Engine(
-        model,
+    config = EngineConfig(
         n_pages=1 + n * CONTEXT // 16,
         page_size=16,
         max_batch=n,
@@ -42,13 +43,13 @@ def measure(model: Model, n: int, n_steps: int, n_calls: int) -> tuple[float, Co
         max_context=CONTEXT,
         steps_per_call=n_steps,
     )
+    engine = Engine(model, config)
     rng = np.random.default_rng(0)
     for i in range(n):
         engine.generate(rng.integers(300, model.config.vocab_size, PROMPT).tolist(), PARAMS, i)
     while len(engine.scheduler.running) < n or any(s.n_pending > 1 for s in engine.scheduler.running):
         engine.step()
-    decoded = Decoded(
-        n_steps=jnp.int32(n_steps),
+    chosen = Sampled(
         tokens=jnp.full((MAX_STEPS, n), 300, jnp.int32),
         logprobs=jnp.zeros((MAX_STEPS, n)),
         ranks=jnp.ones((MAX_STEPS, n), jnp.int32),
@@ -57,6 +58,7 @@ def measure(model: Model, n: int, n_steps: int, n_calls: int) -> tuple[float, Co
         mus=jnp.zeros((MAX_STEPS, n)),
         faults=jnp.zeros((MAX_STEPS, n), jnp.int32),
     )
+    decoded = Decoded(n_steps=jnp.int32(n_steps), chosen=chosen)
     parts: Counter[str] = Counter()
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ from oxjax.gguf.ggml_types import GGMLType
 from oxjax.gguf.planes import PLANE_FORMATS
 from oxjax.kernels import native
 from oxjax.kernels.dot import dot
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.quantized import PANEL, QuantizedTensor, panel_bytes, quantized_matmul
 from oxjax.models.load import load_config
 
@@ -77,7 +78,7 @@ class Engine:
             found.append((self.bytes / _best(lambda: list(pool.map(_read, parts))), "NumPy, sums"))
         if native.kernels():
             matrix = _quantized(2 * self.width, self.bytes // (2 * self.width))
-            step = jax.jit(lambda x, w: quantized_matmul(x, w, exact=True))
+            step = jax.jit(lambda x, w: quantized_matmul(x, w, numerics=_numerics()))
             row = _normal(1, matrix.shape[0])
             found.append((matrix.data.nbytes / _best(step, row, matrix), "quantized_matmul, one row"))
         return found
@@ -89,7 +90,8 @@ class Engine:
         operations = 2 * x.size * self.width
         found = [(operations / _best(jax.jit(jnp.matmul), x, x[: self.width]), "XLA, matmul")]
         if jax.default_backend() == "cpu":
-            found.append((operations / _best(jax.jit(lambda x, w: dot(x, w, exact=True)), x, x[: self.width]), "dot"))
+            product = jax.jit(lambda x, w: dot(x, w, numerics=_numerics()))
+            found.append((operations / _best(product, x, x[: self.width]), "dot"))
             a = np.asarray(x)
             found.append((operations / _best(np.matmul, a, a[: self.width]), "NumPy, matmul"))
         return found
@@ -98,8 +100,12 @@ class Engine:
         if not native.kernels():
             return []
         matrix, x = _quantized(self.width, self.width), _normal(_ROWS, self.width)
-        step = jax.jit(lambda x, w: quantized_matmul(x, w, exact=True))
+        step = jax.jit(lambda x, w: quantized_matmul(x, w, numerics=_numerics()))
         return [(2 * _ROWS * self.width**2 / _best(step, x, matrix), f"quantized_matmul, {_ROWS} rows")]
+
+
+def _numerics() -> Numerics:
+    return Numerics(backend=native.resolve_backend("auto"))
 
 
 def _available_memory() -> int:

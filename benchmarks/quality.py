@@ -49,7 +49,7 @@ def held_out(llm: LLM, n_stories: int) -> list[list[int]]:
 def compare(path: Path, n_stories: int) -> tuple[float, float]:
     """Perplexity of a file with dequantised math, and with quantised products."""
     found = []
-    for weights in ("float32", "quantized"):
+    for weights in ("float32", "file"):
         with LLM(path, weights=weights, max_batch=BATCH) as llm:
             found.append(perplexity(llm, held_out(llm, n_stories)))
     return found[0], found[1]

@@ -26,12 +26,12 @@ import numpy as np
 from oxjax import LLM, Grammar, SamplingParams
 from oxjax.assets import embedded_model
 from oxjax.constrain.matcher import GrammarCompiler
-from oxjax.engine.choice import Choice, Moment, room_for
-from oxjax.engine.packed import n_words, sampling_record
-from oxjax.engine.programs import choose
-from oxjax.engine.runner import LEAST_TOP
+from oxjax.kernels.native import resolve_backend
+from oxjax.kernels.numerics import Numerics
 from oxjax.sampling.dry import Dry
 from oxjax.sampling.edits import edits_of
+from oxjax.sampling.packing import SamplingInputs, SamplingMetadata, bucket_for, n_words, sample_packed, sampling_record
+from oxjax.sampling.single import MIN_TOP
 from oxjax.tokenizer import Tokenizer
 
 MASK = "grammar mask"
@@ -106,19 +106,21 @@ def chooser(logits: jax.Array, name: str) -> Callable[[], object]:
     if name == MASK:
         masks[:] = np.random.default_rng(1).integers(0, 2**32, masks.shape, np.uint32)
         mask = masks[0]
-    moment = Moment(list(range(64)), 2.0 * params.mirostat_tau, mask=mask)
-    choices = [Choice(params, i, edits_of(params, (), 1, vocab)) for i in range(n_rows)]
-    room = room_for((choice, moment) for choice in choices)
-    record = sampling_record(room)
+    inputs = SamplingInputs(list(range(64)), params.initial_mu, mask=mask)
+    rows = [SamplingMetadata(params, i, edits_of(params, (), 1, vocab)) for i in range(n_rows)]
+    bucket = bucket_for((metadata, inputs) for metadata in rows)
+    record = sampling_record(bucket)
     packed = np.zeros((n_rows, n_words(record)), np.int32)
     records = packed.view(record)[:, 0]
-    for i, choice in enumerate(choices):
-        records[i] = choice.packed(room)
-        choice.place(records, i, moment, room)
+    for i, metadata in enumerate(rows):
+        metadata.write(records, i, inputs, bucket)
     if mask is None:
         masks = jax.device_put(masks)  # one that is there already, as in the engine
-    n_top = LEAST_TOP if params.logprobs else 0
-    return lambda: jax.block_until_ready(choose(logits, packed, masks, n_top=n_top, room=room, exact=True))
+    n_top = MIN_TOP if params.logprobs else 0
+    numerics = Numerics(backend=resolve_backend("auto"))
+    return lambda: jax.block_until_ready(
+        sample_packed(logits, packed, masks, n_top=n_top, bucket=bucket, numerics=numerics)
+    )
 
 
 def taken(function: Callable[[], object]) -> float:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from oxjax.models.load import Model, load
     from oxjax.results import Perplexity, Result, Score
     from oxjax.sampling.params import SamplingParams
+    from oxjax.sampling.single import Sample, sample
     from oxjax.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -33,11 +34,13 @@ _HOMES = {
     "ModelConfig": "oxjax.config",
     "Perplexity": "oxjax.results",
     "Result": "oxjax.results",
+    "Sample": "oxjax.sampling.single",
     "SamplingParams": "oxjax.sampling.params",
     "Score": "oxjax.results",
     "Tokenizer": "oxjax.tokenizer",
     "init_state": "oxjax.models.decoder",
     "load": "oxjax.models.load",
+    "sample": "oxjax.sampling.single",
     "step": "oxjax.models.decoder",
 }
 
@@ -51,11 +54,13 @@ __all__ = [
     "ModelConfig",
     "Perplexity",
     "Result",
+    "Sample",
     "SamplingParams",
     "Score",
     "Tokenizer",
     "init_state",
     "load",
+    "sample",
     "step",
 ]
 

@@ -1,4 +1,4 @@
-"""What `LLM` has for vectors of texts, and for what a head makes of them."""
+"""Embeddings and reranking: the part of `LLM` that turns texts to vectors and scores."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Embeddings:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What runs the model if it is an encoder."""
+        """The runner of an encoder model; it is made when it is first needed."""
         if self.model is None:
             raise EngineClosedError("this LLM was closed")
         return Encoder(self.config, self.model.params, max_rows=self.max_rows, max_context=self.max_context)
@@ -88,7 +88,7 @@ class Embeddings:
             )
 
     def rerank(self, query: Prompt, documents: Prompt | Sequence[Prompt]) -> Float[np.ndarray, " n"]:
-        """How well each document answers a query, by the head of a reranker (`cls.*` tensors).
+        """Score how well each document answers a query, by the head of a reranker (`cls.*` tensors).
 
         Each document is read together with the query, in the file's `rerank` template or with the special tokens of
         its vocabulary between them, as llama.cpp does. Control tokens that a text spells are read as text.
@@ -131,7 +131,7 @@ class Embeddings:
     def _pooled(
         self, prompts: list[Prompt], encode: Callable[[Prompt], list[int]], pooling: str, *, normalize: bool
     ) -> list[np.ndarray | RequestError]:
-        """What pooling makes of the hidden states of each prompt, or why it makes nothing."""
+        """Pooled hidden states of each prompt, or the error that there are none."""
         found: list[np.ndarray | RequestError] = []
         for start in range(0, len(prompts), MAX_HIDDEN):
             for rows in self._hidden_states(prompts[start : start + MAX_HIDDEN], encode):

@@ -62,6 +62,10 @@ class UnsupportedArchitectureError(ModelError):
     """`general.architecture` names an architecture that oxjax does not have."""
 
 
+class BackendUnavailableError(ModelError):
+    """The backend that was asked for cannot run on this machine."""
+
+
 class RequestError(OxjaxError):
     """One request failed; the engine and the other requests are unharmed.
 
@@ -154,7 +158,7 @@ class SnapshotMismatchError(SnapshotError):
         self.expected, self.found = expected, found
         super().__init__(
             f"the snapshot was made with the model {found}, and this engine runs {expected}: load the same file with "
-            "the same dtype and exactness"
+            "the same dtype, exactness and backend"
         )
 
 

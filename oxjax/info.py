@@ -119,7 +119,7 @@ def _held(tensor: TensorInfo) -> int:
     from oxjax.kernels import native
     from oxjax.kernels.quantized import PANEL, panel_bytes
 
-    if len(tensor.shape) > 1 and native.kernels():
+    if len(tensor.shape) > 1 and native.resolve_backend("auto") == "native":
         if form := PLANE_FORMATS.get(tensor.ggml_type):
             *experts, d_out, d_in = tensor.shape
             return math.prod(experts) * -(-d_out // PANEL) * panel_bytes(d_in, form)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -18,6 +19,7 @@ from oxjax.cache.allocator import NULL_PAGE
 from oxjax.chat.chats import Chats
 from oxjax.embeddings import Embeddings
 from oxjax.engine.beams import BeamParams
+from oxjax.engine.config import MAX_STEPS, EngineConfig
 from oxjax.engine.engine import Engine
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Chunk
@@ -33,15 +35,14 @@ from oxjax.errors import (
 )
 from oxjax.evaluate.scoring import Scores
 from oxjax.hub import resolve
-from oxjax.machine import enable_compilation_cache, pool_bytes
+from oxjax.machine import enable_compilation_cache, pool_bytes, use_threads
 from oxjax.models.load import Model, load
+from oxjax.models.options import LoadOptions, refuse_keywords
 from oxjax.prompts import Prompt, as_list, refusing_texts
 from oxjax.results import Result
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
-PAGE_SIZE = 16
-MAX_ROWS = 256  # a step's row budget: larger prefills faster, smaller lets decodes wait less
 DEFAULT_CONTEXT = 4096
 MAX_CHECKPOINTS, CHECKPOINT_SHARE = 1024, 4  # recurrent states kept for reuse, in a quarter of what pages may take
 
@@ -55,19 +56,24 @@ class LLM(Chats, Embeddings, Scores):
     Args:
         model: a GGUF file, any shard of a split one, a directory that holds one model, or
             `hf://org/repo/file.gguf`. None is the small story model that comes with the package.
-        exact: bits do not depend on batch mates, chunking or padding.
-        weights: how matrices are held: "auto", "quantized" (as in the file: less memory, and faster on CPUs, where
-            products round activations to 8 bits), "float32" or "bfloat16"; see `load`.
-        activations: "int8" or "float32", what quantised matrices are multiplied with; see `load`.
-        quantize: "q8_0" or "q4_0" quantises plain matrices while they are loaded; see `load`.
-        dtype: "float32" or "bfloat16"; None takes float32 on CPU and bfloat16 on accelerators.
+        exact: bits do not depend on the rest of the batch, on chunking or padding.
+        dtype: "float32" or "bfloat16", of activations and pages; None is float32 on CPUs and bfloat16 elsewhere.
+        weights: form of the matrices: "auto", "file" (less memory, and faster on CPUs, where products round activations
+            to 8 bits), "float32", "bfloat16", "q8_0" or "q4_0"; see `LoadOptions`.
+        activations: "int8" or "float32", in native products with quantised weights; see `LoadOptions`.
+        backend: "auto", "native" or "xla"; see `LoadOptions`.
+        max_context: maximum number of tokens of a prompt and its output together; None is the context that the model
+            was trained for, up to 4096.
         max_batch: sequences that run at once, as far as memory for their keys and values goes; others wait.
-        max_context: most tokens of a prompt and its output together; None takes what the model was trained
-            for, up to 4096.
+        max_rows: rows (tokens) of a step; larger ones prefill faster, smaller ones let decoding requests wait less.
+        page_size: tokens of a page of keys and values, a divisor of 128.
+        steps_per_call: maximum number of decode steps of one call of the device, 1 to 64.
+        threads: of the processor that compute; None is all. The first `LLM` of a process decides.
         progress: called with (bytes read, bytes in all) while the model loads.
 
     Raises:
         GGUFError, ModelError, UnsupportedArchitectureError, TokenizerError: the file cannot be used; see `load`.
+        BackendUnavailableError: the native backend was asked for, and cannot run here.
     """
 
     def __init__(
@@ -78,39 +84,44 @@ class LLM(Chats, Embeddings, Scores):
         dtype: str | None = None,
         weights: str = "auto",
         activations: str = "int8",
-        quantize: str | None = None,
-        max_batch: int = 8,
+        backend: str = "auto",
         max_context: int | None = None,
+        max_batch: int = 8,
+        max_rows: int = 256,
+        page_size: int = 16,
+        steps_per_call: int = MAX_STEPS,
+        threads: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        **removed: Any,
     ):
-        for name, value in {"max_batch": max_batch, "max_context": max_context}.items():
+        refuse_keywords(removed)
+        sizes = {"max_batch": max_batch, "max_rows": max_rows, "max_context": max_context, "threads": threads}
+        for name, value in sizes.items():
             if value is not None and value < 1:
                 raise InvalidRequestError(f"{name} {value}: expected at least 1")
+        # Pages are counted when the engine is made; the other sizes are checked before a model is loaded.
+        self._sizes = EngineConfig(1, page_size, max_batch, max(max_rows, max_batch), steps_per_call=steps_per_call)
+        if threads is not None:
+            use_threads(threads)
         enable_compilation_cache()
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         self.path = Path(embedded_model() if model is None else resolve(model))
         self.model: Model | None = load(
             self.path,
+            exact=exact,
             dtype=dtype,
             weights=weights,
             activations=activations,
-            quantize=quantize,
-            exact=exact,
+            backend=backend,
             max_context=max_context,
             progress=progress,
         )
         self.config = self.model.config
         self.tokenizer: Tokenizer = self.model.tokenizer
-        self.max_batch, self.max_rows = max_batch, MAX_ROWS
-        self.options = {
-            "exact": exact,
-            "dtype": dtype,
-            "weights": weights,
-            "activations": activations,
-            "quantize": quantize,
-            "max_context": max_context,
-        }
+        self.max_batch, self.max_rows = max_batch, self._sizes.max_rows
+        backend = self.config.numerics.backend
+        self.options = asdict(LoadOptions(exact, dtype, weights, activations, backend, max_context))
         self.max_context = min(self.config.context_length, DEFAULT_CONTEXT) if max_context is None else max_context
 
     @cached_property
@@ -122,8 +133,8 @@ class LLM(Chats, Embeddings, Scores):
             raise UnsupportedArchitectureError(
                 f"{self.config.architecture} models encode texts and generate nothing: use embed"
             )
-        pages_per_sequence = -(-self.max_context // PAGE_SIZE)
-        page, (affordable, memory) = self.config.page_bytes(PAGE_SIZE), pool_bytes()
+        pages_per_sequence = -(-self.max_context // self._sizes.page_size)
+        page, (affordable, memory) = self.config.page_bytes(self._sizes.page_size), pool_bytes()
         if pages_per_sequence * page > memory:
             raise CacheError(
                 f"keys and values of {self.max_context} tokens take {pages_per_sequence * page} bytes, and the device "
@@ -133,15 +144,13 @@ class LLM(Chats, Embeddings, Scores):
         if page:
             n_pages = max(min(self.max_batch * pages_per_sequence, affordable // page), pages_per_sequence)
         slot = self.config.slot_bytes
-        return Engine(
-            self.model,
+        sizes = replace(
+            self._sizes,
             n_pages=n_pages + NULL_PAGE + 1,
-            page_size=PAGE_SIZE,
-            max_batch=self.max_batch,
-            max_rows=max(self.max_rows, self.max_batch),
             max_context=self.max_context,
             n_checkpoints=min(MAX_CHECKPOINTS, affordable // (CHECKPOINT_SHARE * slot)) if slot else 0,
         )
+        return Engine(self.model, sizes)
 
     def generate(
         self,
@@ -317,7 +326,7 @@ class LLM(Chats, Embeddings, Scores):
             score(self.model.params.rank, [np.zeros(self.config.d_model, np.float32)], self.config)
 
     def metrics(self) -> Metrics:
-        """What the engine has done so far, and how full it is."""
+        """Counters of the engine since it was made, and how full it is."""
         return self.engine.metrics()
 
     def close(self) -> None:

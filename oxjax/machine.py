@@ -1,4 +1,4 @@
-"""Memory for pages, and the folder of compiled programs."""
+"""Memory for pages, threads, and the folder of compiled programs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import platform
 from pathlib import Path
 
 import jax
+from jax._src import xla_bridge
+
+from oxjax.errors import InvalidRequestError
 
 _DEVICE_SHARE = 0.5  # of what an accelerator has free once the parameters are there
 _HOST_SHARE = 0.1  # of a host's memory: others live there, and XLA touches all of a pool when it makes it
@@ -21,6 +24,30 @@ def pool_bytes() -> tuple[int, int]:
         return int(_DEVICE_SHARE * free), free
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(_HOST_SHARE * memory), memory
+
+
+def use_threads(n: int) -> None:
+    """Let `n` threads of the processor compute, in XLA and in our kernels, which share its pool.
+
+    XLA makes the pool when jax first needs a device, and reads its size from the environment.
+
+    Raises:
+        InvalidRequestError: jax has begun already, with another number.
+    """
+    if n == _threads():
+        return
+    if xla_bridge.backends_are_initialized():
+        raise InvalidRequestError(
+            f"threads {n}: jax runs already with another number in this process; say it in the first LLM, or set NPROC"
+        )
+    os.environ["NPROC"] = str(n)
+
+
+def _threads() -> int:
+    """As many as XLA has, or will have."""
+    if found := os.environ.get("NPROC"):
+        return int(found)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def enable_compilation_cache() -> None:

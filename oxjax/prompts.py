@@ -1,4 +1,4 @@
-"""What a caller may give as a prompt, and as one or several of them."""
+"""Prompts as callers give them: a text or token ids, one or several."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from oxjax.errors import RequestError
 
 @dataclass(frozen=True)
 class TokenScore:
-    """How likely a token of a prompt is after those before it.
+    """Log-probability of a prompt token, given the tokens before it.
 
     Attributes:
         token_id: its id.
@@ -27,7 +27,7 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a continuation is after its context.
+    """Log-likelihood of a continuation, given its context.
 
     Attributes:
         logprob: its log-probability, the sum over its tokens.
@@ -46,7 +46,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a text.
+    """Perplexity of a text, and the log-probabilities that it comes from.
 
     Attributes:
         perplexity: exp of the mean negative log-probability of a token.
@@ -66,7 +66,7 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Result:
-    """What one prompt gave.
+    """The result of one prompt.
 
     Attributes:
         prompt_token_ids: the prompt as the model saw it, special tokens included.

@@ -20,6 +20,7 @@ _hook = install_import_hook(
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 from oxjax.kernels import native  # noqa: E402  (the hook comes first)
+from oxjax.kernels.numerics import BACKENDS, Numerics  # noqa: E402
 from tests.helpers.data import DATA  # noqa: E402
 
 
@@ -33,23 +34,18 @@ def data() -> Path:
     return DATA
 
 
-@pytest.fixture
-def without_kernels(monkeypatch):
-    """XLA computes everything, as where there is no compiler."""
-    monkeypatch.setattr(native, "kernels", lambda: None)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
-@pytest.fixture(params=["native", "xla"])
-def form(request):
-    """Both forms of an operation."""
-    if request.param == "xla":
-        request.getfixturevalue("without_kernels")
-    elif native.kernels() is None:
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Both backends of an operation."""
+    if request.param == "native" and native.kernels() is None:
         pytest.skip(native.describe())
     return request.param
+
+
+@pytest.fixture
+def numerics(backend):
+    """Exact ones of both backends."""
+    return Numerics(backend=backend)
 
 
 # Run by `pytest -m quick`: something of every room that compiles nothing, and one request to the embedded model.

@@ -15,7 +15,7 @@ from tests.helpers.oracle import require_llama_cpp
 ROOT = Path(__file__).parents[1]
 # Sizes that need few compiled programs.
 SMALL = ["--rounds", "2", "--prompts", "32,9000", "--contexts", "16", "--sequences", "2", "--new", "4", "--text", "32"]
-SMALL += ["--stream-megabytes", "8", "--product-width", "256", "--weights", "quantized"]
+SMALL += ["--stream-megabytes", "8", "--product-width", "256", "--weights", "file"]
 
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess:

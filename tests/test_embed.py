@@ -260,11 +260,10 @@ def test_hidden_states_that_are_not_finite_are_an_error(minilm):
         assert np.isfinite(caught.value.results[0]).all()
 
 
-def test_after_warm_up_nothing_compiles(data, monkeypatch):
-    monkeypatch.setattr("oxjax.llm.MAX_ROWS", 32)
+def test_after_warm_up_nothing_compiles(data):
     rng = np.random.default_rng(0)
     for path in (data / "archs" / "bert.gguf", embedded_model()):
-        with LLM(path, max_context=40, max_batch=2) as llm:
+        with LLM(path, max_context=40, max_batch=2, max_rows=32) as llm:
             llm.warm_up(embeddings=True)
             counts = (llm.engine.runner if llm.config.causal else llm.encoder).compilations
             before = counts.copy()

@@ -1,12 +1,13 @@
 """Hashes of the bits of a fixed set of requests, to show that a change of the code left them alone.
 
-python tools/bits.py [--against REV|FILE] [--only TEXT] [--json OUT]
+python tools/bits.py [--against REV|FILE] [--only TEXT] [--json OUT] [--shapes]
 
 Every request gives a SHA-256 over its token ids and the bits of its log-probabilities (or of its scores, logits or
 embeddings). A name says where it ran: `model/mode,backend,activations/request`. Bits belong to a machine, so
 `--against` runs the other revision's own copy of this file from a worktree on this one, and compares; FILE is what
 `--json` wrote. It exits with 1 if an exact hash of the native backend differs or a name is missing; differences of fast
-and XLA runs, which a changelog entry may allow, are listed and exit with 2.
+and XLA runs, which a changelog entry may allow, are listed and exit with 2. `--shapes` hashes some models in engines of
+other sizes, none of which may change a bit: pages, rows of a step, decode steps of a call, threads.
 """
 
 from __future__ import annotations
@@ -47,6 +48,14 @@ ENCODERS = {"bert": "archs/bert.gguf", "nomic-bert": "archs/nomicbert.gguf"}
 # (exact, backend, activations); those of every model, and those of trained and quantised ones besides.
 EVERYWHERE = [(True, "native", "int8"), (False, "native", "int8"), (True, "xla", "float32")]
 BESIDES = [(True, "native", "float32"), (False, "native", "float32"), (False, "xla", "float32")]
+
+SHAPED = ("embedded", "MLA", "mamba2", "delta net", "hybrid")
+SHAPES: list[dict[str, int]] = [
+    *({"page_size": n} for n in (16, 128)),
+    *({"max_rows": n} for n in (16, 64, 512)),
+    {"steps_per_call": 1},
+    *({"threads": n} for n in (1, 2)),
+]
 
 PROMPTS = ["Once upon a time, there was a little", "The dog", "Lily and Tom went to the park. They saw a big tree."]
 IDS = [np.random.default_rng(i).integers(3, 500, 20 + 7 * i).tolist() for i in range(3)]
@@ -129,10 +138,11 @@ def generating(llm: Any, prompts: list[Any]) -> Iterator[tuple[str, Callable[[],
 
 def preempted(model: Any, ids: list[list[int]], params: Any) -> str:
     """The bits of requests on an engine with too few pages for all of them."""
+    from oxjax.engine.config import EngineConfig  # noqa: PLC0415
     from oxjax.engine.engine import Engine  # noqa: PLC0415
 
     n_pages = 1 + -(-(len(ids[2]) + 41) // 16) + 2
-    engine = Engine(model, n_pages=n_pages, page_size=16, max_batch=3, max_rows=32, max_context=128)
+    engine = Engine(model, EngineConfig(n_pages, max_batch=3, max_rows=32, max_context=128))
     requests = [engine.generate(prompt, params, i) for i, prompt in enumerate(ids)]
     engine.run(requests)
     assert engine.metrics().preemptions or not engine.pool.pages, "nothing was preempted"
@@ -153,21 +163,11 @@ def write_synthetic(case: str, folder: Path) -> Path:
     return path
 
 
-def open_model(path: Path | None, exact: bool, backend: str, activations: str) -> Any:
-    """An `LLM`; the process has one backend."""
+def open_model(path: Path | None, exact: bool, backend: str, activations: str, sizes: dict[str, int]) -> Any:
     from oxjax import LLM  # noqa: PLC0415
 
     weights = "float32" if backend == "xla" else "auto"
-    return LLM(path, exact=exact, weights=weights, activations=activations, max_context=256)
-
-
-def use_backend(backend: str) -> None:
-    from oxjax.kernels import native  # noqa: PLC0415
-
-    if backend == "xla":
-        native.kernels = lambda: None
-    elif native.kernels() is None:
-        raise SystemExit(native.describe())
+    return LLM(path, exact=exact, weights=weights, activations=activations, backend=backend, max_context=256, **sizes)
 
 
 def places() -> Iterator[tuple[str, bool, str, str]]:
@@ -178,16 +178,15 @@ def places() -> Iterator[tuple[str, bool, str, str]]:
             yield name, *mode
 
 
-def measure(name: str, exact: bool, backend: str, activations: str) -> dict[str, str]:
-    """The hashes of one model in one mode, by kind of request."""
-    use_backend(backend)
+def measure(name: str, exact: bool, backend: str, activations: str, sizes: dict[str, int]) -> dict[str, str]:
+    """The hashes of one model in one mode, by kind of request; `sizes` are further options of `LLM`."""
     with tempfile.TemporaryDirectory() as folder:
         if name in SYNTHETIC:
             path = write_synthetic(name, Path(folder))
         else:
             file = (TRAINED | FILES | ENCODERS)[name]
             path = None if file is None else DATA / file
-        llm = open_model(path, exact, backend, activations)
+        llm = open_model(path, exact, backend, activations, sizes)
         prompts = PROMPTS if name in TRAINED else IDS
         requests = encoding(llm) if name in ENCODERS else generating(llm, prompts)
         return {kind: run() for kind, run in requests}
@@ -203,11 +202,32 @@ def measured_apart(only: str) -> dict[str, str]:
         place = f"{name}/{'exact' if exact else 'fast'},{backend},{activations}"
         if only not in place:
             continue
-        command = [sys.executable, __file__, "--place", json.dumps([name, exact, backend, activations])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-        found |= {f"{place}/{kind}": value for kind, value in json.loads(done.stdout).items()}
+        hashes = measured([name, exact, backend, activations, {}])
+        found |= {f"{place}/{kind}": value for kind, value in hashes.items()}
         print(f"{place}: {len(found)} hashes", file=sys.stderr, flush=True)
     return found
+
+
+def measured(place: list[Any]) -> dict[str, str]:
+    """The hashes of a place, in a process of its own."""
+    command = [sys.executable, __file__, "--place", json.dumps(place)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def compare_shapes(only: str) -> int:
+    """Hash models in engines of other sizes; returns the number of hashes that differ from those of the usual sizes."""
+    n_differing = 0
+    for name in (n for n in SHAPED if only in n):
+        place = [name, True, "native", "int8"]
+        usual = measured([*place, {}])
+        for sizes in SHAPES:
+            found = measured([*place, sizes])
+            differing = [kind for kind in usual if found[kind] != usual[kind]]
+            n_differing += len(differing)
+            print(
+                f"{'DIFFERS' if differing else 'equal  '} {name}, {sizes}: {', '.join(differing or usual)}", flush=True
+            )
+    return n_differing
 
 
 def of_revision(revision: str, only: str) -> dict[str, str]:
@@ -249,11 +269,14 @@ def main() -> None:
     parser.add_argument("--against", metavar="REV|FILE")
     parser.add_argument("--only", default="", metavar="TEXT", help="models and modes whose name contains this")
     parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--shapes", action="store_true", help="compare sizes of the engine instead")
     parser.add_argument("--place", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.place:
         json.dump(measure(*args.place), sys.stdout)
         return
+    if args.shapes:
+        raise SystemExit(compare_shapes(args.only) > 0)
     found = measured_apart(args.only)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))

@@ -16,11 +16,12 @@ from benchmarks.peers import spare_tokens
 from benchmarks.peers.scoring import Item
 from oxjax import LLM, SamplingParams
 from oxjax.config import MoESpec
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.engine import Engine as Loop
 from oxjax.engine.request import Request
 from oxjax.kernels.quantized import QuantizedTensor
-from oxjax.llm import MAX_ROWS, PAGE_SIZE
 
+PAGE_SIZE = 16
 _ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 
 
@@ -40,14 +41,9 @@ class Engine:
         llm = LLM(model, exact=exact, weights=weights, max_batch=sequences, max_context=context)
         self.params, self.config = llm.model.params, llm.config
         # `LLM` would size the pool by the memory there is; others are given all the room that they ask for.
-        self.engine = Loop(
-            llm.model,
-            n_pages=1 + max(n * -(-length // PAGE_SIZE) for n, length in shapes),
-            page_size=PAGE_SIZE,
-            max_batch=sequences,
-            max_rows=max(MAX_ROWS, sequences),
-            max_context=context,
-        )
+        n_pages = 1 + max(n * -(-length // PAGE_SIZE) for n, length in shapes)
+        config = EngineConfig(n_pages, PAGE_SIZE, sequences, max(256, sequences), context)
+        self.engine = Loop(llm.model, config)
         self._tracing: Callable[[], AbstractContextManager] = nullcontext
 
     def first_token(self, prompts: list[list[int]], _: dict[str, Any]) -> None:

@@ -13,17 +13,11 @@ from typing import Annotated
 import typer
 
 from oxjax.cli.options import (
-    ActivationsOption,
-    DtypeOption,
-    FastOption,
     JsonOption,
-    MaxContextOption,
-    ModelOption,
+    ModelLoader,
     PromptArgument,
-    QuantizeOption,
-    WeightsOption,
     batch_bar,
-    load,
+    model_options,
     read_text,
     standard_input,
 )
@@ -32,37 +26,25 @@ from oxjax.errors import OxjaxError, RequestError, RequestTooLargeError
 _LINES = 64  # of standard input that are embedded together
 
 
+@model_options
 def score(
     text: PromptArgument = None,
     continuations: Annotated[
         list[str] | None, typer.Argument(help="Texts to score after the first one.", show_default=False)
     ] = None,
-    model: ModelOption = None,
     stride: Annotated[
         int | None, typer.Option(help="Number of tokens that each window after the first scores.")
     ] = None,
     window: Annotated[int | None, typer.Option(help="Number of tokens in a window.")] = None,
-    max_context: MaxContextOption = None,
-    dtype: DtypeOption = None,
-    weights: WeightsOption = "auto",
-    activations: ActivationsOption = "int8",
-    quantize: QuantizeOption = None,
-    fast: FastOption = False,
     as_json: JsonOption = False,
+    *,
+    load: ModelLoader,
 ) -> None:
     """Print log-likelihoods of continuations of a text or, without continuations, the perplexity of the text."""
     if continuations and (stride is not None or window is not None):
         raise typer.BadParameter("--stride and --window are for the perplexity of one text")
     context = read_text(text)
-    with load(
-        model,
-        dtype=dtype,
-        weights=weights,
-        activations=activations,
-        quantize=quantize,
-        fast=fast,
-        max_context=max_context,
-    ) as llm:
+    with load() as llm:
         if continuations:
             scores = llm.score([(context, continuation) for continuation in continuations])
             if as_json:
@@ -80,33 +62,21 @@ def score(
         print(f"{'tokens':<14}{len(found.token_ids)}")
 
 
+@model_options
 def embed(
     text: PromptArgument = None,
-    model: ModelOption = None,
     pooling: Annotated[str | None, typer.Option(help="mean, max, cls, last or none. Default: the file's.")] = None,
     normalize: Annotated[bool, typer.Option(help="Scale every vector to length one.")] = True,
     truncate: Annotated[
         int | None, typer.Option(help="Cut texts to this many tokens. Default: too long a text is an error.")
     ] = None,
-    max_context: MaxContextOption = None,
-    dtype: DtypeOption = None,
-    weights: WeightsOption = "auto",
-    activations: ActivationsOption = "int8",
-    quantize: QuantizeOption = None,
-    fast: FastOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text.")] = False,
+    *,
+    load: ModelLoader,
 ) -> None:
     """Print the embedding of a text, or of each line of standard input ('-')."""
     texts = (line.rstrip("\n") for line in standard_input()) if text == "-" else iter([read_text(text)])
-    llm = load(
-        model,
-        dtype=dtype,
-        weights=weights,
-        activations=activations,
-        quantize=quantize,
-        fast=fast,
-        max_context=max_context,
-    )
+    llm = load()
     with llm:
         n_done = 0
         while block := list(islice(texts, _LINES)):
@@ -128,10 +98,10 @@ def embed(
                 raise OxjaxError(f"text {n_done + 1}: {error}{advice}") from error
 
 
+@model_options
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Requests: JSON lines.", exists=True)],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Results: JSON lines.")],
-    model: ModelOption = None,
     seed: Annotated[
         int, typer.Option(help="Seed of requests without one; each gets a seed derived from it and its id.")
     ] = 0,
@@ -143,12 +113,8 @@ def batch(
         str, typer.Option(help="continue writes errors as results; stop ends the run at the first bad line.")
     ] = "continue",
     max_batch: Annotated[int, typer.Option(help="Number of requests that run at once.")] = 32,
-    max_context: Annotated[int | None, typer.Option(help="Maximum number of tokens of a request.")] = None,
-    dtype: DtypeOption = None,
-    weights: WeightsOption = "auto",
-    activations: ActivationsOption = "int8",
-    quantize: QuantizeOption = None,
-    fast: FastOption = False,
+    *,
+    load: ModelLoader,
 ) -> None:
     """Run a file of requests. After an interrupt or a crash, the same command resumes.
 
@@ -161,14 +127,7 @@ def batch(
         raise typer.BadParameter(f"{output}: there is no folder {output.parent}")
     with (
         load(
-            model,
-            dtype=dtype,
-            weights=weights,
-            activations=activations,
-            quantize=quantize,
-            fast=fast,
             max_batch=max_batch,
-            max_context=max_context,
         ) as llm,
         batch_bar() as progress,
     ):

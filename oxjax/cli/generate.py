@@ -12,23 +12,18 @@ from typing import Annotated, Any
 import typer
 
 from oxjax.cli.options import (
-    ActivationsOption,
-    DtypeOption,
-    FastOption,
     JsonOption,
     MaxTokensOption,
     MinPOption,
-    ModelOption,
+    ModelLoader,
     ParamOption,
     PromptArgument,
-    QuantizeOption,
     RepetitionPenaltyOption,
     SeedOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
-    WeightsOption,
-    load,
+    model_options,
     progress_bar,
     read_text,
     sampling_params,
@@ -39,9 +34,9 @@ from oxjax.cli.options import (
 _DEMO_PROMPT = "Once upon a time"
 
 
+@model_options
 def generate(
     prompt: PromptArgument = None,
-    model: ModelOption = None,
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = 1.0,
     top_k: TopKOption = 0,
@@ -70,13 +65,9 @@ def generate(
     regex: Annotated[str | None, typer.Option(help="Regular expression that the whole output matches.")] = None,
     choice: Annotated[list[str] | None, typer.Option(help="A text that the output may be; repeatable.")] = None,
     beams: Annotated[int, typer.Option(help="Beam search with this width, at temperature 0.")] = 0,
-    max_context: Annotated[int | None, typer.Option(help="Maximum number of tokens, prompt included.")] = None,
-    dtype: DtypeOption = None,
-    weights: WeightsOption = "auto",
-    activations: ActivationsOption = "int8",
-    quantize: QuantizeOption = None,
-    fast: FastOption = False,
     as_json: JsonOption = False,
+    *,
+    load: ModelLoader,
 ) -> None:
     """Continue a text."""
     params = sampling_params(
@@ -101,16 +92,9 @@ def generate(
         n=samples,
         grammar=_grammar(grammar, json_schema, regex, choice),
     )
-    text = _DEMO_PROMPT if prompt is None and model is None else read_text(prompt)
+    text = _DEMO_PROMPT if prompt is None and load.is_default else read_text(prompt)
     llm = load(
-        model,
-        dtype=dtype,
-        weights=weights,
-        activations=activations,
-        quantize=quantize,
-        fast=fast,
         max_batch=min(max(samples, beams), 8),
-        max_context=max_context,
     )
     with llm:
         if beams:
@@ -168,12 +152,12 @@ def _stream(llm: Any, text: str, params: Any) -> None:
     sys.stdout.write("\n")
 
 
+@model_options
 def chat(
     message: Annotated[
         str | None,
         typer.Argument(help="One message; '-' reads standard input. Default: a conversation.", show_default=False),
     ] = None,
-    model: ModelOption = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="Text of the system message.")] = None,
     template: Annotated[
         Path | None, typer.Option(help="File with a Jinja template to use in place of the model's.")
@@ -189,13 +173,9 @@ def chat(
     repetition_penalty: RepetitionPenaltyOption = 1.0,
     seed: SeedOption = None,
     param: ParamOption = None,
-    max_context: Annotated[int | None, typer.Option(help="Maximum number of tokens of the conversation.")] = None,
-    dtype: DtypeOption = None,
-    weights: WeightsOption = "auto",
-    activations: ActivationsOption = "int8",
-    quantize: QuantizeOption = None,
-    fast: FastOption = False,
     as_json: JsonOption = False,
+    *,
+    load: ModelLoader,
 ) -> None:
     """Chat with a model that has a chat template. Reasoning is printed to standard error."""
     params = sampling_params(
@@ -214,14 +194,7 @@ def chat(
     if template is not None:
         variables["template"] = template.read_text("utf-8")
     llm = load(
-        model,
-        dtype=dtype,
-        weights=weights,
-        activations=activations,
-        quantize=quantize,
-        fast=fast,
         max_batch=1,
-        max_context=max_context,
     )
     messages = [] if system is None else [{"role": "system", "content": system}]
     with llm:

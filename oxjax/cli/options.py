@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from io import TextIOWrapper
 from typing import Annotated, Any, TextIO
 
@@ -15,14 +18,6 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", "-m", help="GGUF file, folder or hf://org/repo/file.gguf. Default: the embedded model."),
 ]
-DtypeOption = Annotated[str | None, typer.Option(help="float32 or bfloat16.")]
-WeightsOption = Annotated[str, typer.Option(help="auto, quantized (as small as the file), float32 or bfloat16.")]
-ActivationsOption = Annotated[
-    str, typer.Option(help="int8 or float32: type of activations in products with quantised weights.")
-]
-QuantizeOption = Annotated[str | None, typer.Option(help="q8_0 or q4_0: quantise plain weights while loading.")]
-FastOption = Annotated[bool, typer.Option("--fast", help="Faster; bits then depend on the batch.")]
-MaxContextOption = Annotated[int | None, typer.Option(help="Maximum number of tokens that the model reads.")]
 MaxTokensOption = Annotated[
     int | None,
     typer.Option(
@@ -45,12 +40,69 @@ ParamOption = Annotated[
 PromptArgument = Annotated[str | None, typer.Argument(help="Text; '-' reads standard input.", show_default=False)]
 
 
-def load(model: str | None, *, fast: bool, **options: Any) -> Any:
-    """Load an `LLM`, with a progress bar."""
-    from oxjax.llm import LLM
+_LOAD_OPTIONS = {
+    "model": (ModelOption, None),
+    "max_context": (
+        Annotated[int | None, typer.Option(help="Maximum number of tokens of a prompt and its output together.")],
+        None,
+    ),
+    "dtype": (Annotated[str | None, typer.Option(help="float32 or bfloat16, of activations.")], None),
+    "weights": (
+        Annotated[str, typer.Option(help="auto, file (as small as the file), float32, bfloat16, q8_0 or q4_0.")],
+        "auto",
+    ),
+    "activations": (
+        Annotated[str, typer.Option(help="int8 or float32: type of activations in products with quantised weights.")],
+        "int8",
+    ),
+    "backend": (Annotated[str, typer.Option(help="auto, native (kernels in C++) or xla.")], "auto"),
+    "fast": (Annotated[bool, typer.Option("--fast", help="Faster; bits then depend on the batch.")], False),
+    "threads": (Annotated[int | None, typer.Option(help="Number of processor threads. Default: all.")], None),
+    "quantize": (Annotated[str | None, typer.Option(hidden=True)], None),
+}
 
-    with progress_bar("loading") as progress:
-        return LLM(model, exact=not fast, progress=progress, **options)
+
+@dataclass(frozen=True)
+class ModelLoader:
+    """Loads the `LLM` that a command's options describe, with a progress bar."""
+
+    options: dict[str, Any]
+
+    @property
+    def is_default(self) -> bool:
+        """No model was named, so it is the embedded one."""
+        return self.options["model"] is None
+
+    def __call__(self, **more: Any) -> Any:
+        """The `LLM`; `more` are further keywords of it."""
+        from oxjax.llm import LLM
+
+        options = dict(self.options)
+        fast, quantize = options.pop("fast"), options.pop("quantize")
+        if quantize is not None:
+            raise typer.BadParameter(f"--quantize {quantize} is now --weights {quantize}")
+        with progress_bar("loading") as progress:
+            return LLM(exact=not fast, progress=progress, **options, **more)
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that a model is loaded with to a command, which gets them as its argument `load`."""
+
+    @wraps(command)
+    def wrapper(**given: Any) -> None:
+        options = {name: given.pop(name) for name in _LOAD_OPTIONS}
+        command(**given, load=ModelLoader(options))
+
+    own = inspect.signature(command, eval_str=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [p.replace(kind=kind) for p in own.parameters.values() if p.name != "load"]
+    parameters += [
+        inspect.Parameter(name, kind, default=default, annotation=annotation)
+        for name, (annotation, default) in _LOAD_OPTIONS.items()
+    ]
+    vars(wrapper)["__signature__"] = own.replace(parameters=parameters)
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper
 
 
 def sampling_params(more: list[str] | None, **fields: Any) -> Any:

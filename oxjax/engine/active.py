@@ -58,7 +58,7 @@ class ActiveRequests:
         request.followers = ()
         if followers:
             first, *others = followers
-            first.sequence.places = len(followers)
+            first.sequence.reserved_seqs = len(followers)
             self.scheduler.add(first.sequence)
             first.followers = tuple(others)
         for waiting in (request, request.owner):

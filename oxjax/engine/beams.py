@@ -24,7 +24,7 @@ from oxjax.sampling.pipeline import NOTHING_LEFT
 
 @dataclass(frozen=True)
 class BeamParams:
-    """How a beam search goes.
+    """Parameters of a beam search.
 
     Attributes:
         width: how many beginnings go on at every step, and how many texts are found; 1 is greedy.
@@ -141,7 +141,7 @@ class BeamSearch(Request):
 
     @property
     def n_offers(self) -> int:
-        """How many of its most likely tokens each request is to offer."""
+        """Number of most likely tokens that each hypothesis reports."""
         return self._n_best + (self.params.width - self._width if self.params.diversity_penalty else 0)
 
     @property
@@ -211,7 +211,7 @@ class BeamSearch(Request):
         active.complete(self)
 
     def _grow_all(self) -> list[Growth]:
-        """How it goes on; nothing where it is over."""
+        """Continuations of all hypotheses; empty where the search is over."""
         chosen: Counter[int] = Counter()
         for group in self._groups:
             group.growths = [] if self.done else self._grow(group, chosen)
@@ -245,7 +245,7 @@ class BeamSearch(Request):
         return growths if growths and not self._is_over(group, growths) else []
 
     def _is_over(self, group: _Group, growths: list[Growth]) -> bool:
-        """Whether no text that these grow to can be better than the worst that was found."""
+        """No text that these hypotheses grow to can be better than the worst that was found."""
         if len(group.found) < self._width:
             return False
         if self.params.early_stopping or self.params.width == 1:  # which is greedy
@@ -277,7 +277,7 @@ def _branch(growth: Growth) -> Hypothesis:
         parent.params,
         0,
         growth.output,
-        parent.choice,
+        parent.metadata,
         search=parent.search,
         owner=parent.search,
         total=growth.total,

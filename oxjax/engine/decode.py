@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from oxjax.batch import Batch
 from oxjax.config import ModelConfig
-from oxjax.engine.packed import Room, decoding_record, n_words, sampling_rows, unpack
+from oxjax.engine.config import MAX_STEPS
 from oxjax.models.decoder import EngineState, Params, step
-from oxjax.sampling.pipeline import SamplingRows, sample
-
-MAX_STEPS = 64  # of a call: they share what it costs beside them
+from oxjax.sampling.packing import SamplingBucket, n_words, sampling_record, sampling_rows, unpack
+from oxjax.sampling.pipeline import Sampled, SamplingRows, sample
 
 
 @struct.dataclass
@@ -28,8 +29,8 @@ class DecodeRows:
         sampling: how the row's tokens are chosen. The positions are those of the first one chosen.
         tokens: last id of each sequence, the first input.
         n_steps: most steps for the row.
-        heeds_ends: whether the tokens that end a text end the row.
-        ends_call: whether the call ends with this row instead of going on for the others.
+        stops_at_eos: end-of-generation tokens end the row.
+        breaks_loop: the call ends with this row instead of going on for the others.
         read_slots: slot with the recurrent state before the first step, as in `Batch`.
         write_slots: slot for the state after every step; not one that is read.
         block_tables: pages for all steps, `[S, P]`.
@@ -38,8 +39,8 @@ class DecodeRows:
     sampling: SamplingRows
     tokens: Int[Array, " S"]
     n_steps: Int[Array, " S"]
-    heeds_ends: Bool[Array, " S"]
-    ends_call: Bool[Array, " S"]
+    stops_at_eos: Bool[Array, " S"]
+    breaks_loop: Bool[Array, " S"]
     read_slots: Int[Array, " S"]
     write_slots: Int[Array, " S"]
     block_tables: Int[Array, "S P"]
@@ -47,34 +48,36 @@ class DecodeRows:
 
 @struct.dataclass
 class Decoded:
-    """What was chosen, a line for each step. Lines past `n_steps` mean nothing, nor does what follows a row's end.
+    """Tokens of several decode steps.
 
     Attributes:
-        n_steps: steps that ran.
-        tokens, logprobs, ranks, top_tokens, top_logprobs, mus, faults: as in `Sampled`.
+        n_steps: number of steps that ran.
+        chosen: as of `sample`, with a leading axis of `MAX_STEPS` steps. Entries past `n_steps` mean nothing, nor do
+            those after the end of a row.
     """
 
     n_steps: Int[Array, ""]
-    tokens: Int[Array, "K S"]
-    logprobs: Float[Array, "K S"]
-    ranks: Int[Array, "K S"]
-    top_tokens: Int[Array, "K S n_top"]
-    top_logprobs: Float[Array, "K S n_top"]
-    mus: Float[Array, "K S"]
-    faults: Int[Array, "K S"]
+    chosen: Sampled
 
 
-def unpack_rows(packed: Int[Array, "S words"], room: Room) -> DecodeRows:
-    """The rows of `decoding_record`s and block tables."""
-    record = decoding_record(room)
+@cache
+def decoding_record(bucket: SamplingBucket) -> np.dtype:
+    """The type of a decoding row's record, whose fields are those of `DecodeRows` without the block table."""
+    integers = ("tokens", "n_steps", "stops_at_eos", "breaks_loop", "read_slots", "write_slots")
+    return np.dtype([("sampling", sampling_record(bucket)), *((name, np.int32) for name in integers)])
+
+
+def unpack_rows(packed: Int[Array, "S words"], bucket: SamplingBucket) -> DecodeRows:
+    """The `DecodeRows` of `decoding_record`s with a block table after each."""
+    record = decoding_record(bucket)
     fields = unpack(packed, record)
-    flags = {name: fields.pop(name) > 0 for name in ("heeds_ends", "ends_call")}
+    flags = {name: fields.pop(name) > 0 for name in ("stops_at_eos", "breaks_loop")}
     sampling = sampling_rows(fields.pop("sampling"))
     return DecodeRows(sampling=sampling, block_tables=packed[:, n_words(record) :], **fields, **flags)
 
 
-def _apart(always: Bool[Array, ""], fn: Callable[[], Any]) -> Any:
-    """What `fn` gives, computed on its own: the compiler merges nothing into a branch, as if it were a program.
+def _isolate(always: Bool[Array, ""], fn: Callable[[], Any]) -> Any:
+    """Compute `fn` in a branch of its own, into which the compiler merges nothing, as if it were a program.
 
     Merged with what makes the logits, the sampler would round otherwise. A barrier is gone before the compiler merges.
     """
@@ -90,7 +93,7 @@ def decode_steps(
     *,
     config: ModelConfig,
     n_top: int,
-    room: Room,
+    bucket: SamplingBucket,
 ) -> tuple[Decoded, EngineState]:
     """Decode until all rows have ended, or one that ends the call. Pure, as `step` is; jit it in the same way.
 
@@ -106,22 +109,26 @@ def decode_steps(
         end_ids: ids of the tokens that end a row, where it heeds them.
         config: static.
         n_top: how many of the most likely tokens to report for every row; static.
-        room: of each record; static.
+        bucket: of each record; static.
 
     Returns:
         What was chosen, and the new state.
     """
-    rows = unpack_rows(packed, room)
+    rows = unpack_rows(packed, bucket)
+
+    def choose(logits: Array, draws: SamplingRows) -> dict[str, Array]:
+        return vars(sample(logits, draws, n_top=n_top, numerics=config.numerics))
+
     n_seqs = len(packed)
     is_real = rows.n_steps > 0
     cuts = jnp.minimum(jnp.arange(n_seqs + 1, dtype=jnp.int32), jnp.sum(is_real, dtype=jnp.int32))
 
     def goes_on(carry: tuple) -> Array:
         *_, goes, _ = carry
-        return jnp.any(goes) & ~jnp.any(is_real & ~goes & rows.ends_call)
+        return jnp.any(goes) & ~jnp.any(is_real & ~goes & rows.breaks_loop)
 
     def one_step(carry: tuple) -> tuple:
-        i, state, tokens, draws, goes, lines = carry
+        i, state, tokens, draws, goes, steps = carry
         positions = draws.positions
         batch = Batch(
             tokens=tokens,
@@ -134,25 +141,20 @@ def decode_steps(
             logits_rows=jnp.arange(n_seqs, dtype=jnp.int32),
         )
         logits, state = step(params, state, batch, config)
-        chosen = _apart(jnp.any(goes), lambda: vars(sample(logits, draws, n_top=n_top, exact=config.exact)))
-        lines = jax.tree.map(lambda line, new: line.at[i].set(new), lines, chosen)
-        ended = rows.heeds_ends & jnp.any(chosen["tokens"][:, None] == end_ids, axis=-1)
+        chosen = _isolate(jnp.any(goes), lambda: choose(logits, draws))
+        steps = jax.tree.map(lambda all_steps, new: all_steps.at[i].set(new), steps, chosen)
+        ended = rows.stops_at_eos & jnp.any(chosen["tokens"][:, None] == end_ids, axis=-1)
         goes &= (chosen["faults"] == 0) & ~ended & (i + 1 < rows.n_steps)
         tokens = jnp.where(goes, chosen["tokens"], tokens)
-        penalties = draws.penalties.followed_by(tokens)  # of rows that have ended whatever
+        penalties = draws.penalties.followed_by(tokens)  # of rows that have ended, anything
         mus = jnp.where(goes, chosen["mus"], draws.mus)
         draws = draws.replace(positions=positions + goes.astype(jnp.int32), penalties=penalties, mus=mus)
-        return i + 1, state, tokens, draws, goes, lines
+        return i + 1, state, tokens, draws, goes, steps
 
-    lines = {
-        "tokens": jnp.zeros((MAX_STEPS, n_seqs), jnp.int32),
-        "logprobs": jnp.zeros((MAX_STEPS, n_seqs)),
-        "ranks": jnp.zeros((MAX_STEPS, n_seqs), jnp.int32),
-        "top_tokens": jnp.zeros((MAX_STEPS, n_seqs, n_top), jnp.int32),
-        "top_logprobs": jnp.zeros((MAX_STEPS, n_seqs, n_top)),
-        "mus": jnp.zeros((MAX_STEPS, n_seqs)),
-        "faults": jnp.zeros((MAX_STEPS, n_seqs), jnp.int32),
-    }
-    start = jnp.int32(0), state, rows.tokens, rows.sampling, is_real, lines
-    n_steps, state, *_, lines = lax.while_loop(goes_on, one_step, start)
-    return Decoded(n_steps=n_steps, **lines), state
+    some_logits = jax.ShapeDtypeStruct((n_seqs, config.vocab_size), jnp.float32)
+    steps = jax.tree.map(
+        lambda a: jnp.zeros((MAX_STEPS, *a.shape), a.dtype), jax.eval_shape(choose, some_logits, rows.sampling)
+    )
+    start = jnp.int32(0), state, rows.tokens, rows.sampling, is_real, steps
+    n_steps, state, *_, steps = lax.while_loop(goes_on, one_step, start)
+    return Decoded(n_steps=n_steps, chosen=Sampled(**steps)), state

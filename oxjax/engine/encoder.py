@@ -34,7 +34,7 @@ class Encoder:
     def __init__(self, config: ModelConfig, params: EncoderParams, *, max_rows: int, max_context: int):
         self.config, self.params = config, params
         self.max_rows, self.max_context = max_rows, max_context
-        self.buckets = row_buckets(max(max_rows, max_context), exact=config.exact)
+        self.buckets = row_buckets(max(max_rows, max_context), config.numerics)
         self.compilations: Counter[str] = Counter()
 
     def check(self, ids: Seq[int]) -> None:

@@ -14,8 +14,7 @@ from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool
 from oxjax.constrain.matcher import GrammarCompiler, Matcher
 from oxjax.engine.active import ActiveRequests
 from oxjax.engine.beams import BeamParams, BeamSearch, Hypothesis
-from oxjax.engine.choice import Choice
-from oxjax.engine.decode import MAX_STEPS
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.loop import Loop
 from oxjax.engine.metrics import Metrics
 from oxjax.engine.output import Output
@@ -26,6 +25,7 @@ from oxjax.engine.snapshot import Entry, Host, decode, encode, model_fingerprint
 from oxjax.errors import EngineClosedError, InvalidRequestError, SnapshotError
 from oxjax.models.load import Model
 from oxjax.sampling.edits import edits_of
+from oxjax.sampling.packing import SamplingMetadata
 from oxjax.sampling.params import SamplingParams, sample_seed
 
 _R = TypeVar("_R", Generation, Scoring, Capture)
@@ -37,65 +37,29 @@ class Engine:
 
     Args:
         model: loaded.
-        n_pages: pages of the pool, the null page included.
-        page_size: tokens of a page; a divisor of the attention block.
-        max_batch: sequences that run at once.
-        max_rows: rows of a step.
-        max_context: tokens that a sequence may reach.
-        reuse_prefixes: find the state of prompts that begin as others did instead of computing it.
-        swap: keep the state of a preempted request on the host instead of computing it again.
-        n_checkpoints: recurrent states that are kept for reuse and rewinding, for models with recurrent layers.
-        checkpoint_every: tokens between them; a multiple of `page_size`.
-        steps_per_call: most decode steps that the device takes without the host, up to `MAX_STEPS`. Fewer are taken
-            where that takes long. It changes no result.
+        config: its sizes.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        n_pages: int,
-        page_size: int,
-        max_batch: int,
-        max_rows: int,
-        max_context: int,
-        reuse_prefixes: bool = True,
-        swap: bool = True,
-        n_checkpoints: int = 16,
-        checkpoint_every: int = 256,
-        steps_per_call: int = MAX_STEPS,
-    ):
-        if not 1 <= steps_per_call <= MAX_STEPS:
-            raise ValueError(f"{steps_per_call} steps per call: expected 1 to {MAX_STEPS}")
+    def __init__(self, model: Model, config: EngineConfig):
+        self.config = config
         self.tokenizer = model.tokenizer
-        config = model.config
-        n_slots = 1 + SLOTS_PER_SEQUENCE * max_batch + n_checkpoints if config.slot_bytes else 1
-        self.runner = Runner(
-            config,
-            model.params,
-            n_pages=n_pages,
-            page_size=page_size,
-            max_batch=max_batch,
-            max_rows=max_rows,
-            max_context=max_context,
-            n_slots=n_slots,
-            end_ids=self.tokenizer.eog_ids,
-        )
-        pages = PageAllocator(n_pages) if config.page_bytes(1) else None
-        slots = PageAllocator(n_slots, "slot") if config.slot_bytes else None
-        if slots is not None and not n_checkpoints and reuse_prefixes:
+        has_slots = model.config.slot_bytes > 0
+        n_slots = 1 + SLOTS_PER_SEQUENCE * config.max_batch + config.n_checkpoints if has_slots else 1
+        self.runner = Runner(model.config, model.params, config, n_slots=n_slots, end_ids=self.tokenizer.eog_ids)
+        pages = PageAllocator(config.n_pages) if model.config.page_bytes(1) else None
+        slots = PageAllocator(n_slots, "slot") if has_slots else None
+        reuse_prefixes = config.reuse_prefixes
+        if slots is not None and not config.n_checkpoints and reuse_prefixes:
             reuse_prefixes = False
             log.warning("prefixes are not reused: this model has recurrent layers, and no checkpoints are kept")
         prefix = None
         if reuse_prefixes:
-            root = root_key(model=repr(config))  # the cache lives no longer than these parameters do
-            prefix = PrefixCache(pages, page_size, root, slots=slots, checkpoint_every=checkpoint_every)
-        self.pool = StatePool(self.runner, page_size=page_size, pages=pages, slots=slots, prefix=prefix)
-        self.scheduler = Scheduler(
-            self.pool, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=swap
-        )
+            root = root_key(model=repr(model.config))  # the cache lives no longer than these parameters do
+            prefix = PrefixCache(pages, config.page_size, root, slots=slots, checkpoint_every=config.checkpoint_every)
+        self.pool = StatePool(self.runner, page_size=config.page_size, pages=pages, slots=slots, prefix=prefix)
+        self.scheduler = Scheduler(self.pool, config)
         self.active = ActiveRequests(self.scheduler)
-        self.loop = Loop(self.runner, self.scheduler, self.active, steps_per_call)
+        self.loop = Loop(self.runner, self.scheduler, self.active, config.steps_per_call)
 
     def metrics(self) -> Metrics:
         """Counters since the engine was made, and how full it is now."""
@@ -223,11 +187,17 @@ class Engine:
             self.active.attach(scores, leader)
             leader.prompt_scores = scores
         leader.samples = leader.followers = tuple(others)
-        leader.sequence.places = len(requests)
+        leader.sequence.reserved_seqs = len(requests)
+        for request in requests if others else ():  # any of them may have to lead
+            request.sequence.fork_at = len(prompt) - 1
         self._add(leader)
         for request in others:
             request.owner = leader
             self.active.admit(request)
+        if len(prompt) == 1:  # there is nothing to share
+            leader.followers, leader.sequence.reserved_seqs = (), 1
+            for request in others:
+                self.scheduler.add(request.sequence)
         return leader
 
     def _new(self, prompt: list[int], params: SamplingParams, seed: int, priority: int) -> Generation:
@@ -236,7 +206,7 @@ class Engine:
         sequence = Sequence(tokens=list(prompt), max_length=len(prompt) + max_new, priority=priority)
         output = Output(self.tokenizer, prompt, params, max_new, self._matcher(params))
         edits = edits_of(params, self.tokenizer.eog_ids, len(prompt), self.runner.config.vocab_size)
-        return Generation(sequence, params, seed, output, Choice(params, seed, edits))
+        return Generation(sequence, params, seed, output, SamplingMetadata(params, seed, edits))
 
     def _matcher(self, params: SamplingParams) -> Matcher | None:
         return None if params.grammar is None else self._grammars.start(params.grammar)
@@ -283,20 +253,20 @@ class Engine:
         requests = []
         for targets in continuations:
             sequence = self._whole([*context, *targets[:-1]], "scores", priority)
-            sequence.first, sequence.pause = len(context) - 1, len(context) if len(continuations) > 1 else 0
+            sequence.next_output_row, sequence.fork_at = len(context) - 1, len(context) if len(continuations) > 1 else 0
             self.scheduler.check(sequence)
             requests.append(Scoring(sequence, tuple(targets), n_top))
         leader = max(requests, key=lambda r: len(r.targets))
         leader.followers = tuple(r for r in requests if r is not leader)
-        leader.sequence.places = 1 + sum(len(r.targets) > 1 for r in leader.followers)
+        leader.sequence.reserved_seqs = 1 + sum(len(r.targets) > 1 for r in leader.followers)
         self._add(leader)
         for request in leader.followers:
             self.active.admit(request)
         return requests
 
     @staticmethod
-    def _whole(prompt: list[int], wants: str, priority: int) -> Sequence:
-        return Sequence(list(prompt), len(prompt), priority=priority, wants=wants)
+    def _whole(prompt: list[int], kind: str, priority: int) -> Sequence:
+        return Sequence(list(prompt), len(prompt), priority=priority, output_kind=kind)
 
     def beam_search(
         self, prompt: list[int], params: SamplingParams, beams: BeamParams, *, priority: int = 0
@@ -324,10 +294,10 @@ class Engine:
         n_offers = min(search.n_offers, self.runner.config.vocab_size)
         plain = self._new(prompt, params, 0, priority)
         # Of the model itself where nothing changes its distribution: that is the same, and costs less.
-        changes = bool(len(plain.choice.edits)) or params.penalizes or plain.is_guided
+        changes = bool(len(plain.metadata.edits)) or params.penalizes or plain.is_guided
         params = dataclasses.replace(params, logprobs=n_offers, logprobs_of="sampling" if changes else "model")
-        choice = Choice(params, 0, plain.choice.edits)
-        root = Hypothesis(plain.sequence, params, 0, plain.output, choice, search=search, owner=search)
+        metadata = SamplingMetadata(params, 0, plain.metadata.edits)
+        root = Hypothesis(plain.sequence, params, 0, plain.output, metadata, search=search, owner=search)
         search.start(root)
         self._add(root)
         return search
@@ -418,15 +388,17 @@ class Engine:
         """
         order = {sequence: i for i, sequence in enumerate(self.scheduler)}
         chosen = [r for r in (self.active.by_sequence.values() if requests is None else requests) if not r.done]
-        if any(isinstance(r, BeamSearch | Hypothesis) or r.sequence.wants not in (None, "logits") for r in chosen):
+        if any(
+            isinstance(r, BeamSearch | Hypothesis) or r.sequence.output_kind not in (None, "logits") for r in chosen
+        ):
             raise SnapshotError(
-                "hidden states, scores and beams have no place in snapshots: let who wants them end first"
+                "hidden states, scores and beams have no place in snapshots: let their requests finish first"
             )
         chosen.sort(key=lambda r: order.get(r.sequence, len(order)))
         entries = [
             Entry(r.sequence, None, 0, None, None, r.rows)
             if isinstance(r, Capture)
-            else Entry(r.sequence, r.params, r.seed, r.output, r.choice, [])
+            else Entry(r.sequence, r.params, r.seed, r.output, r.metadata, [])
             for r in chosen
         ]
         return encode(self._host, entries, [self._saved(r.sequence) for r in chosen])
@@ -453,7 +425,7 @@ class Engine:
         return [
             self._add(Capture(e.sequence, e.logits))
             if e.params is None
-            else self._add(Generation(e.sequence, e.params, e.seed, e.output, e.choice))
+            else self._add(Generation(e.sequence, e.params, e.seed, e.output, e.metadata))
             for e in entries
         ]
 

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from oxjax.engine.active import ActiveRequests
 from oxjax.engine.beams import Hypothesis
-from oxjax.engine.choice import Moment
-from oxjax.engine.request import Generation, SampledToken, Scoring, score_records
-from oxjax.engine.runner import Decoding, Ran, Runner, Wanted
-from oxjax.engine.scheduler import Scheduler, Work
+from oxjax.engine.request import Generation, Scoring, score_records
+from oxjax.engine.runner import DecodeRow, ModelOutput, Runner, SampleRow
+from oxjax.engine.scheduler import ScheduledChunk, Scheduler
 from oxjax.errors import RequestError
+from oxjax.sampling.packing import SamplingInputs
+from oxjax.sampling.sampled import SampledToken, sampled_tokens
 
-# Columns of `Sampled` and `Decoded`, in the order of `SampledToken`.
-_COLUMNS = "tokens", "logprobs", "ranks", "top_tokens", "top_logprobs", "mus", "faults"
 CALL_SECONDS = 0.04  # longest decode call; bounds the delay for new requests, cancellation and streaming
-
-
-class _Sampler(NamedTuple):
-    """A request that samples from a row of logits: its own or, before it has state, its leader's."""
-
-    row: int
-    request: Generation
-    leader: Generation | None = None
 
 
 class Loop:
@@ -57,7 +48,7 @@ class Loop:
             return
         only_decodes = len(work) == len(self.scheduler.running) and all(w.decodes for w in work)
         requests = [self.active.by_sequence[w.sequence] for w in work] if only_decodes else []
-        if only_decodes and not any(r.followers or r.is_guided for r in requests):
+        if only_decodes and not any(r.is_guided for r in requests):
             device = self._decode(work, requests)
         else:
             device = self._run(work)
@@ -65,31 +56,29 @@ class Loop:
         counts["nanoseconds"] += time.perf_counter_ns() - start
         counts["host nanoseconds"] += time.perf_counter_ns() - start - device
 
-    def _decode(self, work: list[Work], requests: list[Generation]) -> int:
+    def _decode(self, work: list[ScheduledChunk], requests: list[Generation]) -> int:
         """Decode all running sequences; returns the device's nanoseconds."""
         n_left = [w.sequence.max_length - len(w.sequence.tokens) for w in work]
         wanted = min(self.steps_per_call, max(n_left), max(1, int(CALL_SECONDS / self.step_seconds)))
         n_steps = self.scheduler.reserve_ahead(work, wanted)
         someone_waits = self.scheduler.n_waiting > 0  # for the place of one that ends
         rows = [
-            Decoding(w, r.choice, r.output.moment(w.sequence.tokens), min(n, n_steps), someone_waits)
+            DecodeRow(w, r.metadata, r.output.sampling_inputs(w.sequence.tokens), min(n, n_steps), someone_waits)
             for w, r, n in zip(work, requests, n_left, strict=True)
         ]
         device = time.perf_counter_ns()
-        decoded = self.runner.decode(rows, max(r.params.logprobs for r in requests))
+        n_steps, columns = self.runner.decode(rows, max(r.params.logprobs for r in requests))
         device = time.perf_counter_ns() - device
-        n_steps = int(decoded["n_steps"])
         self.step_seconds = device / 1e9 / n_steps
-        columns = [decoded[name][:n_steps, : len(work)].swapaxes(0, 1).tolist() for name in _COLUMNS]
         taken, finished = [], []
-        for w, request, *sampled in zip(work, requests, *columns, strict=True):
+        for i, (w, request) in enumerate(zip(work, requests, strict=True)):
             n_rows = 0
-            for row in zip(*sampled, strict=True):
+            for token in sampled_tokens(columns, np.s_[:n_steps, i]):
                 n_rows += 1
-                if self._accept(request, SampledToken(*row)):
+                if self._accept(request, token):
                     finished.append(request)
                     break
-            taken.append(Work(w.sequence, w.start, n_rows))
+            taken.append(ScheduledChunk(w.sequence, w.start, n_rows))
         # A row's steps after its end are not counted: its state goes when it leaves.
         self.scheduler.commit(taken, n_steps)
         for request in finished:
@@ -103,47 +92,44 @@ class Loop:
         self.active.counts["generated"] += len(request.output.chunks) - before
         return finished
 
-    def _run(self, work: list[Work]) -> int:
+    def _run(self, work: list[ScheduledChunk]) -> int:
         """Run rows of all kinds; returns the device's nanoseconds."""
-        samplers = [s for row, w in enumerate(work) if w.chooses for s in self._samplers(row, w)]
+        samples = {row: self.active.by_sequence[w.sequence] for row, w in enumerate(work) if w.chooses}
         device = time.perf_counter_ns()
         ran = self.runner.run(work)
-        sampled = self._sample(ran.last, samplers) if samplers else []
+        sampled = self._sample(ran.last, samples) if samples else []
         found = self._wanted_rows(ran, work)
         device = time.perf_counter_ns() - device
         # The device has done its part: only now has anything advanced.
         self.scheduler.commit(work)
-        self._deliver_rows(work, found)
-        self._deliver_tokens(samplers, sampled)
+        finished = [request for request, rows in found if request.accept(rows)]
+        self._fork_followers(work)
+        for request in finished:
+            self.active.leave(request)
+        self._deliver_tokens(list(samples.values()), sampled)
         self.active.counts["rows"] += sum(w.n_rows for w in work)
         return device
 
-    def _samplers(self, row: int, work: Work) -> list[_Sampler]:
-        """The requests that sample from a sequence's row of logits: its own, and those that will fork from it."""
-        request = self.active.by_sequence[work.sequence]
-        return [_Sampler(row, request), *(_Sampler(row, r, request) for r in request.followers if not r.done)]
-
-    def _sample(self, logits: Any, samplers: list[_Sampler]) -> list[SampledToken]:
-        """Sample a token for each."""
-        rows = [Wanted(row, r.choice, self._moment(r)) for row, r, _ in samplers]
-        sampled = self.runner.sample(logits, rows, max(r.params.logprobs for _, r, _ in samplers))
-        return [SampledToken(*row) for row in zip(*(sampled[name].tolist() for name in _COLUMNS), strict=True)]
+    def _sample(self, logits: Any, samples: dict[int, Generation]) -> list[SampledToken]:
+        """Sample a token from rows of logits, for the request of each row."""
+        rows = [SampleRow(row, request.metadata, self._inputs(request)) for row, request in samples.items()]
+        return sampled_tokens(self.runner.sample(logits, rows, max(r.params.logprobs for r in samples.values())))
 
     @staticmethod
-    def _moment(request: Generation) -> Moment:
+    def _inputs(request: Generation) -> SamplingInputs:
         """Inputs of the request's next token; it fails if its grammar has none."""
         try:
-            return request.output.moment(request.sequence.tokens)
+            return request.output.sampling_inputs(request.sequence.tokens)
         except RequestError as error:
             request.error = error
-            return Moment(request.sequence.tokens)
+            return SamplingInputs(request.sequence.tokens)
 
-    def _wanted_rows(self, ran: Ran, work: list[Work]) -> list[tuple[Any, np.ndarray]]:
+    def _wanted_rows(self, ran: ModelOutput, work: list[ScheduledChunk]) -> list[tuple[Any, np.ndarray]]:
         """Logits, hidden states and scores of these rows, for the requests that want them, on the host."""
         found: list[tuple[Any, np.ndarray]] = []
         arrays = {
             kind: np.asarray(ran.hidden if kind == "hidden" else ran.logits).astype(np.float32)
-            for kind in {w.sequence.wants for w in work} - {None, "scores"}
+            for kind in {w.sequence.output_kind for w in work} - {None, "scores"}
         }
         scored: list[tuple[Scoring, int]] = []  # and its number of rows here
         rows: list[int] = []
@@ -151,18 +137,18 @@ class Loop:
         end = 0
         for w in work:
             begin, end = end, end + w.n_rows
-            sequence, first = w.sequence, max(w.start, w.sequence.first)
-            if sequence.wants is None or first >= w.stop:
+            sequence, first = w.sequence, max(w.start, w.sequence.next_output_row)
+            if sequence.output_kind is None or first >= w.stop:
                 continue
             request, first_row = self.active.by_sequence[sequence], begin + first - w.start
             if not isinstance(request, Scoring):
-                found.append((request, arrays[sequence.wants][first_row:end].copy()))
+                found.append((request, arrays[sequence.output_kind][first_row:end].copy()))
                 continue
             base = len(sequence.tokens) - len(request.targets)  # the row that scores the first target
             rows += range(first_row, end)
             targets += request.targets[first - base : w.stop - base]
             scored.append((request, end - first_row))
-            if w.stop == sequence.pause:
+            if w.stop == sequence.fork_at:
                 followers = [r for r in request.followers if not r.done]
                 rows += [end - 1] * len(followers)
                 targets += [r.targets[0] for r in followers]
@@ -174,25 +160,21 @@ class Loop:
                 found.append((request, score_records(columns, slice(begin, end), request.n_top)))
         return found
 
-    def _deliver_rows(self, work: list[Work], found: list[tuple[Any, np.ndarray]]) -> None:
-        """Hand rows to their requests; continuations of a context that is computed now fork from it."""
-        finished = [request for request, rows in found if request.accept(rows)]
+    def _fork_followers(self, work: list[ScheduledChunk]) -> None:
+        """Fork the requests that share what a sequence has computed now: samples of a prompt, scores of a context."""
         for w in work:
-            request = self.active.by_sequence[w.sequence]
-            if isinstance(request, Scoring) and w.stop == w.sequence.pause:
+            if w.stop == w.sequence.fork_at:
+                request = self.active.by_sequence[w.sequence]
                 followers, request.followers = [r for r in request.followers if not r.done], ()
-                self.scheduler.fork(w.sequence, *(r.sequence for r in followers if len(r.targets) > 1))
-        for request in finished:
-            self.active.leave(request)
+                sequences = [r.sequence for r in followers if r.needs_rows]
+                for sequence in (w.sequence, *sequences):
+                    sequence.fork_at, sequence.reserved_seqs = 0, 1
+                self.scheduler.fork(w.sequence, *sequences)
 
-    def _deliver_tokens(self, samplers: list[_Sampler], sampled: list[SampledToken]) -> None:
-        """Hand sampled tokens to their requests; followers fork before their leader goes on."""
-        for (_, request, leader), token in reversed(list(zip(samplers, sampled, strict=True))):
-            if leader is None:
-                request.followers = ()
+    def _deliver_tokens(self, requests: list[Generation], sampled: list[SampledToken]) -> None:
+        """Hand sampled tokens to their requests."""
+        for request, token in zip(requests, sampled, strict=True):
             if self._accept(request, token):
                 self.active.leave(request)
-            elif leader is not None:
-                self.scheduler.fork(leader.sequence, request.sequence)
-        for search in {s.request.search for s in samplers if isinstance(s.request, Hypothesis)}:
+        for search in {r.search for r in requests if isinstance(r, Hypothesis)}:
             search.advance(self.active)

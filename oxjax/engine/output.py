@@ -1,4 +1,4 @@
-"""What a request has produced so far: tokens, their log-probabilities, and text that never splits a character."""
+"""Generated tokens of a request, their log-probabilities, and their text, which never splits a character."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from oxjax.constrain.matcher import Matcher
-from oxjax.engine.choice import Moment
 from oxjax.errors import InvalidRequestError
 from oxjax.sampling.dry import Dry
+from oxjax.sampling.packing import SamplingInputs
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
@@ -93,11 +93,11 @@ class Output:
 
     @property
     def is_guided(self) -> bool:
-        """Whether the host has a say in every token."""
+        """The host takes part in sampling every token."""
         return self._dry is not None or self._matcher is not None
 
-    def moment(self, tokens: list[int]) -> Moment:
-        """What the choice of the next token depends on.
+    def sampling_inputs(self, tokens: list[int]) -> SamplingInputs:
+        """Inputs that the next token is sampled with.
 
         Args:
             tokens: so far, prompt included.
@@ -108,7 +108,7 @@ class Output:
         repeating = [] if self._dry is None else self._dry.penalties(tokens)
         mu = self.chunks[-1].mu if self.chunks else None
         mask = None if self._matcher is None else self._matcher.mask()
-        return Moment(tokens, 2.0 * self.params.mirostat_tau if mu is None else mu, repeating, mask)
+        return SamplingInputs(tokens, self.params.initial_mu if mu is None else mu, repeating, mask)
 
     def _remember(self, token: int) -> None:
         if self._dry is not None:
@@ -154,7 +154,7 @@ class Output:
         return self.chunks[-1]
 
     def _may_begin_stop(self, text: str) -> int:
-        """How many last characters could still grow into a stop text."""
+        """Number of last characters that could still grow into a stop text."""
         most = max(len(s) for s in self.params.stop) - 1
         lengths = range(min(most, len(text)), 0, -1)
         return next((n for n in lengths if any(s.startswith(text[-n:]) for s in self.params.stop)), 0)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from functools import partial
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 from oxjax.batch import Batch
 from oxjax.cache.allocator import NULL_PAGE
 from oxjax.config import ModelConfig
 from oxjax.engine.decode import decode_steps
-from oxjax.engine.packed import Room, n_numbers, sampling_record, sampling_rows, split, unpack
-from oxjax.engine.scheduler import Work
-from oxjax.kernels.dot import least_rows
+from oxjax.engine.scheduler import ScheduledChunk
+from oxjax.kernels.dot import min_rows
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.row_best import row_best
 from oxjax.models.decoder import EngineState, Params, hidden_states, logits_of, step
-from oxjax.sampling.pipeline import Sampled, report, sample
+from oxjax.sampling.pipeline import report
 
 log = logging.getLogger("oxjax")
 SCORED_ROWS = 64  # whose logits are there at once
@@ -52,6 +55,17 @@ class BatchShape(NamedTuple):
         }
 
 
+def n_numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Total size of arrays of these shapes."""
+    return sum(map(math.prod, shapes.values()))
+
+
+def split(flat: Int[Any, " n"], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arrays of these shapes, one after the other in `flat`: views of a NumPy array, or parts of a traced one."""
+    ends = accumulate(map(math.prod, shapes.values()))
+    return {n: flat[end - math.prod(s) : end].reshape(s) for (n, s), end in zip(shapes.items(), ends, strict=True)}
+
+
 _jit_batch = partial(jax.jit, static_argnames=("shape", "config"), donate_argnames="state")
 
 
@@ -72,7 +86,7 @@ def batch_hidden(
 
 
 logits_of_hidden = jax.jit(logits_of, static_argnames="config")
-decode = jax.jit(decode_steps, static_argnames=("config", "n_top", "room"), donate_argnames="state")
+decode = jax.jit(decode_steps, static_argnames=("config", "n_top", "bucket"), donate_argnames="state")
 
 
 @jax.jit
@@ -96,7 +110,7 @@ def scores(
     config: ModelConfig,
     n_top: int,
 ) -> dict[str, Array]:
-    """How likely tokens are after rows with these hidden states; see `Runner.score`.
+    """Log-probabilities of tokens after rows with these hidden states; see `Runner.score`.
 
     Args:
         params: of the model.
@@ -112,15 +126,9 @@ def scores(
     def score(i: Int[Array, ""]) -> dict[str, Array]:
         tokens = tokens_of[i]
         logits = logits_of(params, rows[i], config)
-        _, largest, log_sum = row_best(logits, exact=config.exact)
-        logprobs, ranks, top_tokens, top_logprobs = report(logits, tokens, largest, log_sum, n_top=n_top, ranks=True)
-        return {
-            "logprobs": logprobs,
-            "ranks": ranks,
-            "top_tokens": top_tokens,
-            "top_logprobs": top_logprobs,
-            "finite": jnp.isfinite(log_sum),
-        }
+        _, largest, log_sum = row_best(logits, numerics=config.numerics)
+        found = report(logits, tokens, largest, log_sum, n_top=n_top, ranks=True)
+        return {**found._asdict(), "finite": jnp.isfinite(log_sum)}
 
     def put(i: Int[Array, ""], found: dict[str, Array]) -> dict[str, Array]:
         return jax.tree.map(lambda a, part: lax.dynamic_update_index_in_dim(a, part, i, 0), found, score(i))
@@ -131,23 +139,9 @@ def scores(
     return jax.tree.map(lambda a: a.reshape(len(hidden), *a.shape[2:]), found)
 
 
-@partial(jax.jit, static_argnames=("n_top", "room", "exact"))
-def choose(
-    logits: Float[Array, "N vocab"],
-    packed: Int[Array, "N words"],
-    masks: UInt32[Array, "N mask_words"],
-    *,
-    n_top: int,
-    room: Room,
-    exact: bool,
-) -> Sampled:
-    """`sample` with packed parameters."""
-    return sample(logits, sampling_rows(unpack(packed, sampling_record(room))), masks, n_top=n_top, exact=exact)
-
-
-def row_buckets(max_rows: int, *, exact: bool) -> tuple[int, ...]:
+def row_buckets(max_rows: int, numerics: Numerics) -> tuple[int, ...]:
     """Numbers of rows that steps are compiled for: powers of two, from what a product takes at least."""
-    sizes = [least_rows(exact=exact)]
+    sizes = [min_rows(numerics)]
     while sizes[-1] < max_rows:
         sizes.append(sizes[-1] * 2)
     return tuple(sizes)
@@ -168,7 +162,7 @@ class CountCompilations:
             log.info("compiled: first %s", self.cause)
 
 
-def build_batch(work: Seq[Work], shape: BatchShape, *, all_logits: bool) -> Int[np.ndarray, " n"]:
+def build_batch(work: Seq[ScheduledChunk], shape: BatchShape, *, all_logits: bool) -> Int[np.ndarray, " n"]:
     """The batch of some work, its arrays in one."""
     shapes = shape.arrays()
     packed = np.zeros(n_numbers(shapes), np.int32)

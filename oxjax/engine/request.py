@@ -8,34 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from oxjax.engine.choice import Choice
 from oxjax.engine.output import Output
 from oxjax.engine.scheduler import Sequence
-from oxjax.errors import NonFiniteLogitsError, NothingLeftError, RequestError
+from oxjax.errors import NonFiniteLogitsError, RequestError
 from oxjax.results import Result, Score, TokenScore, raise_first
+from oxjax.sampling.packing import SamplingMetadata
 from oxjax.sampling.params import SamplingParams
-from oxjax.sampling.pipeline import NOT_FINITE, NOTHING_LEFT
-
-_FAULTS = {
-    NOT_FINITE: lambda at: NonFiniteLogitsError(f"the logits for position {at} hold NaN or infinity"),
-    NOTHING_LEFT: lambda at: NothingLeftError(f"no token may follow at position {at}: all are forbidden"),
-}
-
-
-class SampledToken(NamedTuple):
-    """A row of `Sampled`, on the host."""
-
-    token: int
-    logprob: float
-    rank: int
-    top_tokens: list[int]
-    top_logprobs: list[float]
-    mu: float
-    fault: int
+from oxjax.sampling.sampled import SampledToken
 
 
 @dataclass(eq=False, kw_only=True)
@@ -81,7 +64,7 @@ class Generation(Request):
         params: its sampling parameters.
         seed: seed of its draws.
         output: generated tokens and text.
-        choice: its sampling parameters, packed for the device.
+        metadata: its sampling parameters, packed for the device.
         samples: further samples of the same prompt (`params.n`), which are requests as well.
         prompt_scores: the request that scores its prompt, with `params.prompt_logprobs`.
     """
@@ -90,7 +73,7 @@ class Generation(Request):
     params: SamplingParams
     seed: int
     output: Output
-    choice: Choice
+    metadata: SamplingMetadata
     samples: tuple[Generation, ...] = ()
     prompt_scores: Scoring | None = None
 
@@ -98,6 +81,11 @@ class Generation(Request):
     def parts(self) -> tuple[Request, ...]:
         """Itself, its samples, and the scores of its prompt."""
         return self, *self.samples, *(() if self.prompt_scores is None else (self.prompt_scores,))
+
+    @property
+    def needs_rows(self) -> bool:
+        """There are rows to compute after those that it shares with its leader."""
+        return True
 
     @property
     def n_prompt(self) -> int:
@@ -112,22 +100,17 @@ class Generation(Request):
     def accept(self, sampled: SampledToken) -> bool:
         """Append a sampled token; returns whether the request is finished, with `error` set if it failed."""
         tokens, n_top = self.sequence.tokens, self.params.logprobs
-        if self.error is None and sampled.fault:
-            self.error = _FAULTS[sampled.fault](len(tokens))
+        if self.error is None:
+            self.error = sampled.error(len(tokens))
         if self.error is not None:
             return True
-        token, logprob = sampled.token, sampled.logprob
-        pairs: tuple[tuple[int, float], ...] = ()
-        if n_top:
-            top = zip(sampled.top_tokens[:n_top], sampled.top_logprobs[:n_top], strict=True)
-            pairs = (token, logprob), *((i, x) for i, x in top if i != token and x > -math.inf)
         rank, mu = sampled.rank if n_top else None, sampled.mu if self.params.mirostat else None
         try:
-            chunk = self.output.push(token, logprob, pairs, rank, mu)
+            chunk = self.output.push(sampled.token, sampled.logprob, sampled.pairs(n_top), rank, mu)
         except RequestError as error:
             self.error = error
             return True
-        tokens.append(token)
+        tokens.append(sampled.token)
         return chunk.finish_reason is not None
 
     def result(self) -> Result:
@@ -160,10 +143,15 @@ class Scoring(Request):
     n_top: int = 0
     rows: list[np.ndarray] = field(default_factory=list)
 
+    @property
+    def needs_rows(self) -> bool:
+        """There are rows to compute after those that it shares with its leader."""
+        return len(self.targets) > 1
+
     def accept(self, records: np.ndarray) -> bool:
         """Take the next scores; returns whether all are there."""
         self.rows.append(records)
-        self.sequence.first += len(records)
+        self.sequence.next_output_row += len(records)
         return sum(map(len, self.rows)) == len(self.targets)
 
     def result(self) -> Score:
@@ -197,7 +185,7 @@ class Scoring(Request):
 
 @dataclass(eq=False)
 class Capture(Request):
-    """A prompt whose logits or hidden states are wanted at every position (`sequence.wants`).
+    """A prompt whose logits or hidden states are wanted at every position (`sequence.output_kind`).
 
     Attributes:
         sequence: the prompt and its state.
@@ -210,8 +198,8 @@ class Capture(Request):
     def accept(self, rows: np.ndarray) -> bool:
         """Take the next rows; returns whether all are there."""
         self.rows.append(rows)
-        self.sequence.first += len(rows)
-        return self.sequence.first == len(self.sequence.tokens)
+        self.sequence.next_output_row += len(rows)
+        return self.sequence.next_output_row == len(self.sequence.tokens)
 
     def result(self) -> np.ndarray:
         """All rows: float32 `[T, vocab]` or `[T, d_model]`."""

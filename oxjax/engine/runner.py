@@ -18,30 +18,35 @@ from oxjax.cache.states import SwappedState
 from oxjax.cache.transfer import copy_page, export_state, gather, import_state, page_bucket, scatter
 from oxjax.config import ModelConfig
 from oxjax.engine import programs
-from oxjax.engine.choice import Choice, Moment, room_for
-from oxjax.engine.packed import (
-    Room,
-    decoding_record,
-    n_words,
-    sampling_record,
-    sizes,
-)
-from oxjax.engine.scheduler import Work
+from oxjax.engine.config import MAX_STEPS, EngineConfig
+from oxjax.engine.decode import decoding_record
+from oxjax.engine.scheduler import ScheduledChunk
 from oxjax.models.decoder import Params, init_state
 from oxjax.sampling.edits import LEAST_EDITS
+from oxjax.sampling.packing import (
+    SamplingBucket,
+    SamplingInputs,
+    SamplingMetadata,
+    bucket_for,
+    bucket_sizes,
+    n_words,
+    sample_packed,
+    sampling_record,
+)
 from oxjax.sampling.penalties import LEAST_RECENT
+from oxjax.sampling.sampled import Columns, to_host
+from oxjax.sampling.single import MIN_TOP
 
 log = logging.getLogger("oxjax")
-LEAST_TOP = 8  # most likely tokens to report, where any are wanted
 
 
-class Ran(NamedTuple):
-    """What a batch gave, on the device; None where nobody wants it.
+class ModelOutput(NamedTuple):
+    """Outputs of the model for a batch, on the device; None where nobody asked for them.
 
     Attributes:
         last: logits of the last row of each piece of work, and of padding.
-        logits: of all rows of the batch, those beyond the work padding.
-        hidden: their hidden states.
+        logits: logits of all rows of the batch; those beyond the work are padding.
+        hidden: hidden states of all rows.
     """
 
     last: Float[Array, "N vocab"] | None
@@ -49,36 +54,36 @@ class Ran(NamedTuple):
     hidden: Float[Array, "R d_model"] | None
 
 
-class Wanted(NamedTuple):
-    """A token to be chosen.
+class SampleRow(NamedTuple):
+    """A row of logits to sample a token from.
 
     Attributes:
-        row: of the logits.
-        choice: how.
-        moment: what it depends on.
+        row: its index.
+        metadata: sampling parameters of the request.
+        inputs: those of its next token.
     """
 
     row: int
-    choice: Choice
-    moment: Moment
+    metadata: SamplingMetadata
+    inputs: SamplingInputs
 
 
-class Decoding(NamedTuple):
-    """A sequence that decodes, for some steps.
+class DecodeRow(NamedTuple):
+    """A sequence to decode for some steps.
 
     Attributes:
         work: its next row.
-        choice: how its next token is chosen, and those after it.
-        moment: what the next one depends on.
-        n_steps: most steps.
-        ends_call: whether nobody goes on without it.
+        metadata: sampling parameters of the request.
+        inputs: those of its next token.
+        n_steps: maximum number of steps.
+        breaks_loop: the call ends when it ends.
     """
 
-    work: Work
-    choice: Choice
-    moment: Moment
+    work: ScheduledChunk
+    metadata: SamplingMetadata
+    inputs: SamplingInputs
     n_steps: int
-    ends_call: bool
+    breaks_loop: bool
 
 
 class Runner:
@@ -87,11 +92,7 @@ class Runner:
     Args:
         config: static.
         params: on the device.
-        n_pages: pages of the pool, the null page included.
-        page_size: tokens of a page.
-        max_batch: sequences of a step.
-        max_rows: rows of a step.
-        max_context: tokens of a sequence; gives the width of block tables.
+        sizes: of the engine.
         n_slots: slots of the pool, the null slot included.
         end_ids: tokens that end a text.
     """
@@ -100,46 +101,42 @@ class Runner:
         self,
         config: ModelConfig,
         params: Params,
+        sizes: EngineConfig,
         *,
-        n_pages: int,
-        page_size: int,
-        max_batch: int,
-        max_rows: int,
-        max_context: int,
         n_slots: int = 1,
         end_ids: Iterable[int] = (),
     ):
-        self.config, self.params, self.max_batch = config, params, max_batch
-        self.state = init_state(config, n_pages=n_pages, page_size=page_size, n_slots=n_slots)
-        self.buckets = programs.row_buckets(max_rows, exact=config.exact)
+        self.config, self.params, self.max_batch = config, params, sizes.max_batch
+        self.state = init_state(config, n_pages=sizes.n_pages, page_size=sizes.page_size, n_slots=n_slots)
+        self.buckets = programs.row_buckets(sizes.max_rows, config.numerics)
         # Rows whose scores are found together: few, or blocks of as many as there are logits at once.
         small = [size for size in self.buckets if size <= programs.SCORED_ROWS]
         self.score_sizes = sorted({*small, programs.whole_blocks(self.buckets[-1] + 1)})
-        self.table_width = -(-max_context // page_size)
+        self.table_width = -(-sizes.max_context // sizes.page_size)
         self._mask_words = -(-config.vocab_size // 32)
         counts = {self._shape(bucket, False).n_seqs for bucket in self.buckets}
         self._no_masks = {n: jax.device_put(np.zeros((n, self._mask_words), np.uint32)) for n in counts}
         self._end_ids = jax.device_put(np.array(sorted(end_ids), np.int32))
         self.compilations: Counter[str] = Counter()
 
-    def run(self, work: Seq[Work]) -> Ran:
+    def run(self, work: Seq[ScheduledChunk]) -> ModelOutput:
         """Run the rows of `work`; what comes back is on the device."""
         n_rows = sum(w.n_rows for w in work)
         bucket = next(b for b in self.buckets if b >= n_rows)
-        wants = {w.sequence.wants for w in work} - {None}
-        chooses = any(w.sequence.wants is None for w in work)
-        shape = self._shape(bucket, bool(wants))
-        packed = programs.build_batch(work, shape, all_logits=bool(wants))
-        if not wants:
-            return Ran(self._run_batch(packed, shape), None, None)
+        kinds = {w.sequence.output_kind for w in work} - {None}
+        chooses = any(w.sequence.output_kind is None for w in work)
+        shape = self._shape(bucket, bool(kinds))
+        packed = programs.build_batch(work, shape, all_logits=bool(kinds))
+        if not kinds:
+            return ModelOutput(self._run_batch(packed, shape), None, None)
         last = np.zeros(shape.n_seqs, np.int32)
         last[: len(work)] = np.cumsum([w.n_rows for w in work]) - 1
-        if wants == {"logits"}:
+        if kinds == {"logits"}:
             logits = self._run_batch(packed, shape)
-            return Ran(self._rows_of(logits, last) if chooses else None, logits, None)
+            return ModelOutput(self._rows_of(logits, last) if chooses else None, logits, None)
         hidden = self._run_hidden(packed, shape)
-        logits = self._logits_of(hidden) if "logits" in wants else None
-        return Ran(self._logits_of(self._rows_of(hidden, last)) if chooses else None, logits, hidden)
+        logits = self._logits_of(hidden) if "logits" in kinds else None
+        return ModelOutput(self._logits_of(self._rows_of(hidden, last)) if chooses else None, logits, hidden)
 
     def _rows_of(self, array: Array, rows: Int[np.ndarray, " n"]) -> Array:
         with self._counted(programs.take_rows, f"choice of {len(rows)} of {len(array)} rows"):
@@ -166,7 +163,7 @@ class Runner:
     def score(
         self, hidden: Float[Array, "N d_model"], rows: Seq[int], targets: Seq[int], n_top: int
     ) -> dict[str, np.ndarray]:
-        """How likely tokens are after rows; logits are there for a block of rows at a time.
+        """Log-probabilities of tokens after rows; logits exist for one block of rows at a time.
 
         Args:
             hidden: from `run`.
@@ -199,44 +196,31 @@ class Runner:
         return {name: column[:n] for name, column in jax.device_get(found).items()}
 
     def sample(
-        self, logits: Float[Array, "N vocab"], wanted: Seq[Wanted], n_top: int, room: Room | None = None
-    ) -> dict[str, np.ndarray]:
-        """Choose tokens from rows of logits.
+        self, logits: Float[Array, "N vocab"], rows: Seq[SampleRow], n_top: int, bucket: SamplingBucket | None = None
+    ) -> Columns:
+        """Sample tokens from rows of logits.
 
         Args:
             logits: from `run`.
-            wanted: a token each. Rows may come more than once.
-            n_top: the most likely tokens to report, at least.
-            room: that the program has; None is enough for what is wanted.
+            rows: a token each, from different rows of the logits.
+            n_top: minimum number of most likely tokens to report.
+            bucket: of the program; None is the smallest that holds the rows.
 
         Returns:
-            The columns of `Sampled`, on the host, an entry for each token wanted.
+            Columns with an entry for each of `rows`.
         """
         n_top = self._top_sizes(n_top)[-1]
-        room = room_for((choice, moment) for _, choice, moment in wanted) if room is None else room
-        record = sampling_record(room)
-        waves: list[dict[int, int]] = [{}]  # a call takes one token per row: row to place in `wanted`
-        for place, (row, *_) in enumerate(wanted):
-            wave = next((w for w in waves if row not in w), None)
-            if wave is None:
-                waves.append(wave := {})
-            wave[row] = place
-        columns: dict[str, np.ndarray] = {}
-        for wave in waves:
-            packed = np.zeros((logits.shape[0], n_words(record)), np.int32)  # rows that nobody wants are greedy
-            records = packed.view(record)[:, 0]
-            for row, place in wave.items():
-                _, choice, moment = wanted[place]
-                records[row] = choice.packed(room)
-                choice.place(records, row, moment, room)
-            masks = self._masks(len(packed), {row: wanted[place].moment.mask for row, place in wave.items()})
-            with self._counted(programs.choose, f"sampling of {len(packed)} rows, {n_top} most likely, {room}"):
-                sampled = programs.choose(logits, packed, masks, n_top=n_top, room=room, exact=self.config.exact)
-            for name in sampled.__dataclass_fields__:
-                part = np.asarray(getattr(sampled, name))
-                column = columns.setdefault(name, np.empty((len(wanted), *part.shape[1:]), part.dtype))
-                column[list(wave.values())] = part[list(wave)]
-        return columns
+        bucket = bucket_for(((r.metadata, r.inputs) for r in rows), MAX_STEPS) if bucket is None else bucket
+        record = sampling_record(bucket)
+        packed = np.zeros((logits.shape[0], n_words(record)), np.int32)  # other rows are greedy
+        records = packed.view(record)[:, 0]
+        for row, metadata, inputs in rows:
+            metadata.write(records, row, inputs, bucket)
+        masks = self._masks(len(packed), {row: inputs.mask for row, _, inputs in rows})
+        with self._counted(sample_packed, f"sampling of {len(packed)} rows, {n_top} most likely, {bucket}"):
+            sampled = sample_packed(logits, packed, masks, n_top=n_top, bucket=bucket, numerics=self.config.numerics)
+        taken = [row for row, *_ in rows]
+        return [column[taken] for column in to_host(sampled)]
 
     def _masks(self, n_rows: int, masks: Mapping[int, np.ndarray | None]) -> Array:
         """An array of these masks of rows, on the device: jax would take NumPy's for another signature."""
@@ -248,62 +232,60 @@ class Runner:
                 packed[row] = mask
         return jax.device_put(packed)
 
-    def decode(self, sequences: Seq[Decoding], n_top: int) -> dict[str, np.ndarray]:
+    def decode(self, rows: Seq[DecodeRow], n_top: int) -> tuple[int, Columns]:
         """Run steps of sequences that decode, in one call; see `decode_steps`.
 
         Args:
-            sequences: with room for all their steps.
+            rows: sequences with pages for all their steps.
             n_top: as for `sample`.
 
         Returns:
-            The fields of `Decoded`, on the host: a column for each sequence, and more of padding.
+            Number of steps that ran, and columns `[step, sequence]`, with more steps and sequences as padding.
         """
-        room = room_for((s.choice, s.moment) for s in sequences)
-        record = decoding_record(room)
-        packed = self._undecoded(len(sequences), room)
+        bucket = bucket_for(((r.metadata, r.inputs) for r in rows), MAX_STEPS)
+        record = decoding_record(bucket)
+        packed = self._padding(len(rows), bucket)
         records, tables = packed[:, : n_words(record)].view(record)[:, 0], packed[:, n_words(record) :]
-        for i, (work, choice, moment, n_steps, ends_call) in enumerate(sequences):
+        for i, (work, metadata, inputs, n_steps, breaks_loop) in enumerate(rows):
             state = work.sequence.state
-            records[i] = (
-                choice.packed(room),
-                moment.tokens[-1],
-                n_steps,
-                not choice.params.ignore_eos,
-                ends_call,
-                state.slot or NULL_PAGE,
-                state.next_slot or NULL_PAGE,
-            )
-            choice.place(records["sampling"], i, moment, room)
+            records["tokens"][i] = inputs.tokens[-1]
+            records["n_steps"][i] = n_steps
+            records["stops_at_eos"][i] = not metadata.params.ignore_eos
+            records["breaks_loop"][i] = breaks_loop
+            records["read_slots"][i] = state.slot or NULL_PAGE
+            records["write_slots"][i] = state.next_slot or NULL_PAGE
+            metadata.write(records["sampling"], i, inputs, bucket)
             tables[i, : len(state.pages)] = state.pages
-        return self._decode(packed, self._top_sizes(n_top)[-1], room)
+        return self._decode(packed, self._top_sizes(n_top)[-1], bucket)
 
-    def _undecoded(self, n_seqs: int, room: Room) -> Int[np.ndarray, "S words"]:
-        """Padding for so many sequences at least."""
-        bucket = next(b for b in self.buckets if b >= n_seqs)
-        n = n_words(decoding_record(room)) + self.table_width
-        return np.zeros((min(bucket, self.max_batch), n), np.int32)
+    def _padding(self, n_seqs: int, bucket: SamplingBucket) -> Int[np.ndarray, "S words"]:
+        """Empty decoding rows, for at least this many sequences."""
+        n_rows = next(b for b in self.buckets if b >= n_seqs)
+        n = n_words(decoding_record(bucket)) + self.table_width
+        return np.zeros((min(n_rows, self.max_batch), n), np.int32)
 
-    def _decode(self, packed: Int[np.ndarray, "S words"], n_top: int, room: Room) -> dict[str, np.ndarray]:
-        with self._counted(programs.decode, f"decoding of {len(packed)} rows, {n_top} most likely, {room}"):
+    def _decode(self, packed: Int[np.ndarray, "S words"], n_top: int, bucket: SamplingBucket) -> tuple[int, Columns]:
+        with self._counted(programs.decode, f"decoding of {len(packed)} rows, {n_top} most likely, {bucket}"):
             decoded, self.state = programs.decode(
-                self.params, self.state, packed, self._end_ids, config=self.config, n_top=n_top, room=room
+                self.params, self.state, packed, self._end_ids, config=self.config, n_top=n_top, bucket=bucket
             )
-        return jax.device_get(vars(decoded))
+        n_steps, *columns = jax.device_get(jax.tree.leaves(decoded))
+        return int(n_steps), columns
 
     def _top_sizes(self, most: int) -> list[int]:
         """All numbers of reported tokens that programs are compiled for, where up to so many are wanted."""
         vocab = self.config.vocab_size
-        return [0, *(min(n, vocab) for n in sizes(LEAST_TOP, min(most, vocab)))] if most else [0]
+        return [0, *(min(n, vocab) for n in bucket_sizes(MIN_TOP, min(most, vocab)))] if most else [0]
 
     def export(self, pages: Seq[int], slot: int | None, n_tokens: int) -> SwappedState:
         """A sequence's state on the host; see `export_state`."""
         with self._counted(gather, f"export of {page_bucket(len(pages))} pages"):
             return export_state(self.state, pages, slot, n_tokens)
 
-    def restore(self, pages: Seq[int], slot: int | None, saved: SwappedState, first: int) -> None:
+    def restore(self, pages: Seq[int], slot: int | None, swapped: SwappedState, first: int) -> None:
         """Write what `export` gave to pages and a slot; see `import_state`."""
         with self._counted(scatter, f"import of {page_bucket(len(pages))} pages"):
-            self.state = import_state(self.state, pages, slot, saved, first)
+            self.state = import_state(self.state, pages, slot, swapped, first)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page on every layer."""
@@ -330,8 +312,10 @@ class Runner:
             hidden: also for requests that want hidden states.
             n_scored: also for requests that want scores, with up to this many reported tokens; None is for none.
         """
-        rooms = starmap(Room, product(sizes(LEAST_EDITS, n_edits), sizes(LEAST_RECENT, n_recent)))
-        kinds = list(product(self._top_sizes(n_top), rooms))
+        buckets = starmap(
+            SamplingBucket, product(bucket_sizes(LEAST_EDITS, n_edits), bucket_sizes(LEAST_RECENT, n_recent))
+        )
+        kinds = list(product(self._top_sizes(n_top), buckets))
         for bucket in self.buckets:
             shape, whole = self._shape(bucket, False), self._shape(bucket, True)
             last = np.zeros(shape.n_seqs, np.int32)
@@ -349,7 +333,7 @@ class Runner:
                     self._score(states, [0] * size, [0] * size, n)
         for n_seqs in {min(bucket, self.max_batch) for bucket in self.buckets}:
             for n, here in kinds:
-                self._decode(self._undecoded(n_seqs, here), n, here)
+                self._decode(self._padding(n_seqs, here), n, here)
         self.copy_page(NULL_PAGE, NULL_PAGE)
         for n_pages in (1 << i for i in range(page_bucket(self.table_width).bit_length())):
             self.restore([NULL_PAGE] * n_pages, NULL_PAGE, self.export([NULL_PAGE] * n_pages, NULL_PAGE, 1), 0)

@@ -1,4 +1,4 @@
-"""Which rows of which sequences run next. Host only: no jax, no model, no sampling.
+"""Scheduler: decides the rows that run next. Host only: no jax, no model, no sampling.
 
 Sequences have ranks: first come, first served, where a level of priority counts as having come `HEAD_START`
 steps earlier; so nobody is overtaken for ever. A step takes one row of every sequence that decodes, then fills
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from oxjax.cache.prefix import BlockHashes
 from oxjax.cache.states import SequenceState, StatePool, SwappedState
+from oxjax.engine.config import EngineConfig
 from oxjax.errors import PoolExhaustedError, RequestTooLargeError
 
 HEAD_START = 256  # steps
@@ -31,11 +32,10 @@ class Sequence:
     Attributes:
         tokens: the prompt and everything generated so far.
         max_length: length at which it ends at the latest.
-        wants: what is wanted of its rows, if it generates nothing: "logits", "hidden" states, or "scores" of the token
-            that follows.
-        first: the first row that this is (still) wanted of.
-        pause: a length at which a step ends, so that others can go on from there; 0 is nowhere.
-        places: in the batch, its own and those of others that will go on from it.
+        output_kind: output of its rows, if it generates nothing: "logits", "hidden" or "scores".
+        next_output_row: the first row whose output is still to come.
+        fork_at: number of tokens after which a step ends, so that others can fork from there; 0 is nowhere.
+        reserved_seqs: sequences of the batch that are kept for it: itself and those that will fork from it.
         priority: each level puts it before sequences that came up to `HEAD_START` steps earlier.
         state: of its first tokens on the device; None while it waits.
         swapped: the same on the host, for when it is admitted.
@@ -45,10 +45,10 @@ class Sequence:
 
     tokens: list[int]
     max_length: int
-    wants: str | None = None
-    first: int = 0
-    pause: int = 0
-    places: int = 1
+    output_kind: str | None = None
+    next_output_row: int = 0
+    fork_at: int = 0
+    reserved_seqs: int = 1
     priority: int = 0
     state: SequenceState | None = None
     swapped: SwappedState | None = None
@@ -67,11 +67,12 @@ class Sequence:
 
     @property
     def n_reusable(self) -> int:
-        """Tokens whose state may be found instead of computed: all before the first row that is wanted."""
-        return len(self.tokens) - 1 if self.wants is None else self.first
+        """Tokens whose state may be found instead of computed: all before the first row that is needed."""
+        n = len(self.tokens) - 1 if self.output_kind is None else self.next_output_row
+        return min(n, self.fork_at - 1) if self.fork_at else n
 
 
-class Work(NamedTuple):
+class ScheduledChunk(NamedTuple):
     """Rows of one sequence in a step: its tokens from `start` to `start + n_rows`."""
 
     sequence: Sequence
@@ -80,7 +81,7 @@ class Work(NamedTuple):
 
     @property
     def decodes(self) -> bool:
-        """Whether it is the one row that the next token is chosen from, and nothing else."""
+        """It is the one row that the next token is sampled from."""
         return self.n_rows == 1 and self.chooses
 
     @property
@@ -90,13 +91,13 @@ class Work(NamedTuple):
 
     @property
     def reaches_end(self) -> bool:
-        """Whether no token is left."""
+        """It computes the last token of the sequence."""
         return self.stop == len(self.sequence.tokens)
 
     @property
     def chooses(self) -> bool:
-        """Whether the last row's logits choose the next token."""
-        return self.reaches_end and self.sequence.wants is None
+        """The next token is sampled from the last row's logits."""
+        return self.reaches_end and self.sequence.output_kind is None
 
 
 class Scheduler:
@@ -107,17 +108,12 @@ class Scheduler:
 
     Args:
         pool: of pages and slots.
-        max_batch: sequences that run at once.
-        max_rows: row budget of a step; at least `max_batch`.
-        max_context: tokens that a sequence may reach.
-        swap: keep the state of a sequence that has to give way on the host; otherwise it is computed again.
+        config: sizes of the engine.
     """
 
-    def __init__(self, pool: StatePool, *, max_batch: int, max_rows: int, max_context: int, swap: bool = True):
-        if max_rows < max_batch:
-            raise ValueError(f"a row budget of {max_rows} cannot serve {max_batch} sequences a row each")
-        self.pool, self.swap = pool, swap
-        self.max_batch, self.max_rows, self.max_context = max_batch, max_rows, max_context
+    def __init__(self, pool: StatePool, config: EngineConfig):
+        self.pool, self.swap = pool, config.swap
+        self.max_batch, self.max_rows, self.max_context = config.max_batch, config.max_rows, config.max_context
         self.running: list[Sequence] = []
         self.preemptions = self.steps = 0
         self._queue: list[tuple[tuple[int, ...], Sequence]] = []  # a heap; those that left are skipped
@@ -131,7 +127,7 @@ class Scheduler:
 
     @property
     def n_waiting(self) -> int:
-        """How many wait."""
+        """Number of waiting sequences."""
         return len(self._queued)
 
     def add(self, sequence: Sequence) -> None:
@@ -177,7 +173,7 @@ class Scheduler:
         """
         for child in children:
             self.check(child)
-        swapped, parent.places = parent.swapped, 1
+        swapped = parent.swapped
         for child in children:
             child.rank = *parent.rank[:2], next(self._serial)
             child.block_hashes = self.pool.prefix.block_hashes()
@@ -209,7 +205,7 @@ class Scheduler:
             sequence.swapped = sequence.swapped.cut(limit)
         sequence.block_hashes.cut(len(sequence.tokens) // self.pool.page_size)
 
-    def schedule(self) -> list[Work]:
+    def schedule(self) -> list[ScheduledChunk]:
         """The next step's rows, at most `max_rows`; empty when nothing waits or runs.
 
         State for these rows is in place when it returns, and sequences may have been admitted or preempted;
@@ -218,25 +214,25 @@ class Scheduler:
         self._let_better_ranks_in()
         before = self.preemptions
         budget = self.max_rows - sum(s.n_pending == 1 for s in self.running)
-        work: list[Work] = []
+        work: list[ScheduledChunk] = []
         for sequence in list(self.running):
             if sequence.state is None:  # it had to give way to one before it
                 continue
             n_rows = 1 if sequence.n_pending == 1 else self._chunk(sequence, budget)
             if n_rows and self._make_room(sequence, sequence.n_computed + n_rows):
                 budget -= 0 if sequence.n_pending == 1 else n_rows
-                work.append(Work(sequence, sequence.n_computed, n_rows))
+                work.append(ScheduledChunk(sequence, sequence.n_computed, n_rows))
         while self.preemptions == before and budget and (admitted := self._admit()):
             n_rows = self._chunk(admitted, budget)
             self._make_room(admitted, admitted.n_computed + n_rows)
             budget -= n_rows
-            work.append(Work(admitted, admitted.n_computed, n_rows))
+            work.append(ScheduledChunk(admitted, admitted.n_computed, n_rows))
         return work
 
     def _chunk(self, sequence: Sequence, budget: int) -> int:
         n_rows = min(sequence.n_pending, budget)
-        if sequence.n_computed < sequence.pause:
-            n_rows = min(n_rows, sequence.pause - sequence.n_computed)
+        if sequence.n_computed < sequence.fork_at:
+            n_rows = min(n_rows, sequence.fork_at - sequence.n_computed)
         return self.pool.rows_at_most(sequence.state, n_rows)
 
     def _make_room(self, sequence: Sequence, length: int) -> bool:
@@ -293,8 +289,8 @@ class Scheduler:
         return self._queue[0][1] if self._queue else None
 
     def _can_admit(self, sequence: Sequence) -> bool:
-        """Whether there are places in the batch, and room for all the tokens that it has."""
-        if self.running and sum(s.places for s in self.running) + sequence.places > self.max_batch:
+        """The batch has a place for it, and the pool room for all its tokens."""
+        if self.running and sum(s.reserved_seqs for s in self.running) + sequence.reserved_seqs > self.max_batch:
             return False
         return self.pool.fits(sequence.tokens, limit=sequence.n_reusable, block_hashes=sequence.block_hashes)
 
@@ -314,7 +310,7 @@ class Scheduler:
         return sequence
 
     def _will_be_found(self, sequence: Sequence) -> bool:
-        """Whether a running sequence is about to compute what this one needs next, so that waiting pays."""
+        """A running sequence is about to compute the prefix that this one needs next, so that waiting pays."""
         missing = self.pool.prefix.next_missing(
             sequence.tokens, limit=sequence.n_reusable, block_hashes=sequence.block_hashes
         )
@@ -327,7 +323,7 @@ class Scheduler:
             for s in self.running
         )
 
-    def reserve_ahead(self, work: list[Work], n_steps: int) -> int:
+    def reserve_ahead(self, work: list[ScheduledChunk], n_steps: int) -> int:
         """Give sequences that decode state for several steps at once, as far as nobody has to give way for it.
 
         Args:
@@ -349,7 +345,7 @@ class Scheduler:
             n_steps //= 2
         return n_steps
 
-    def commit(self, work: list[Work], n_steps: int = 1) -> None:
+    def commit(self, work: list[ScheduledChunk], n_steps: int = 1) -> None:
         """Record that these rows have been through the model, in so many steps."""
         self.steps += n_steps
         for sequence, start, n_rows in work:

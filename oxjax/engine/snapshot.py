@@ -35,16 +35,15 @@ from oxjax.cache.transfer import page_arrays, slot_arrays
 from oxjax.config import ModelConfig
 from oxjax.constrain import Grammar
 from oxjax.constrain.matcher import Matcher
-from oxjax.engine.choice import Choice
 from oxjax.engine.output import Chunk, Output
 from oxjax.engine.scheduler import Sequence
 from oxjax.errors import RequestError, SnapshotError, SnapshotMismatchError, TokenizerError
-from oxjax.kernels import native
 from oxjax.sampling.edits import edits_of
+from oxjax.sampling.packing import SamplingMetadata
 from oxjax.sampling.params import SamplingParams
 from oxjax.tokenizer import Tokenizer
 
-FORMAT, VERSION = "oxjax snapshot", 3
+FORMAT, VERSION = "oxjax snapshot", 4
 _KEY = "oxjax"  # of the header among the metadata
 _NO_CHECKSUM = "0" * 64
 _DTYPE_NAMES = {"int32": "I32", "float32": "F32", "float64": "F64", "bfloat16": "BF16"}
@@ -54,7 +53,7 @@ Specs = list[tuple[np.dtype, tuple[int, ...]]]
 
 
 class Host(NamedTuple):
-    """What a snapshot depends on.
+    """Facts about an engine that its snapshots depend on.
 
     Attributes:
         fingerprint: what `model_fingerprint` gave.
@@ -80,7 +79,7 @@ class Entry(NamedTuple):
     params: SamplingParams | None
     seed: int
     output: Output | None
-    choice: Choice | None
+    metadata: SamplingMetadata | None
     logits: list[np.ndarray]
 
 
@@ -115,7 +114,7 @@ def model_fingerprint(config: ModelConfig, params: Any) -> str:
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8))
-    kind = f"{config.dtype} {'exact' if config.exact else 'fast'} {'native' if native.kernels() else 'XLA'}"
+    kind = f"{config.dtype} {'exact' if config.numerics.exact else 'fast'} {config.numerics.backend}"
     return f"{config.architecture} {kind} {digest.hexdigest()}"
 
 
@@ -141,26 +140,26 @@ def _layout(host: Host) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
     }
 
 
-def encode(host: Host, entries: list[Entry], saved: list[SwappedState | None]) -> bytes:
+def encode(host: Host, entries: list[Entry], swapped: list[SwappedState | None]) -> bytes:
     """The snapshot of requests.
 
     Args:
         host: of the engine they are in.
         entries: the requests, oldest first.
-        saved: their state; None for those that have none.
+        swapped: their state; None for those that have none.
     """
-    columns = [_columns(*pair) for pair in zip(entries, saved, strict=True)]
+    columns = [_columns(*pair) for pair in zip(entries, swapped, strict=True)]
     tensors = {
         name: np.concatenate(
             [np.zeros((0, *row), dtype), *(np.asarray(c[name], dtype) for c in columns if len(c.get(name, ())))]
         )
         for name, (_, dtype, row) in _layout(host).items()
     }
-    requests = [dataclasses.asdict(_counts(*pair)) for pair in zip(entries, saved, strict=True)]
+    requests = [dataclasses.asdict(_counts(*pair)) for pair in zip(entries, swapped, strict=True)]
     return pack({"fingerprint": host.fingerprint, "requests": requests}, tensors)
 
 
-def _columns(entry: Entry, saved: SwappedState | None) -> dict[str, list | np.ndarray]:
+def _columns(entry: Entry, swapped: SwappedState | None) -> dict[str, list | np.ndarray]:
     """A request's rows of every array that it has any of."""
     chunks = entry.output.chunks if entry.output is not None else []
     top = [pair for chunk in chunks for pair in chunk.top_logprobs]
@@ -173,19 +172,19 @@ def _columns(entry: Entry, saved: SwappedState | None) -> dict[str, list | np.nd
         "top_tokens": [token for token, _ in top],
         "top_logprobs": [logprob for _, logprob in top],
         "logits": np.concatenate(entry.logits) if entry.logits else [],
-        **({f"state.{i}": rows for i, rows in enumerate(saved.rows)} if saved else {}),
-        **({f"slot.{i}": value[None] for i, value in enumerate(saved.values)} if saved else {}),
+        **({f"state.{i}": rows for i, rows in enumerate(swapped.rows)} if swapped else {}),
+        **({f"slot.{i}": value[None] for i, value in enumerate(swapped.values)} if swapped else {}),
     }
 
 
-def _counts(entry: Entry, saved: SwappedState | None) -> _Counts:
+def _counts(entry: Entry, swapped: SwappedState | None) -> _Counts:
     chunks = entry.output.chunks if entry.output is not None else []
     n_tokens = len(entry.sequence.tokens)
     return _Counts(
         n_tokens=n_tokens,
         n_prompt=n_tokens - len(chunks),
-        n_computed=saved.n_tokens if saved else 0,
-        n_states=int(bool(saved and saved.values)),
+        n_computed=swapped.n_tokens if swapped else 0,
+        n_states=int(bool(swapped and swapped.values)),
         n_logits=sum(map(len, entry.logits)),
         n_top=sum(len(chunk.top_logprobs) for chunk in chunks),
         max_length=entry.sequence.max_length,
@@ -204,7 +203,7 @@ def decode(host: Host, blob: bytes, check: Callable[[Sequence], None]) -> list[E
         check: raises RequestTooLargeError for a sequence that can never run there.
 
     Raises:
-        SnapshotMismatchError: another model, dtype or exactness, or one of the two computed without native kernels.
+        SnapshotMismatchError: another model, dtype, exactness or backend.
         SnapshotError: damaged, of another version, inconsistent, or a request does not fit.
     """
     header = _header(blob)
@@ -241,8 +240,8 @@ def _entry(host: Host, counts: _Counts, parts: dict[str, np.ndarray]) -> Entry:
     sequence = Sequence(
         tokens=parts["tokens"].tolist(),
         max_length=counts.max_length,
-        wants="logits" if counts.params is None else None,
-        first=counts.n_logits,
+        output_kind="logits" if counts.params is None else None,
+        next_output_row=counts.n_logits,
         priority=counts.priority,
         swapped=SwappedState(counts.n_computed, rows, values) if counts.n_computed else None,
     )
@@ -256,8 +255,9 @@ def _entry(host: Host, counts: _Counts, parts: dict[str, np.ndarray]) -> Entry:
             f"{counts.max_length} at the most"
         )
     edits = edits_of(params, host.tokenizer.eog_ids, counts.n_prompt, host.vocab_size)
-    output, choice = _replay(host, counts, params, parts), Choice(params, counts.seed, edits)
-    return Entry(sequence, params, counts.seed, output, choice, logits)
+    output = _replay(host, counts, params, parts)
+    metadata = SamplingMetadata(params, counts.seed, edits)
+    return Entry(sequence, params, counts.seed, output, metadata, logits)
 
 
 def _replay(host: Host, counts: _Counts, params: SamplingParams, parts: dict[str, np.ndarray]) -> Output:
@@ -355,7 +355,7 @@ def _header_length(blob: bytes | memoryview) -> int:
 
 
 def _checksum(blob: bytes | memoryview, at: int) -> str:
-    """Of all bytes but the checksum's own, which are at `at`."""
+    """Checksum of all bytes but its own, which are at `at`."""
     digest, view = blake2b(digest_size=len(_NO_CHECKSUM) // 2, person=b"oxjax snapshot"), memoryview(blob)
     for piece in (view[:at], _NO_CHECKSUM.encode(), view[at + len(_NO_CHECKSUM) :]):
         digest.update(piece)

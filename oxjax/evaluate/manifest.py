@@ -21,7 +21,7 @@ from oxjax.evaluate.source import Source
 from oxjax.gguf import GGUFFile
 from oxjax.llm import LLM
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass
@@ -142,7 +142,7 @@ def facts(llm: LLM) -> dict[str, Any]:
     return {
         "model": model_fingerprint(llm.config, llm.model.params),
         "tokenizer": _tokenizer_fingerprint(llm.path),
-        "options": llm.options if llm.config.exact else llm.options | {"max_batch": llm.max_batch},
+        "options": llm.options if llm.config.numerics.exact else llm.options | {"max_batch": llm.max_batch},
         "software": {name: version(name) for name in ("oxjax", "jax", "jaxlib")},
         "device": {"platform": jax.default_backend(), "kind": jax.local_devices()[0].device_kind},
     }

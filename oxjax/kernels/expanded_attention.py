@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from oxjax.batch import RowLayout
+from oxjax.kernels.loops import bounded_loop
 from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
 from oxjax.kernels.paged_attention import KV_BLOCK, whole_blocks
 
@@ -18,7 +19,7 @@ Q_TILE = 128  # rows
 
 
 def expanding_pays(layout: RowLayout, *, rank: int, nope_dim: int, rope_dim: int, value_dim: int) -> Bool[Array, ""]:
-    """Whether a batch takes fewer multiplications so than over the latents, with queries and outputs moved to them.
+    """The expanded form takes fewer multiplications for this batch than attention over the latents.
 
     For `rows` of a sequence of `context` tokens these are, for each head, over the latents
     rows · context · (2 rank + rope_dim) + rows · rank · (nope_dim + value_dim), and written out
@@ -88,9 +89,10 @@ def expanded_attention(
 
             # The sequence's rows before the block see nothing of it.
             before = block * KV_BLOCK - (context - (end - start))
-            return lax.fori_loop(jnp.maximum(before, 0) // Q_TILE, -((start - end) // Q_TILE), one_tile, sums)
+            first_tile, end_tile = jnp.maximum(before, 0) // Q_TILE, -((start - end) // Q_TILE)
+            return bounded_loop(first_tile, end_tile, -(-n_rows // Q_TILE), one_tile, sums)
 
-        return lax.fori_loop(0, -(-context // KV_BLOCK), one_block, sums)
+        return bounded_loop(0, -(-context // KV_BLOCK), tables.shape[1], one_block, sums)
 
     sums = no_sums(1, n_heads, n_rows + Q_TILE, value_dim=value_dim)
     _, total = lax.fori_loop(0, layout.starts.shape[0], one_sequence, sums)

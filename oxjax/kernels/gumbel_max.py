@@ -8,10 +8,13 @@ from jax import lax
 from jax.extend.random import threefry2x32_p
 from jaxtyping import Array, Float, Int, UInt32
 
-from oxjax.kernels import native
+from oxjax.kernels.native import ffi_call
+from oxjax.kernels.numerics import Numerics
 
 
-def gumbel_max(logits: Float[Array, "rows d"], keys: UInt32[Array, "rows 2"]) -> Int[Array, " rows"]:
+def gumbel_max(
+    logits: Float[Array, "rows d"], keys: UInt32[Array, "rows 2"], *, numerics: Numerics
+) -> Int[Array, " rows"]:
     """Where logit plus noise is largest in each row: a draw from the softmax of its logits.
 
     A row's noise is that of `gumbel_noise`; neither other rows nor the number of columns matter.
@@ -19,10 +22,11 @@ def gumbel_max(logits: Float[Array, "rows d"], keys: UInt32[Array, "rows 2"]) ->
     Args:
         logits: float32; -inf is never drawn where there is anything else.
         keys: of the rows.
+        numerics: the backend matters, and changes no bit of the noise.
     """
-    if native.kernels():
+    if numerics.native:
         kind = jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32)
-        return jax.ffi.ffi_call("oxjax_gumbel_max", kind)(logits, keys)
+        return ffi_call("gumbel_max", kind)(logits, keys)
 
     def draw(row: tuple[Array, Array]) -> Array:
         logits, key = row

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
+from oxjax.kernels.native import ffi_call
 
 
 def linear_scan(
@@ -40,4 +41,4 @@ def linear_scan(
     results = [jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in (value, initial)]
     read, write, bonus = (jnp.zeros(0) if a is None else a for a in (read, write, bonus))
     rows = (query, decay, key, value, read, write, bonus)
-    return tuple(jax.ffi.ffi_call("oxjax_linear_scan", results)(*rows, initial, layout.starts, layout.ends))
+    return tuple(ffi_call("linear_scan", results)(*rows, initial, layout.starts, layout.ends))

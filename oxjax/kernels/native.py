@@ -17,12 +17,17 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jaxlib
+
+from oxjax.errors import BackendUnavailableError, ModelError
+from oxjax.kernels.numerics import BACKENDS
 
 log = logging.getLogger("oxjax")
 _SOURCES = Path(__file__).parent / "cpu"
@@ -54,6 +59,38 @@ class _NoKernelsError(Exception):
 def kernels() -> str | None:
     """The instructions that the kernels use, or None where there are none and XLA must do."""
     return _state()[0]
+
+
+def resolve_backend(backend: str) -> str:
+    """The backend that a model is computed with: "auto" is "native" wherever there are kernels, else "xla".
+
+    Raises:
+        BackendUnavailableError: "native" was asked for, and there are no kernels.
+        ModelError: an unknown name.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise ModelError(f"backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
+    if backend == "auto":
+        return "native" if kernels() else "xla"
+    if backend == "native":
+        _require_kernels()
+    return backend
+
+
+def ffi_call(kernel: str, results: Any, **options: Any) -> Callable[..., Any]:
+    """`jax.ffi.ffi_call` of one of our kernels, which are loaded first if they are not yet.
+
+    Raises:
+        BackendUnavailableError: there are none.
+    """
+    _require_kernels()
+    return jax.ffi.ffi_call(f"oxjax_{kernel}", results, **options)
+
+
+def _require_kernels() -> None:
+    instructions, reason = _state()
+    if instructions is None:
+        raise BackendUnavailableError(f'backend "native" cannot be used here: {reason}')
 
 
 def describe() -> str:
@@ -104,7 +141,7 @@ def _open(folder: Path) -> ctypes.CDLL:
 
 
 def _processor() -> str:
-    """What instructions there are: a folder may be shared by machines."""
+    """Instructions of the processor; machines with others may share the folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the attention kernels share: products by head, and a softmax that takes its keys block by block.
+"""Online softmax: attention that takes its keys block by block, and products by head.
 
 Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867. The values have a column of ones beside them, whose sum
 is the denominator.
@@ -16,7 +16,7 @@ Sums = tuple[Array, Array]  # each row's largest score so far, `[..., 1]`; sums 
 
 
 def no_sums(*shape: int, value_dim: int) -> Sums:
-    """Of rows that have seen nothing."""
+    """Sums of rows that have seen no keys."""
     return jnp.full((*shape, 1), MASKED, jnp.float32), jnp.zeros((*shape, value_dim + 1), jnp.float32)
 
 

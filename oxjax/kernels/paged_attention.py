@@ -14,7 +14,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
-from oxjax.kernels import native
+from oxjax.kernels.loops import bounded_loop
+from oxjax.kernels.native import ffi_call
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
 
 KV_BLOCK = 128
@@ -22,9 +24,9 @@ EXACT_Q_TILE = 8
 FAST_Q_TILE = 32
 
 
-def q_tile_rows(n_rows: int, n_seqs: int, *, exact: bool) -> int:
+def q_tile_rows(n_rows: int, n_seqs: int, numerics: Numerics) -> int:
     """Rows of a query tile: one constant in exact mode, else 1 where every sequence has about one row."""
-    if exact:
+    if numerics.exact:
         return EXACT_Q_TILE
     return 1 if n_rows <= n_seqs else FAST_Q_TILE
 
@@ -35,6 +37,7 @@ def paged_attention(
     v_pages: Float[Array, "pages page_size n_kv_heads value_dim"],
     layout: RowLayout,
     *,
+    numerics: Numerics,
     scale: float,
     window: int | None = None,
     chunk: int | None = None,
@@ -49,6 +52,7 @@ def paged_attention(
         q: queries after RoPE. Query head `h` reads key head `h // (n_heads // n_kv_heads)`.
         k_pages, v_pages: this layer's keys and values.
         layout: tiles and block tables of the batch.
+        numerics: see `Numerics`; activations play no part.
         scale: multiplier of the scores.
         window: a query sees the last `window` positions, itself included; None sees all.
         chunk: a query sees from the last multiple of `chunk` on; None sees all. Not both.
@@ -60,11 +64,9 @@ def paged_attention(
     if KV_BLOCK % k_pages.shape[1]:
         raise ValueError(f"page_size {k_pages.shape[1]} does not divide the attention block of {KV_BLOCK} tokens")
     keys = (k_pages,) if more_k_pages is None else (k_pages, more_k_pages)
-    if native.kernels():
+    if numerics.native:
         none = np.zeros(0, np.float32)
-        call = jax.ffi.ffi_call(
-            "oxjax_paged_attention", jax.ShapeDtypeStruct((*q.shape[:2], v_pages.shape[3]), jnp.float32)
-        )
+        call = ffi_call("paged_attention", jax.ShapeDtypeStruct((*q.shape[:2], v_pages.shape[3]), jnp.float32))
         return call(
             q.astype(jnp.float32),
             v_pages,
@@ -110,7 +112,7 @@ def paged_attention(
     oldest = jnp.min(jnp.where(layout.tile_positions < 0, last, layout.tile_positions))
     first = jnp.maximum(oldest_seen(oldest), 0) // KV_BLOCK
     empty = no_sums(n_tiles, n_kv, q_tile * group, value_dim=value_dim)
-    best, total = lax.fori_loop(first, last // KV_BLOCK + 1, one_block, empty)
+    best, total = bounded_loop(first, last // KV_BLOCK + 1, tables.shape[1], one_block, empty)
     values, denominator = total[..., :-1], total[..., -1:]
     if sinks is not None:
         sink = jnp.tile(sinks.reshape(n_kv, group), (1, q_tile))[..., None]

@@ -19,25 +19,21 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
 from oxjax.gguf.planes import SUPER_BLOCK, PlaneFormat, Planes
-from oxjax.kernels import native
 from oxjax.kernels.dot import dot_by_parts
+from oxjax.kernels.native import ffi_call
+from oxjax.kernels.numerics import Numerics
 
 PANEL = 16  # outputs that lie together
-ACTIVATIONS = ("int8", "float32")
 CHUNK = 32  # inputs whose codes lie together; activations share a scale over as many
 
 
 @struct.dataclass
 class QuantizedTensor:
-    """A matrix `[d_in, d_out]` in panels of 16 outputs, the last one filled up with zeros; or one for each expert.
-
-    `activations` is one of `ACTIVATIONS`: "int8" lets the native kernel round what it multiplies the matrix with.
-    """
+    """A matrix `[d_in, d_out]` in panels of 16 outputs, the last one filled up with zeros; or one for each expert."""
 
     data: UInt8[Array, "*n_experts panels panel_bytes"]
     shape: tuple[int, int] = struct.field(pytree_node=False)
     format: PlaneFormat = struct.field(pytree_node=False)
-    activations: str = struct.field(pytree_node=False, default="int8")
 
 
 def _sections(d_in: int, form: PlaneFormat) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -177,25 +173,24 @@ def format_fields(f: PlaneFormat) -> tuple[int, ...]:
 
 
 def quantized_matmul(
-    x: Float[Array, "rows d_in"], *weights: QuantizedTensor, exact: bool
+    x: Float[Array, "rows d_in"], *weights: QuantizedTensor, numerics: Numerics
 ) -> tuple[Float[Array, "rows _"], ...]:
     """`x @ w` for each weight, in float32.
 
-    The native kernel quantises groups of 32 activations to int8 and sums integers; what it gives differs from the
-    product with `dequantize(w)` by that rounding. With `activations="float32"` it has the bits of
-    `dot(x, dequantize(w), exact=True)`, and no more than a small part of the matrix is dequantised at any time. Either
-    way the bits of a row never depend on other rows. Without native kernels activations are never rounded.
+    With int8 activations the native kernel quantises groups of 32 of them and sums integers; its result differs from
+    the product with `dequantize(w)` by that rounding. With float32 activations it has the bits of the exact `dot` with
+    `dequantize(w)`, and no more than a small part of the matrix is dequantised at any time. Either way the bits of a
+    row never depend on other rows. The XLA backend never rounds activations.
 
     Args:
         x: float32 activations.
-        weights: several share the quantised activations; all have the same `activations`.
-        exact: see `oxjax.kernels.dot`; matters without native kernels.
+        weights: several share the quantised activations.
+        numerics: see `Numerics`; the native kernel is always exact.
     """
-    if native.kernels() is None:
-        return tuple(dot_by_parts(x, partial(_outputs, w), w.shape[1], exact=exact) for w in weights)
-    rounds = weights[0].activations == "int8"
-    assert all(w.activations == weights[0].activations for w in weights)
-    fields = [format_fields(w.format) for w in weights]
+    if not numerics.native:
+        return tuple(dot_by_parts(x, partial(_outputs, w), w.shape[1], numerics=numerics) for w in weights)
+    fields = np.array([format_fields(w.format) for w in weights], np.int64).reshape(-1)
+    rounds = numerics.activations == "int8"
     results = [jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), jnp.float32) for w in weights]
-    call = jax.ffi.ffi_call("oxjax_quantized_matmul", results)
-    return tuple(call(x, *(w.data for w in weights), formats=np.array(fields, np.int64).reshape(-1), rounds=rounds))
+    call = ffi_call("quantized_matmul", results)
+    return tuple(call(x, *(w.data for w in weights), formats=fields, rounds=rounds))

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from oxjax.kernels import native
+from oxjax.kernels.native import ffi_call
+from oxjax.kernels.numerics import Numerics
 
 
 def rotate(
@@ -15,6 +16,7 @@ def rotate(
     sin: Float[Array, "rows half"],
     *,
     adjacent: bool,
+    numerics: Numerics,
 ) -> Float[Array, "rows heads d"]:
     """Turn pair i of every head, (x[i], x[i + half]), by the angle i of its row; what lies past the pairs stays.
 
@@ -23,10 +25,11 @@ def rotate(
         cos: of the angles, float32.
         sin: likewise.
         adjacent: pairs are (x[2i], x[2i + 1]).
+        numerics: only the backend matters.
     """
     half = cos.shape[1]
-    if native.kernels():
-        call = jax.ffi.ffi_call("oxjax_rotate", jax.ShapeDtypeStruct(x.shape, jnp.float32))
+    if numerics.native:
+        call = ffi_call("rotate", jax.ShapeDtypeStruct(x.shape, jnp.float32))
         return call(x.astype(jnp.float32), cos, sin, adjacent=adjacent).astype(x.dtype)
     turned, rest = x[..., : 2 * half].astype(jnp.float32), x[..., 2 * half :]
     a, b = (turned[..., 0::2], turned[..., 1::2]) if adjacent else jnp.split(turned, 2, axis=-1)

@@ -13,6 +13,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from oxjax.kernels.loops import bounded_loop
 from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
 from oxjax.kernels.paged_attention import KV_BLOCK
 
@@ -22,7 +23,7 @@ TILES_AT_ONCE = 8
 
 @struct.dataclass
 class TextLayout:
-    """Which rows belong together, computed once a batch and shared by all layers.
+    """Boundaries of the texts in a batch, computed once and shared by all layers.
 
     Tile `t` holds `Q_TILE` rows from place `tile_place[t]` of the text that begins at row `tile_start[t]` and has
     `tile_length[t]` rows, 0 for a tile without any. Row `r` is found again at `[row_tile[r], row_place[r]]`; it is
@@ -127,8 +128,8 @@ def text_attention(
             first = jnp.where(length > 0, jnp.maximum(place - half, 0), n_rows)
             stop = jnp.minimum(length, place + Q_TILE + half)
         empty = no_sums(TILES_AT_ONCE, n_kv, Q_TILE * group, value_dim=value_dim)
-        blocks = jnp.min(first) // KV_BLOCK, (jnp.max(stop) + KV_BLOCK - 1) // KV_BLOCK
-        _, total = lax.fori_loop(*blocks, one_block, empty)
+        first_block, end_block = jnp.min(first) // KV_BLOCK, (jnp.max(stop) + KV_BLOCK - 1) // KV_BLOCK
+        _, total = bounded_loop(first_block, end_block, -(-n_rows // KV_BLOCK), one_block, empty)
         values, denominator = total[..., :-1], total[..., -1:]
         out = values / jnp.where(denominator == 0.0, 1.0, denominator)
         return out.reshape(TILES_AT_ONCE, n_kv, Q_TILE, group, value_dim).swapaxes(1, 2)

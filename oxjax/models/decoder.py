@@ -15,7 +15,7 @@ from oxjax.cache.pages import KVPages, LatentPages
 from oxjax.cache.slots import RecurrentState
 from oxjax.cache.transfer import page_arrays
 from oxjax.config import DTYPES, LatentSpec, LayerSpec, MixerSpec, ModelConfig, RecurrentSpec
-from oxjax.kernels.dot import least_rows
+from oxjax.kernels.dot import min_rows
 from oxjax.kernels.paged_attention import q_tile_rows
 from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.models.layers.block import LayerState
@@ -109,10 +109,10 @@ def step(
 def hidden_states(
     params: Params, state: EngineState, batch: Batch, config: ModelConfig
 ) -> tuple[Float[Array, "N d_model"], EngineState]:
-    """What `step` makes logits from: rows after the final norm, in the model's dtype, and the new state."""
-    batch = padded(batch, least_rows(exact=config.exact))
+    """Hidden states of rows after the final norm, in the model's dtype, and the new state."""
+    batch = padded(batch, min_rows(config.numerics))
     page_size = next((array.shape[1] for array in page_arrays(state)), 1)
-    q_tile = q_tile_rows(batch.tokens.shape[0], batch.kv_lens.shape[0], exact=config.exact)
+    q_tile = q_tile_rows(batch.tokens.shape[0], batch.kv_lens.shape[0], config.numerics)
     layout = row_layout(batch, page_size=page_size, q_tile=q_tile)
     angles = tuple(
         rope_angles(batch.positions, inv_freq, spec.mscale)
@@ -140,9 +140,9 @@ def _embed(params: Params, batch: Batch, config: ModelConfig) -> Array:
 def logits_of(params: Params, x: Float[Array, "N d_model"], config: ModelConfig) -> Float[Array, "N vocab"]:
     """Float32 logits of hidden states."""
     if params.output is None:
-        logits = tied_logits(params.embedding, x, exact=config.exact)
+        logits = tied_logits(params.embedding, x, config.numerics)
     else:
-        logits = linear(params.output, x=x, exact=config.exact, dtype=jnp.float32)[0]
+        logits = linear(params.output, x, config.numerics, dtype=jnp.float32)
     if config.logit_scale != 1.0:
         logits = logits * config.logit_scale
     if config.final_softcap is not None:

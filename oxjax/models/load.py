@@ -1,4 +1,4 @@
-"""From a path to a model that `step` can run."""
+"""Loading of a model that `step` can run from a path."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import struct
 
-from oxjax.config import DTYPES, POOLINGS, ModelConfig
-from oxjax.errors import ModelError, UnsupportedArchitectureError
-from oxjax.gguf import GGMLType, GGUFFile
-from oxjax.kernels import native
-from oxjax.kernels.quantized import ACTIVATIONS
+from oxjax.config import POOLINGS, ModelConfig
+from oxjax.errors import UnsupportedArchitectureError
+from oxjax.gguf import GGUFFile
+from oxjax.kernels.native import resolve_backend
+from oxjax.kernels.numerics import Numerics
 from oxjax.models.architectures import Architecture, architecture
 from oxjax.models.base import Frequencies
 from oxjax.models.decoder import Params
@@ -23,11 +24,10 @@ from oxjax.models.encoder import EncoderParams
 from oxjax.models.hyperparameters import Hyperparameters
 from oxjax.models.layers.norms import Norm
 from oxjax.models.loader import ParamLoader
+from oxjax.models.options import LoadOptions, refuse_keywords
 from oxjax.models.rank import load_head, rank_spec
 from oxjax.tokenizer import Tokenizer
 
-QUANTIZE = {"q8_0": GGMLType.Q8_0, "q4_0": GGMLType.Q4_0}
-WEIGHTS = ("auto", "quantized", *DTYPES)
 _LOADING_THREADS = min(8, os.cpu_count() or 1)  # each holds a few MiB beside what it loads
 # Per-layer copies of the rotation table, which old converters wrote and nothing ever read.
 _IGNORED = (".attn_rot_embd.weight", ".rope_freqs.weight")
@@ -45,86 +45,52 @@ class Model:
 def load(
     path: str | Path,
     *,
+    exact: bool = True,
     dtype: str = "float32",
     weights: str = "auto",
     activations: str = "int8",
-    quantize: str | None = None,
-    exact: bool = True,
+    backend: str = "auto",
     max_context: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **removed: Any,
 ) -> Model:
     """Load a GGUF model.
 
     Args:
         path: a GGUF file, any shard of a split one, or a directory that holds one model.
-        dtype: "float32" or "bfloat16", of activations and pages.
-        weights: how matrices are held. "quantized" keeps them as in the file: integers where the format allows it,
-            float16 and bfloat16 as they are, and what is neither in the dtype. Products with integers round
-            activations to 8 bits where there are native kernels, as llama.cpp's do. "float32" and "bfloat16"
-            dequantise. "auto" is "quantized" where there are native kernels, else the dtype.
-        activations: what quantised matrices are multiplied with: "int8", which is fast, or "float32", which computes
-            what dequantised weights would, in the memory of quantised ones.
-        quantize: "q8_0" or "q4_0" quantises the file's float32, float16 and bfloat16 matrices, whose rows must be of
-            a multiple of 32, while they are loaded, as the `gguf` package does. It goes with quantised weights.
-        exact: see `ModelConfig.exact`.
-        max_context: tokens per sequence to prepare for; only LongRoPE models depend on it.
+        exact, dtype, weights, activations, backend, max_context: see `LoadOptions`.
         progress: called with (bytes read, bytes in all) while tensors are read.
+        removed: nothing; former keywords are refused with their new spelling.
 
     Raises:
         GGUFError: the file is not a sound GGUF file.
         UnsupportedArchitectureError: its architecture is not known; see `oxjax.models.architectures`.
-        ModelError: its metadata and tensors do not fit together; names both numbers.
+        ModelError: its metadata and tensors do not fit together, or an option has no such value.
+        BackendUnavailableError: the native backend was asked for, and cannot run here.
         TokenizerError: its vocabulary cannot be used.
     """
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    refuse_keywords(removed)
+    options = LoadOptions(exact, dtype, weights, activations, backend, max_context)
     with GGUFFile.open(path) as file:
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(file.path))
-        config, params = load_params(
-            file,
-            dtype=dtype,
-            weights=weights,
-            activations=activations,
-            quantize=quantize,
-            exact=exact,
-            max_context=max_context,
-            progress=progress,
-        )
+        config, params = load_params(file, options, progress)
     return Model(config=config, params=params, tokenizer=tokenizer)
 
 
 def load_params(
-    file: GGUFFile,
-    *,
-    dtype: str = "float32",
-    weights: str = "auto",
-    activations: str = "int8",
-    quantize: str | None = None,
-    exact: bool = True,
-    max_context: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    file: GGUFFile, options: LoadOptions, progress: Callable[[int, int], None] | None = None
 ) -> tuple[ModelConfig, Params | EncoderParams]:
     """The config and parameters of an open file, without its tokenizer; see `load`."""
-    for name, value, known in (("weights", weights, WEIGHTS), ("activations", activations, ACTIVATIONS)):
-        if value not in known:
-            raise ModelError(f"{name} {value!r} is not one of {', '.join(known)}")
-    if quantize is not None and quantize not in QUANTIZE:
-        raise ModelError(f"quantize {quantize!r} is not one of {', '.join(QUANTIZE)}")
-    if quantize is not None and weights not in ("auto", "quantized"):
-        raise ModelError(f"quantize {quantize!r} makes quantised weights, but weights is {weights!r}")
+    numerics = Numerics(options.exact, options.activations, resolve_backend(options.backend))
+    weights = options.weights
     if weights == "auto":
-        weights = "quantized" if quantize is not None or native.kernels() else dtype
+        weights = "file" if numerics.native else options.dtype
     total = sum(info.n_bytes for info in file.tensors.values())
     tensors = ParamLoader(
-        file,
-        dtype,
-        None if progress is None else lambda done: progress(done, total),
-        weights=weights,
-        activations=activations,
-        quantize=None if quantize is None else QUANTIZE[quantize],
+        file, options.dtype, None if progress is None else lambda done: progress(done, total), weights=weights
     )
-    family, config, frequencies = _configure(file, tensors, max_context)
-    config = dataclasses.replace(config, dtype=dtype, exact=exact)
+    family, config, frequencies = _configure(file, tensors, options.max_context)
+    config = dataclasses.replace(config, dtype=options.dtype, numerics=numerics)
     params = (_decoder if config.causal else _encoder)(tensors, family, config, frequencies)
     tensors.finish(ignore=_IGNORED)
     return config, params

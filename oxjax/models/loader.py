@@ -1,4 +1,4 @@
-"""From the tensors of a file to the parts of a model, one tensor at a time, with shapes checked."""
+"""Loading of the parts of a model from the tensors of a file, one at a time, with shapes checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from jaxtyping import Array
 from oxjax.config import DTYPES, AttentionSpec, MLPSpec, MoESpec
 from oxjax.errors import ModelError
 from oxjax.gguf import GGUFFile
-from oxjax.gguf.ggml_types import GGMLType
 from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.models.layers.attention import Attention
 from oxjax.models.layers.linear import Linear
@@ -23,6 +22,7 @@ from oxjax.models.layers.mlp import MLP
 from oxjax.models.layers.moe import Experts, MoE
 from oxjax.models.layers.norms import Norm
 from oxjax.models.matrices import Matrices
+from oxjax.models.options import QUANTIZE
 
 
 class ParamLoader:
@@ -32,10 +32,7 @@ class ParamLoader:
         file: an open GGUF file.
         dtype: of activations, and of what is computed with as it is; vectors stay float32.
         progress: called with the bytes of the file read so far, after each part of a tensor.
-        weights: how matrices are held: in a dtype, or "quantized", which keeps the integers or the 16 bits of the
-            file, and has the rest in `dtype`. None is `dtype`.
-        activations: what quantised matrices are multiplied with; see `QuantizedTensor`.
-        quantize: the format that plain matrices are quantised to, where their rows fit it; None leaves them.
+        weights: see `LoadOptions.weights`, of which "auto" is resolved; None is `dtype`.
     """
 
     def __init__(
@@ -45,17 +42,17 @@ class ParamLoader:
         progress: Callable[[int], None] | None = None,
         *,
         weights: str | None = None,
-        activations: str = "int8",
-        quantize: GGMLType | None = None,
     ):
         self.file, self.dtype = file, np.dtype(DTYPES[dtype])
-        dense, keep = np.dtype(DTYPES.get(weights, self.dtype)), weights == "quantized"
-        self._matrices = Matrices(file, dense, self._count, keep=keep, activations=activations, quantize=quantize)
+        dense = np.dtype(DTYPES.get(weights or dtype, self.dtype))
+        quantize = QUANTIZE.get(weights or dtype)
+        keep = weights == "file" or quantize is not None
+        self._matrices = Matrices(file, dense, self._count, keep=keep, quantize=quantize)
         self._progress, self._bytes_read, self._lock = progress, 0, threading.Lock()
         self._used: set[str] = set()
 
     def has(self, name: str) -> bool:
-        """Whether the file holds this tensor."""
+        """The file holds this tensor."""
         return name in self.file.tensors
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
@@ -230,7 +227,7 @@ class ParamLoader:
         return MoE(
             # Small, and its errors choose.
             router=self.linear(f"{prefix}.ffn_gate_inp", d_model, spec.n_experts, keep=False),
-            selection_bias=bias,
+            score_correction_bias=bias,
             gate=gate,
             up=up,
             down=self.experts(f"{prefix}.ffn_down", spec.n_experts, spec.d_ff, (d,))[0],

@@ -39,7 +39,6 @@ class Matrices:
         dense: the dtype of what is held as floats.
         count: called with the bytes of the file that were read, after each part.
         keep: hold the integers, or the 16 bits, of the file instead.
-        activations: what quantised matrices are multiplied with; see `QuantizedTensor`.
         quantize: with `keep`, the format that plain matrices are quantised to, where their rows fit it.
     """
 
@@ -50,11 +49,10 @@ class Matrices:
         count: Callable[[int], None],
         *,
         keep: bool,
-        activations: str,
         quantize: GGMLType | None,
     ):
         self._file, self._dense, self._count = file, dense, count
-        self._keep, self._activations, self._quantize = keep, activations, quantize
+        self._keep, self._quantize = keep, quantize
         self._buffers = _Buffers()
         self._formats: dict[str, GGMLType | None] = {}
 
@@ -120,7 +118,7 @@ class Matrices:
             for panels, (name, i) in zip(data, places, strict=True):
                 self._pack(name, panels, d_in, range(i * total + start, i * total + stop))
             data = jax.device_put(data, may_alias=True)
-            weights.append(QuantizedTensor(data, (d_in, stop - start), form, self._activations))
+            weights.append(QuantizedTensor(data, (d_in, stop - start), form))
         return weights
 
     def _dense_experts(
@@ -155,7 +153,7 @@ class Matrices:
         return self._quantize if fits and info.ggml_type in _PLAIN else None
 
     def _dtype_of(self, name: str) -> np.dtype:
-        """Of a matrix that is held as floats."""
+        """The dtype of a matrix that is held as floats."""
         half = _HALVES.get(self._file.tensors[name].ggml_type) if self._keep else None
         return self._dense if half is None else half
 
@@ -164,7 +162,7 @@ class Matrices:
         form = PLANE_FORMATS[self._format_of(name)]
         data = self._buffers.empty((-(-len(rows) // PANEL), panel_bytes(d_in, form)), np.dtype(np.uint8))
         self._pack(name, data, d_in, rows, pool)
-        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, len(rows)), form, self._activations)
+        return QuantizedTensor(jax.device_put(data, may_alias=True), (d_in, len(rows)), form)
 
     def _pack(self, name: str, data: np.ndarray, d_in: int, rows: range, pool: Executor | None = None) -> None:
         """Fill panels with rows of a tensor, counted over all leading axes."""

@@ -71,9 +71,9 @@ def rank_scores(p: RankHead, x: Float[Array, "rows d_model"], config: ModelConfi
     In exact mode the bits of a row depend on that row alone, for a given number of rows.
     """
     if p.dense is not None:
-        x = ACTIVATIONS[config.rank.activation](linear(p.dense, x=x, exact=config.exact)[0])
+        x = ACTIVATIONS[config.rank.activation](linear(p.dense, x, config.numerics))
     if p.norm is not None:
         x = norm(p.norm, x, config)
     if p.output is not None:
-        x = linear(p.output, x=x, exact=config.exact)[0]
+        x = linear(p.output, x, config.numerics)
     return jax.nn.softmax(x, axis=-1) if config.rank.softmax else x

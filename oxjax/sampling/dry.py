@@ -18,7 +18,7 @@ _FEW = 32  # tokens that are taken one after the other, and not all anew
 
 
 class Dry:
-    """What has been said, and what would say it again.
+    """DRY's memory of a text: its repetitions, and the tokens that would continue them.
 
     Args:
         params: the request's.
@@ -47,7 +47,7 @@ class Dry:
         return any(breaker in text for breaker in self._breakers)
 
     def penalties(self, tokens: Sequence[int]) -> list[tuple[int, float]]:
-        """What is subtracted from the logits of tokens that would continue a repetition; each token once.
+        """Penalties of tokens that would continue a repetition, to be subtracted from their logits; each token once.
 
         Args:
             tokens: all that were pushed.
@@ -92,7 +92,7 @@ def _repeated(tokens: Sequence[int], known: np.ndarray) -> np.ndarray:
 
 
 def _z(tokens: Sequence[int]) -> np.ndarray:
-    """How far the tokens from each place on are those from the first on; 0 for the first (the Z algorithm)."""
+    """Length of the longest common prefix of the tokens with each of their suffixes; 0 for the first (Z algorithm)."""
     n = len(tokens)
     z = [0] * n
     left = right = 0

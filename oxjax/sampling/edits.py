@@ -1,4 +1,4 @@
-"""What a request changes about single tokens, wherever it has its way: biases, bans, ends that come too early."""
+"""Adjustments of single logits: biases, bans, and ends before `min_tokens`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Edits:
     late: Int[Array, "N E"]
 
     def at(self, positions: Int[Array, " N"]) -> Float[Array, "N E"]:
-        """What is added for tokens at these positions."""
+        """Numbers to add to the logits at these positions."""
         return jnp.where(positions[:, None] < self.until, self.values, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""What a request asks of the sampler. Host only."""
+"""Sampling parameters of a request. Host only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numbers
 import re
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -30,10 +30,68 @@ STAGES = (
 ALL_STAGES = (*STAGES, "mirostat_1", "mirostat_2")  # which come last
 REPORTED = ("model", "sampling")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-MOST_BIAS = 1e6  # more than any logit, and far from what float32 ends at
+MOST_BIAS = 1e6  # beyond any logit, far below the largest float32
 
 
-# What says more about what others ask for.
+Check = Callable[[str, object], None]
+
+
+def _whole(least: int, most: int = 2**31 - 1, *, optional: bool = False) -> Check:
+    """A check that a value is a whole number within bounds."""
+
+    def check(name: str, value: object) -> None:
+        if optional and value is None:
+            return
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) <= most:
+            raise InvalidRequestError(f"{name} {value!r}: expected a whole number from {least} to {most}")
+
+    return check
+
+
+def _real(least: float, most: float, *, above: bool = False) -> Check:
+    """A check that a value is a finite number within bounds, or above the lower one."""
+    bounds = f"{'more than' if above else 'at least'} {least}" + ("" if math.isinf(most) else f", at most {most}")
+
+    def check(name: str, value: object) -> None:
+        ok = isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        if not ok or not least <= float(value) <= most or (above and value == least):
+            raise InvalidRequestError(f"{name} {value!r}: expected a number {bounds}")
+
+    return check
+
+
+_CHECKS = {
+    "max_tokens": _whole(1, optional=True),
+    "temperature": _real(0.0, math.inf),
+    "top_k": _whole(0),
+    "top_p": _real(0.0, 1.0, above=True),
+    "min_p": _real(0.0, 1.0),
+    "seed": _whole(0, 2**64 - 1, optional=True),
+    "logprobs": _whole(0),
+    "prompt_logprobs": _whole(0, optional=True),
+    "repetition_penalty": _real(0.0, MOST_BIAS, above=True),
+    "frequency_penalty": _real(-MOST_BIAS, MOST_BIAS),
+    "presence_penalty": _real(-MOST_BIAS, MOST_BIAS),
+    "penalty_window": _whole(0, optional=True),
+    "temperature_range": _real(0.0, MOST_BIAS),
+    "temperature_exponent": _real(0.0, MOST_BIAS, above=True),
+    "typical_p": _real(0.0, 1.0, above=True),
+    "top_a": _real(0.0, 1.0),
+    "epsilon_cutoff": _real(0.0, 1.0),
+    "eta_cutoff": _real(0.0, 1.0),
+    "top_n_sigma": _real(0.0, MOST_BIAS),
+    "xtc_probability": _real(0.0, 1.0),
+    "xtc_threshold": _real(0.0, 0.5),
+    "mirostat": _whole(0, 2),
+    "mirostat_tau": _real(0.0, MOST_BIAS),
+    "mirostat_eta": _real(0.0, 1.0, above=True),
+    "dry_multiplier": _real(0.0, MOST_BIAS),
+    "dry_base": _real(1.0, MOST_BIAS),
+    "dry_allowed_length": _whole(1),
+    "dry_window": _whole(1, optional=True),
+}
+
+# Parameters that have no effect without one of these.
 _DETAILS = {
     "temperature_exponent": ("temperature_range",),
     "xtc_threshold": ("xtc_probability",),
@@ -46,74 +104,70 @@ _DETAILS = {
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose the next token, and when to stop.
+    """Sampling parameters: how the next token is chosen, and when a request ends.
 
-    The stages act in this order: bias and bans, penalties, DRY, grammar, greedy if `temperature` is 0, else those of
-    `order`, mirostat, draw. The defaults draw from the model's own distribution until it ends the text. Every stage
-    works on what the one before left, and probabilities are those of what is left; none takes the most likely token
-    away, but `xtc` and `typical_p`. What can have no effect is refused.
+    With logits x, probabilities p = softmax(x) of the tokens that are left, and entropy H = -Σ p ln p, the stages
+    act in this order: bias and bans, penalties, DRY, grammar, greedy if `temperature` is 0, else the stages in
+    `order`, mirostat, draw. Each stage works on the tokens that the one before left, and never removes the most
+    likely one; only `xtc` and `typical_p` may. The defaults sample from the model's own distribution until it ends
+    the text. Parameters that could have no effect are refused.
 
     Attributes:
-        max_tokens: most tokens to generate; None goes on to the end of the context.
-        min_tokens: until there are so many, tokens that would end the text are not chosen, and stop texts do not
-            end it.
-        temperature: divides the logits; 0 takes the most likely token, the lowest id among equals.
-        temperature_range: lets the temperature vary so much to either side of `temperature`, by how large the entropy
-            is: least + (most - least) * (entropy / log of the number of tokens left) ^ `temperature_exponent`
-            (llama.cpp's dynamic temperature); 0 does not.
-        temperature_exponent: see there.
+        max_tokens: maximum number of tokens to generate; None continues to the end of the context.
+        temperature: T in x / T; 0 takes the most likely token, the lowest id among equals.
         top_k: keep the k most likely tokens, lower ids first among equals; 0 keeps all.
-        top_p: keep the smallest set of most likely tokens that holds at least this share of what top-k left
-            (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751); 1 keeps all.
-        min_p: keep tokens at least this likely relative to the most likely one
-            (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082); 0 keeps all.
-        typical_p: keep the tokens whose surprise is closest to the entropy, until they hold this share
-            (Meister et al. 2023, https://arxiv.org/abs/2202.00666); 1 keeps all.
-        top_a: keep tokens at least as likely as this times the square of the largest probability (BlinkDL's
-            RWKV-LM); 0 keeps all.
-        epsilon_cutoff: keep tokens at least this likely (Hewitt et al. 2022, https://arxiv.org/abs/2210.15191); 0
-            keeps all.
-        eta_cutoff: the same, with sqrt(eta) * e^-entropy as the bound where that is less (there); 0 keeps all.
-        top_n_sigma: keep tokens whose logits are within this many standard deviations of the largest
-            (Tang et al. 2024, https://arxiv.org/abs/2411.07641); 0 keeps all.
-        xtc_probability: how often, step by step, all tokens above `xtc_threshold` but the least likely of them are
-            excluded (p-e-w, text-generation-webui #6335).
-        xtc_threshold: a probability up to 0.5.
-        mirostat: 1 or 2 steers the surprise of what is drawn to `mirostat_tau`, by that version of mirostat (Basu et
-            al. 2020, https://arxiv.org/abs/2007.14966; the second as llama.cpp has it), on what the stages left; 0 does
-            not.
-        mirostat_tau: in bits.
-        mirostat_eta: how fast.
-        order: the stages, by the names of their parameters, in the order in which they act: all that are in use.
-        seed: 0 to 2^64 - 1. Together with model, prompt and these parameters it determines the output.
-            None takes one from the operating system, which the result reports.
-        logprobs: how many of the most likely tokens to report at each step, besides the chosen one, and its rank.
-        logprobs_of: "model" reports log-probabilities of the model's own distribution, "sampling" those of what is
-            drawn from, after all stages; at `temperature` 0 after those before greedy.
-        prompt_logprobs: the same of every token of the prompt but the first, with this many of the most likely tokens;
-            of the model's own distribution. None does not.
-        logit_bias: what is added to the logits of single tokens, before all else: a mapping from ids, or pairs.
-        banned_tokens: ids that are never chosen, whatever their bias.
-        repetition_penalty: divides the logits of tokens that the text has lately had, where they are positive, and
-            multiplies them where they are not, once however often a token occurs (Keskar et al. 2019,
-            https://arxiv.org/abs/1909.05858); 1 leaves them.
-        frequency_penalty: what is then subtracted for each time that it occurs.
-        presence_penalty: what is subtracted once.
-        penalty_window: how many of the last tokens these penalties look at, prompt included, as in llama.cpp; None
-            takes all, 0 none.
-        dry_multiplier: what is subtracted from the logits of tokens that continue a repetition which has
-            `dry_allowed_length` tokens (p-e-w, text-generation-webui #5677); 0 does not.
-        dry_base: that much more for every token that the repetition has more.
-        dry_allowed_length: see there.
-        dry_window: how many of the last tokens are searched, prompt included; None takes all.
-        dry_breakers: texts that no repetition goes across.
+        top_p: keep the smallest set of most likely tokens with Σ p >= top_p (nucleus sampling, Holtzman et al. 2020,
+            https://arxiv.org/abs/1904.09751); 1 keeps all.
+        min_p: keep tokens with p >= min_p max(p) (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082); 0 keeps all.
+        seed: 0 to 2^64 - 1. Together with model, prompt and the other parameters it determines the output. None takes a
+            seed from the operating system, which the result reports.
+        logprobs: number of most likely tokens to report at each step, besides the sampled token and its rank.
         stop: texts that end the generation; they are not part of the result's text.
-        stop_token_ids: tokens that end it; they are part of the result's tokens, not of its text.
-        ignore_eos: go on after end-of-generation tokens.
-        grammar: the language that the output has to be in; where nothing else can follow, the end does.
-        n: how many samples of the prompt to draw. The prompt is computed once; each sample has a seed of its own,
-            the first one `seed`, and its result names the seed that gives it alone.
-        best_of: how many to draw instead, of which the `n` are given whose tokens are the most likely on average.
+        ignore_eos: continue after end-of-generation tokens.
+        n: number of samples of the prompt. They share its computation; each has a seed of its own, the first `seed`,
+            and its result names the seed that gives it alone.
+        best_of: number of samples to draw instead, of which the `n` with the highest mean log-probability are returned.
+        min_tokens: minimum number of tokens; before that, tokens that end the text are not sampled, and stop texts do
+            not end it.
+        logit_bias: numbers b[i] in x[i] + b[i], before all else: a mapping from ids, or pairs.
+        banned_tokens: ids that are never sampled, whatever their bias.
+        stop_token_ids: tokens that end the generation; they are part of the result's tokens, not of its text.
+        repetition_penalty: r in x / r where x > 0, and x r elsewhere, for tokens in the penalty window, once per token
+            (Keskar et al. 2019, https://arxiv.org/abs/1909.05858); 1 is off.
+        frequency_penalty: f in x - f c, where c counts a token's occurrences in the penalty window; 0 is off.
+        presence_penalty: a in x - a for tokens in the penalty window; 0 is off.
+        penalty_window: number of last tokens, prompt included, that these penalties look at, as in llama.cpp; None is
+            all, 0 none.
+        temperature_range: R of llama.cpp's dynamic temperature, T - R + 2 R (H / ln(number of tokens left)) ^ e, at
+            least 0 in place of T - R; 0 is off.
+        temperature_exponent: e of the dynamic temperature.
+        typical_p: keep the tokens with the smallest |-ln p - H| until Σ p > typical_p (locally typical sampling,
+            Meister et al. 2023, https://arxiv.org/abs/2202.00666); 1 keeps all.
+        top_a: keep tokens with p >= top_a max(p)^2 (BlinkDL's RWKV-LM); 0 keeps all.
+        epsilon_cutoff: keep tokens with p >= epsilon (Hewitt et al. 2022, https://arxiv.org/abs/2210.15191); 0 keeps
+            all.
+        eta_cutoff: keep tokens with p >= min(eta, sqrt(eta) e^-H) (the same paper); 0 keeps all.
+        top_n_sigma: keep tokens with x >= max(x) - n σ(x) (Tang et al. 2024, https://arxiv.org/abs/2411.07641); 0 keeps
+            all.
+        xtc_probability: probability, at each step, of excluding all tokens with p >= `xtc_threshold` but the least
+            likely of them (p-e-w, text-generation-webui #6335); 0 is off.
+        xtc_threshold: at most 0.5.
+        mirostat: 1 or 2, the version of mirostat that steers the surprise -log2 p of sampled tokens towards
+            `mirostat_tau` (Basu et al. 2020, https://arxiv.org/abs/2007.14966; version 2 as in llama.cpp); 0 is off.
+        mirostat_tau: target surprise τ, in bits; μ starts at 2 τ.
+        mirostat_eta: learning rate η in μ - η (surprise - τ).
+        logprobs_of: "model" reports log-probabilities of the model's own distribution, "sampling" those of the
+            distribution that the token is drawn from, after all stages (at `temperature` 0, before greedy).
+        prompt_logprobs: number of most likely tokens to report for every prompt token but the first, besides the token
+            and its rank, of the model's own distribution; None reports nothing.
+        dry_multiplier: m in x - m b^(L - A) for tokens that would continue a repetition of L >= A tokens, with b =
+            `dry_base` and A = `dry_allowed_length` (DRY, p-e-w, text-generation-webui #5677); 0 is off.
+        dry_base: b above.
+        dry_allowed_length: A above.
+        dry_window: number of last tokens that are searched for repetitions, prompt included; None is all.
+        dry_breakers: texts that no repetition extends across.
+        grammar: language of the output; where nothing else can follow, the generation ends.
+        order: names of the stages in their order, all that are in use.
     """
 
     max_tokens: int | None = None
@@ -158,74 +212,55 @@ class SamplingParams:
     order: tuple[str, ...] | list[str] = STAGES
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        _whole("max_tokens", self.max_tokens, 1, optional=True)
-        _real("temperature", self.temperature, 0.0, math.inf)
-        _whole("top_k", self.top_k, 0)
-        _real("top_p", self.top_p, 0.0, 1.0, above=True)
-        _real("min_p", self.min_p, 0.0, 1.0)
-        _real("temperature_range", self.temperature_range, 0.0, MOST_BIAS)
-        _real("temperature_exponent", self.temperature_exponent, 0.0, MOST_BIAS, above=True)
-        _real("typical_p", self.typical_p, 0.0, 1.0, above=True)
-        for name in ("top_a", "epsilon_cutoff", "eta_cutoff", "xtc_probability"):
-            _real(name, getattr(self, name), 0.0, 1.0)
-        _real("top_n_sigma", self.top_n_sigma, 0.0, MOST_BIAS)
-        _real("xtc_threshold", self.xtc_threshold, 0.0, 0.5)
-        object.__setattr__(self, "order", tuple(self.order))
+        self._set("stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        for name in ("order", "dry_breakers", "banned_tokens", "stop_token_ids"):
+            self._set(name, tuple(getattr(self, name)))
+        for name, check in _CHECKS.items():
+            check(name, getattr(self, name))
+        _whole(1)("n", self.n)
+        _whole(self.n, optional=True)("best_of", self.best_of)
+        _whole(0, 2**31 - 1 if self.max_tokens is None else self.max_tokens)("min_tokens", self.min_tokens)
+        for name in ("banned_tokens", "stop_token_ids"):
+            for i in getattr(self, name):
+                _whole(0)(name, i)
+        self._check_order()
+        self._check_texts()
+        self._check_effects()
+        self._set("logit_bias", self._pairs_of_bias())
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_order(self) -> None:
         if not all(name in STAGES for name in self.order) or len(set(self.order)) < len(self.order):
             raise InvalidRequestError(f"order {self.order}: expected some of {', '.join(STAGES)}, each once")
         if missing := self._used - set(self.order):
             raise InvalidRequestError(f"order {self.order} leaves out {', '.join(sorted(missing))}, which are in use")
-        _whole("mirostat", self.mirostat, 0, 2)
-        _real("mirostat_tau", self.mirostat_tau, 0.0, MOST_BIAS)
-        _real("mirostat_eta", self.mirostat_eta, 0.0, 1.0, above=True)
-        self._check_dry()
-        self._check_effects()
-        _whole("seed", self.seed, 0, 2**64 - 1, optional=True)
-        self._check_logprobs()
-        _whole("n", self.n, 1)
-        _whole("best_of", self.best_of, self.n, optional=True)
-        _real("repetition_penalty", self.repetition_penalty, 0.0, MOST_BIAS, above=True)
-        _real("frequency_penalty", self.frequency_penalty, -MOST_BIAS, MOST_BIAS)
-        _real("presence_penalty", self.presence_penalty, -MOST_BIAS, MOST_BIAS)
-        _whole("penalty_window", self.penalty_window, 0, optional=True)
-        _whole("min_tokens", self.min_tokens, 0, 2**31 - 1 if self.max_tokens is None else self.max_tokens)
+
+    def _check_texts(self) -> None:
         if not all(isinstance(s, str) and s for s in self.stop):
             raise InvalidRequestError(f"stop {self.stop!r}: expected non-empty strings")
+        texts = all(isinstance(s, str) and s for s in self.dry_breakers)
+        if not texts or _SURROGATE.search("".join(self.dry_breakers)):
+            raise InvalidRequestError(f"dry_breakers {self.dry_breakers!r}: expected non-empty strings of characters")
+        if self.logprobs_of not in REPORTED:
+            raise InvalidRequestError(f"logprobs_of {self.logprobs_of!r}: expected {' or '.join(map(repr, REPORTED))}")
         if not isinstance(self.grammar, Grammar | None):
             raise InvalidRequestError(f"grammar {self.grammar!r}: expected an oxjax.Grammar")
         if self.grammar is not None and self.ignore_eos:
             raise InvalidRequestError("ignore_eos with a grammar, which says where the text ends")
-        for name in ("banned_tokens", "stop_token_ids"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            for i in getattr(self, name):
-                _whole(name, i, 0)
+
+    def _pairs_of_bias(self) -> tuple[tuple[int, float], ...]:
         bias = self.logit_bias
         pairs = tuple(bias.items() if isinstance(bias, Mapping) else bias)
         if not all(isinstance(p, tuple | list) and len(p) == 2 for p in pairs):
             raise InvalidRequestError(f"logit_bias {bias!r}: expected a mapping from token ids to numbers, or pairs")
         for i, value in pairs:
-            _whole("logit_bias", i, 0)
-            _real(f"logit_bias of token {i}", value, -MOST_BIAS, MOST_BIAS)
+            _whole(0)("logit_bias", i)
+            _real(-MOST_BIAS, MOST_BIAS)(f"logit_bias of token {i}", value)
         if len(dict(pairs)) < len(pairs):
             raise InvalidRequestError(f"logit_bias {bias!r}: expected each token once")
-        object.__setattr__(self, "logit_bias", tuple((int(i), float(value)) for i, value in pairs))
-
-    def _check_logprobs(self) -> None:
-        _whole("logprobs", self.logprobs, 0)
-        _whole("prompt_logprobs", self.prompt_logprobs, 0, optional=True)
-        if self.logprobs_of not in REPORTED:
-            raise InvalidRequestError(f"logprobs_of {self.logprobs_of!r}: expected {' or '.join(map(repr, REPORTED))}")
-
-    def _check_dry(self) -> None:
-        _real("dry_multiplier", self.dry_multiplier, 0.0, MOST_BIAS)
-        _real("dry_base", self.dry_base, 1.0, MOST_BIAS)
-        _whole("dry_allowed_length", self.dry_allowed_length, 1)
-        _whole("dry_window", self.dry_window, 1, optional=True)
-        object.__setattr__(self, "dry_breakers", tuple(self.dry_breakers))
-        texts = all(isinstance(s, str) and s for s in self.dry_breakers)
-        if not texts or _SURROGATE.search("".join(self.dry_breakers)):
-            raise InvalidRequestError(f"dry_breakers {self.dry_breakers!r}: expected non-empty strings of characters")
+        return tuple((int(i), float(value)) for i, value in pairs)
 
     def _check_effects(self) -> None:
         """Refuse what would be ignored."""
@@ -254,19 +289,24 @@ class SamplingParams:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Those in use, in the order in which they act."""
+        """Names of the stages in use, in the order in which they act."""
         used = self._used
         last = (f"mirostat_{self.mirostat}",) if self.mirostat else ()
         return *(name for name in self.order if name in used), *last
 
     @property
     def n_samples(self) -> int:
-        """How many samples are drawn."""
+        """Number of samples that are drawn: `best_of`, or `n`."""
         return self.n if self.best_of is None else self.best_of
 
     @property
+    def initial_mu(self) -> float:
+        """Mirostat's mu before the first token, in bits (Basu et al. 2021, algorithm 2)."""
+        return 2.0 * self.mirostat_tau
+
+    @property
     def penalizes(self) -> bool:
-        """Whether the last tokens matter."""
+        """A repetition, frequency or presence penalty is in use."""
         lowers = self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
         return lowers and self.penalty_window != 0
 
@@ -278,17 +318,3 @@ def sample_seed(seed: int, i: int) -> int:
     return int.from_bytes(
         blake2b(struct.pack("<QQ", seed, i), digest_size=8, person=b"oxjax sample").digest(), "little"
     )
-
-
-def _whole(name: str, value: object, least: int, most: int = 2**31 - 1, *, optional: bool = False) -> None:
-    if optional and value is None:
-        return
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidRequestError(f"{name} {value!r}: expected a whole number from {least} to {most}")
-
-
-def _real(name: str, value: object, least: float, most: float, *, above: bool = False) -> None:
-    ok = isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if not ok or not least <= value <= most or (above and value == least):
-        bounds = f"{'more than' if above else 'at least'} {least}" + ("" if math.isinf(most) else f", at most {most}")
-        raise InvalidRequestError(f"{name} {value!r}: expected a number {bounds}")

@@ -33,7 +33,7 @@ class Penalties:
 
     @property
     def penalizes(self) -> Bool[Array, " N"]:
-        """Whether a row's last tokens matter."""
+        """Rows that use a penalty."""
         lowers = (self.repetition != 1.0) | (self.frequency != 0.0) | (self.presence != 0.0)
         return lowers & (self.window > 0)
 

@@ -12,7 +12,8 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from oxjax.kernels.keep_largest import keep_largest, keep_most_likely, keep_share
+from oxjax.kernels.keep_top_mass import keep_top_k, keep_top_mass, keep_top_p
+from oxjax.kernels.numerics import Numerics
 
 _ZIPF = 100  # tokens that mirostat's first version fits, as its authors do
 
@@ -49,11 +50,18 @@ class Stages:
 Logits = Float[Array, " V"]  # of one row, by token id; -inf for tokens that are out
 
 
-class Now(NamedTuple):
-    """What changes from token to token; see `run_stages`."""
+class StageInputs(NamedTuple):
+    """Inputs of a stage besides logits and parameters.
 
-    chance: Float[Array, ""]
+    Attributes:
+        uniform: a uniform draw from [0, 1), for stages that act at random.
+        mu: mirostat's maximum surprise, in bits.
+        numerics: only the backend matters.
+    """
+
+    uniform: Float[Array, ""]
     mu: Float[Array, ""]
+    numerics: Numerics
 
 
 def _only(x: Logits, stays: Bool[Array, " V"]) -> Logits:
@@ -80,7 +88,7 @@ def _entropy(p: Float[Array, " V"]) -> Float[Array, ""]:
     return jnp.sum(p * _surprise(p))
 
 
-def temperature(x: Logits, s: Stages, now: Now) -> Logits:
+def temperature(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """Divides logits; with a range, by what the entropy asks for within it (llama.cpp's dynamic temperature)."""
 
     def dynamic() -> Array:
@@ -95,46 +103,46 @@ def temperature(x: Logits, s: Stages, now: Now) -> Logits:
     return lax.cond(by > 1e-3, lambda: x / by, lambda: (x - jnp.max(x)) / jnp.maximum(by, 1e-6))
 
 
-def top_k(x: Logits, s: Stages, now: Now) -> Logits:
+def top_k(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """The k most likely."""
-    return keep_most_likely(x, s.top_k.astype(jnp.float32))
+    return keep_top_k(x, s.top_k.astype(jnp.float32), numerics=inputs.numerics)
 
 
-def typical_p(x: Logits, s: Stages, now: Now) -> Logits:
+def typical_p(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """Those whose surprise is closest to the entropy, until they hold more than the share (Meister et al. 2023)."""
     p = _probabilities(x)
     near = jnp.where(p > 0.0, -jnp.abs(_surprise(p) - _entropy(p)), -jnp.inf)
-    return keep_largest(x, near, p, jnp.nextafter(s.typical_p, jnp.float32(2.0)))
+    return keep_top_mass(x, near, p, jnp.nextafter(s.typical_p, jnp.float32(2.0)), numerics=inputs.numerics)
 
 
-def top_p(x: Logits, s: Stages, now: Now) -> Logits:
+def top_p(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """The most likely, until they hold the share."""
-    return keep_share(x, s.top_p)
+    return keep_top_p(x, s.top_p, numerics=inputs.numerics)
 
 
-def min_p(x: Logits, s: Stages, now: Now) -> Logits:
+def min_p(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """Those at least so likely relative to the most likely."""
     return _keep(x, x >= jnp.max(x) + jnp.log(s.min_p))
 
 
-def top_a(x: Logits, s: Stages, now: Now) -> Logits:
+def top_a(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """Those at least as likely as a times the square of the largest probability."""
     p = _probabilities(x)
     return _keep(x, p >= s.top_a * jnp.max(p) ** 2)
 
 
-def epsilon_cutoff(x: Logits, s: Stages, now: Now) -> Logits:
+def epsilon_cutoff(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """Those at least so likely (Hewitt et al. 2022)."""
     return _keep(x, _probabilities(x) >= s.epsilon_cutoff)
 
 
-def eta_cutoff(x: Logits, s: Stages, now: Now) -> Logits:
+def eta_cutoff(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """Those at least so likely, or less where the entropy is large (Hewitt et al. 2022)."""
     p = _probabilities(x)
     return _keep(x, p >= jnp.minimum(s.eta_cutoff, jnp.sqrt(s.eta_cutoff) * jnp.exp(-_entropy(p))))
 
 
-def top_n_sigma(x: Logits, s: Stages, now: Now) -> Logits:
+def top_n_sigma(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """Those whose logits are within n standard deviations of the largest (Tang et al. 2024)."""
     alive = x > -jnp.inf
     n = jnp.sum(alive).astype(jnp.float32)
@@ -142,7 +150,7 @@ def top_n_sigma(x: Logits, s: Stages, now: Now) -> Logits:
     return _keep(x, x >= jnp.max(x) - s.top_n_sigma * jnp.sqrt(jnp.sum(off * off) / n))
 
 
-def xtc(x: Logits, s: Stages, now: Now) -> Logits:
+def xtc(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """At times, of those above the threshold only the least likely stays, the highest id among equals."""
 
     def excluded() -> Logits:
@@ -152,10 +160,10 @@ def xtc(x: Logits, s: Stages, now: Now) -> Logits:
         ids = jnp.arange(len(x), dtype=jnp.int32)
         return _only(x, ~above | (last & (ids == jnp.max(jnp.where(last, ids, -1)))))
 
-    return lax.cond(now.chance < s.xtc_probability, excluded, lambda: x)
+    return lax.cond(inputs.uniform < s.xtc_probability, excluded, lambda: x)
 
 
-def mirostat_1(x: Logits, s: Stages, now: Now) -> Logits:
+def mirostat_1(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """As many of the most likely as Zipf's law, fitted to the first hundred, gives for the surprise (Basu et al.)."""
     vocab = len(x)
     # The barrier keeps XLA from sorting everything for a slice of the largest.
@@ -165,19 +173,19 @@ def mirostat_1(x: Logits, s: Stages, now: Now) -> Logits:
     slope = jnp.sum(t * jnp.where(pairs, head[:-1] - head[1:], 0.0)) / jnp.sum(t * t)
     epsilon = slope - 1.0
     share = jnp.where(epsilon == 0.0, 1.0 / jnp.log(vocab), epsilon / -jnp.expm1(-epsilon * jnp.log(vocab)))
-    k = jnp.exp2((now.mu + jnp.log2(share)) / slope)
+    k = jnp.exp2((inputs.mu + jnp.log2(share)) / slope)
     k = jnp.floor(jnp.clip(jnp.where(jnp.isnan(k), 1.0, k), 1.0, vocab))
-    return keep_most_likely(x, k)
+    return keep_top_k(x, k, numerics=inputs.numerics)
 
 
-def mirostat_2(x: Logits, s: Stages, now: Now) -> Logits:
+def mirostat_2(x: Logits, s: Stages, inputs: StageInputs) -> Logits:
     """Those whose surprise, in bits, is at most mu."""
     p = _probabilities(x)
-    return _keep(x, (p > 0.0) & (_surprise(p) <= now.mu * jnp.log(2.0)))
+    return _keep(x, (p > 0.0) & (_surprise(p) <= inputs.mu * jnp.log(2.0)))
 
 
 def mirostat_after(mu: Float[Array, "*N"], logprob: Float[Array, "*N"], s: Stages) -> Float[Array, "*N"]:
-    """What mu comes to after a token of this log-probability: its surprise, in bits, draws nearer to tau."""
+    """Mirostat's mu after a token of this log-probability: its surprise, in bits, moves towards tau."""
     return mu - s.mirostat_eta * (-logprob / jnp.log(2.0) - s.mirostat_tau)
 
 
@@ -197,17 +205,13 @@ _FUNCTIONS = (
 )
 
 
-def run_stages(
-    logits: Float[Array, " V"], s: Stages, chance: Float[Array, ""], mu: Float[Array, ""]
-) -> Float[Array, " V"]:
+def run_stages(logits: Float[Array, " V"], s: Stages, inputs: StageInputs) -> Float[Array, " V"]:
     """The logits of a row after its stages, by token id; -inf for tokens that are out.
 
     Args:
         logits: float32, one at least above -inf.
         s: the row's.
-        chance: from 0 to 1, for stages that act at times.
-        mu: the most surprise that mirostat lets through, in bits.
+        inputs: of its next token.
     """
-    now = Now(chance, mu)
-    branches = [lambda x, f=f: f(x, s, now) for f in _FUNCTIONS]
+    branches = [lambda x, f=f: f(x, s, inputs) for f in _FUNCTIONS]
     return lax.fori_loop(0, s.n_stages, lambda i, x: lax.switch(s.order[i], branches, x), logits)

@@ -10,9 +10,10 @@ import pytest
 import oxjax
 from oxjax import SamplingParams
 from oxjax.assets import embedded_model
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.decode import MAX_STEPS
 from oxjax.engine.engine import Engine
-from oxjax.errors import NonFiniteLogitsError
+from oxjax.errors import InvalidRequestError, NonFiniteLogitsError
 from oxjax.machine import enable_compilation_cache
 from oxjax.models.load import Model
 from tests.helpers.toy import toy_model
@@ -31,7 +32,7 @@ def model(request):
 def make(model, steps=MAX_STEPS, checkpoint_every=128):
     """All engines have one shape, so that programs are few."""
     shape = {"n_pages": 65, "page_size": 8, "max_batch": 4, "max_rows": 32, "max_context": 128}
-    engine = Engine(model, **shape, checkpoint_every=checkpoint_every, steps_per_call=steps)
+    engine = Engine(model, EngineConfig(**shape, checkpoint_every=checkpoint_every, steps_per_call=steps))
     engine.loop.step_seconds = 1e-6  # no first call that only measures
     return engine
 
@@ -68,7 +69,7 @@ def used(engine):
 
 @pytest.mark.parametrize("n_steps", [0, -1, MAX_STEPS + 1])
 def test_numbers_of_steps_that_no_call_takes_are_refused(model, n_steps):
-    with pytest.raises(ValueError, match=f"{n_steps} steps per call: expected 1 to {MAX_STEPS}"):
+    with pytest.raises(InvalidRequestError, match=f"steps_per_call {n_steps}: expected 1 to {MAX_STEPS}"):
         make(model, steps=n_steps)
 
 

@@ -10,6 +10,7 @@ import pytest
 import oxjax
 from oxjax import LLM, BeamParams, SamplingParams
 from oxjax.assets import embedded_model
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.engine import Engine
 from oxjax.errors import InvalidRequestError, RequestTooLargeError, SnapshotError
 from oxjax.machine import enable_compilation_cache
@@ -26,7 +27,7 @@ def model():
 
 def make(model, **options):
     shape = {"n_pages": 65, "page_size": 8, "max_batch": 4, "max_rows": 32, "max_context": 128}
-    return Engine(model, **{"steps_per_call": 1, **shape, **options})
+    return Engine(model, EngineConfig(**{"steps_per_call": 1, **shape, **options}))
 
 
 @pytest.fixture

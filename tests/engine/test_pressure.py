@@ -8,6 +8,7 @@ import pytest
 
 import oxjax
 from oxjax import SamplingParams
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.engine import Engine
 
 PAGE = 16
@@ -16,15 +17,10 @@ PAGE = 16
 def run(model, requests, *, n_pages, reuse_prefixes, max_batch=16):
     """Run the requests together, arriving a few at a time; returns what each gave, and the engine."""
     longest = max(len(ids) + p.max_tokens for ids, p in requests)
-    engine = Engine(
-        model,
-        n_pages=n_pages + 1,
-        page_size=PAGE,
-        max_batch=max_batch,
-        max_rows=256,
-        max_context=longest,
-        reuse_prefixes=reuse_prefixes,
+    config = EngineConfig(
+        n_pages + 1, page_size=PAGE, max_batch=max_batch, max_context=longest, reuse_prefixes=reuse_prefixes
     )
+    engine = Engine(model, config)
     waiting, running, memory = list(requests), [], []
     while waiting or not all(r.done for r in running):
         running += [engine.generate(ids, params, params.seed) for ids, params in waiting[:3]]

@@ -10,7 +10,8 @@ import pytest
 
 from oxjax import LLM, SamplingParams
 from oxjax.engine.programs import row_buckets
-from oxjax.kernels.dot import least_rows
+from oxjax.kernels.dot import min_rows
+from oxjax.kernels.numerics import Numerics
 
 
 @pytest.fixture
@@ -77,10 +78,10 @@ def test_compilations_are_counted_and_logged_with_their_cause(data, caplog):
 
 @pytest.mark.parametrize("max_rows", [1, 15, 16, 17, 256])
 def test_buckets_cover_the_row_budget(max_rows):
-    for exact in (True, False):
-        sizes = row_buckets(max_rows, exact=exact)
+    for numerics in (Numerics(), Numerics(exact=False), Numerics(backend="native")):
+        sizes = row_buckets(max_rows, numerics)
         assert max_rows <= sizes[-1] < 2 * max(max_rows, 16)
-        assert all(size % least_rows(exact=exact) == 0 for size in sizes)
+        assert all(size % min_rows(numerics) == 0 for size in sizes)
 
 
 ANALYSE = """
@@ -89,15 +90,16 @@ from functools import partial
 import jax, jax.numpy as jnp
 import oxjax
 from oxjax.engine.decode import decode_steps
-from oxjax.engine.packed import Room, decoding_record, n_words
+from oxjax.engine.decode import decoding_record
+from oxjax.sampling.packing import SamplingBucket, n_words
 model = oxjax.load(sys.argv[1], exact=sys.argv[2] == "True")
 state = oxjax.init_state(model.config, n_pages=4000, page_size=16)
 shapes = {"tokens": 16, "positions": 16, "cu_q_lens": 3, "kv_lens": 2, "logits_rows": 2, "block_tables": (2, 8)}
 shapes |= {"read_slots": 2, "write_slots": 2}
 batch = oxjax.Batch(**{name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()})
 step = jax.jit(partial(oxjax.step, config=model.config), donate_argnums=1)
-decode = jax.jit(partial(decode_steps, config=model.config, n_top=0, room=Room()), donate_argnums=1)
-rows, ends = jnp.zeros((2, n_words(decoding_record(Room())) + 8), jnp.int32), jnp.zeros(1, jnp.int32)
+decode = jax.jit(partial(decode_steps, config=model.config, n_top=0, bucket=SamplingBucket()), donate_argnums=1)
+rows, ends = jnp.zeros((2, n_words(decoding_record(SamplingBucket())) + 8), jnp.int32), jnp.zeros(1, jnp.int32)
 size = sum(a.nbytes for a in jax.tree.leaves(state))
 for program in (step.lower(model.params, state, batch), decode.lower(model.params, state, rows, ends)):
     analysis = program.compile().memory_analysis()

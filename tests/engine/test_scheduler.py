@@ -9,6 +9,7 @@ import pytest
 from oxjax.cache.allocator import PageAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import StatePool
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.scheduler import Scheduler, Sequence
 from oxjax.errors import RequestTooLargeError
 
@@ -29,7 +30,7 @@ def make(*, pages=65, max_batch=4, max_rows=16, max_context=64, page_size=4, pre
     allocator = PageAllocator(pages)
     cache = PrefixCache(allocator, page_size, root_key(model="test")) if prefix else None
     pool = StatePool(NoDevice(), page_size=page_size, pages=allocator, prefix=cache)
-    return Scheduler(pool, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=False)
+    return Scheduler(pool, EngineConfig(1, max_batch=max_batch, max_rows=max_rows, max_context=max_context, swap=False))
 
 
 def sequence(prompt, new=4):
@@ -152,13 +153,13 @@ def test_the_youngest_gives_way_and_comes_back_first():
 def test_what_wants_all_rows_reuses_nothing_but_is_found_by_others():
     scheduler = make(prefix=True, max_rows=64)
     scored = sequence(17, 0)
-    scored.wants = "logits"
+    scored.output_kind = "logits"
     plain = sequence(17, 1)
     scheduler.add(scored)
     scheduler.commit(scheduler.schedule())
     scheduler.remove(scored)
     again = sequence(17, 0)
-    again.wants = "logits"
+    again.output_kind = "logits"
     scheduler.add(plain)
     scheduler.add(again)
     assert [(w.sequence is plain, w.start) for w in scheduler.schedule()] == [(True, 16), (False, 0)]

@@ -18,10 +18,10 @@ import oxjax
 from oxjax import LLM, SamplingParams
 from oxjax.assets import embedded_draft, embedded_model
 from oxjax.engine import snapshot
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.engine import Engine
 from oxjax.engine.request import Capture, Generation
 from oxjax.errors import SnapshotError, SnapshotMismatchError
-from oxjax.kernels import native
 from oxjax.machine import enable_compilation_cache
 
 NAMED = {"logit_bias": {300: 4.0, 7: -1.0}, "banned_tokens": (301,), "stop_token_ids": (300, 12), "min_tokens": 5}
@@ -36,8 +36,7 @@ def model():
 
 
 def make(model, *, page_size=16, n_pages=None, max_batch=4, max_rows=16, max_context=128, reuse_prefixes=False):
-    return Engine(
-        model,
+    config = EngineConfig(
         n_pages=1 + (max_batch * max_context // page_size if n_pages is None else n_pages),
         page_size=page_size,
         max_batch=max_batch,
@@ -46,6 +45,7 @@ def make(model, *, page_size=16, n_pages=None, max_batch=4, max_rows=16, max_con
         reuse_prefixes=reuse_prefixes,
         steps_per_call=1,
     )
+    return Engine(model, config)
 
 
 @pytest.fixture(scope="module")
@@ -462,7 +462,7 @@ def test_a_snapshot_of_another_model_is_refused(model, engine, blob):
     variants = [
         replace(model, params=jax.tree.unflatten(tree, [jnp.asarray(changed), *leaves[1:]])),
         oxjax.load(embedded_model(), weights="bfloat16"),
-        oxjax.load(embedded_model(), weights="quantized", activations="float32"),
+        oxjax.load(embedded_model(), weights="file", activations="float32"),
         oxjax.load(embedded_draft()),
         oxjax.load(embedded_model(), exact=False),
         oxjax.load(embedded_model(), dtype="bfloat16"),
@@ -478,12 +478,12 @@ def test_a_snapshot_of_another_model_is_refused(model, engine, blob):
     assert make(oxjax.load(embedded_model()))._host.fingerprint == ours
 
 
-def test_a_snapshot_of_other_kernels_is_refused(model, blob, monkeypatch):
-    """The bits of one model differ between native kernels and XLA."""
-    there = native.kernels()
-    monkeypatch.setattr(native, "kernels", lambda: None if there else "some")
-    with pytest.raises(SnapshotMismatchError):
-        make(model).resume(blob)
+def test_a_snapshot_of_another_backend_is_refused(model, blob):
+    """Bits of one model differ between backends; parameters and their forms are the same here."""
+    other = {"native": "xla", "xla": "native"}[model.config.numerics.backend]
+    numerics = replace(model.config.numerics, backend=other)
+    with pytest.raises(SnapshotMismatchError, match=f"fast|exact {other}"):
+        make(replace(model, config=replace(model.config, numerics=numerics))).resume(blob)
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])

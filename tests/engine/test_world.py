@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from oxjax.cache.allocator import PageAllocator
 from oxjax.cache.states import StatePool
-from oxjax.engine.scheduler import HEAD_START, Scheduler, Sequence, Work
+from oxjax.engine.config import EngineConfig
+from oxjax.engine.scheduler import HEAD_START, ScheduledChunk, Scheduler, Sequence
 from tests.helpers.world import KINDS, Contents, World, play
 
 CASES = [(kind, swap, reuse) for kind in KINDS for swap in (True, False) for reuse in (True, False)]
@@ -50,7 +51,7 @@ class Machine(RuleBasedStateMachine):
         self.world = World(kind, swap=swap, reuse=reuse, max_batch=max_batch, n_pages=n_pages)
 
     def pick(self, i, *, done=True):
-        known = [s for s in self.world.live + self.world.finished[-3:] * done if s.wants is None]
+        known = [s for s in self.world.live + self.world.finished[-3:] * done if s.output_kind is None]
         return known[i % len(known)] if known else None
 
     @rule(
@@ -155,7 +156,7 @@ def rewound_and_asked_for_the_old():
 def test_a_long_prompt_never_delays_a_decoding_neighbour():
     """32k tokens in chunks: the neighbour gets its token in every single step."""
     pool = StatePool(Contents(16, paged=True, recurrent=False), page_size=16, pages=PageAllocator(3000))
-    scheduler = Scheduler(pool, max_batch=4, max_rows=256, max_context=40_000)
+    scheduler = Scheduler(pool, EngineConfig(n_pages=1, max_batch=4, max_rows=256, max_context=40_000))
     short, long = Sequence([1, 2, 3], 400), Sequence([5] * 32_768, 32_770)
     scheduler.add(short)
     scheduler.commit(scheduler.schedule())
@@ -165,7 +166,7 @@ def test_a_long_prompt_never_delays_a_decoding_neighbour():
     while long.n_pending > 1:
         rows = {w.sequence: w.n_rows for w in scheduler.schedule()}
         assert rows == {short: 1, long: min(255, long.n_pending)}
-        scheduler.commit([Work(s, s.n_computed, n) for s, n in rows.items()])
+        scheduler.commit([ScheduledChunk(s, s.n_computed, n) for s, n in rows.items()])
         short.tokens.append(0)
         steps += 1
         if long.n_pending == 0:

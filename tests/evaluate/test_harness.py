@@ -308,7 +308,7 @@ def test_model_arguments_that_mean_nothing(arguments, message):
 def test_model_arguments(path):
     text = f"model={path},exact=false,weights=float32,max_length=100,max_gen_toks=7"
     lm = OxjaxLM.create_from_arg_string(text, {"batch_size": "auto", "max_batch_size": 5, "device": "cuda:0"})
-    assert (lm.llm.max_context, lm.max_gen_toks, lm.llm.max_batch, lm.llm.config.exact) == (100, 7, 5, False)
+    assert (lm.llm.max_context, lm.max_gen_toks, lm.llm.max_batch, lm.llm.config.numerics.exact) == (100, 7, 5, False)
     assert (lm.rank, lm.world_size) == (0, 1)
     assert OxjaxLM(max_batch=3, batch_size=1).llm.max_batch == 3  # the embedded model; the harness says 1 by default
 

@@ -10,6 +10,7 @@ import numpy as np
 import oxjax
 from oxjax import SamplingParams
 from oxjax.assets import embedded_model
+from oxjax.engine.config import EngineConfig
 from oxjax.engine.engine import Engine
 from oxjax.engine.request import Capture
 from oxjax.machine import enable_compilation_cache
@@ -65,19 +66,20 @@ def prompts(n, length, seed=0):
     return [rng.integers(3, 500, length + 7 * i).tolist() for i in range(n)]
 
 
-def load(name, data, *, exact=True, weights="auto"):
+def load(name, data, *, exact=True, weights="auto", backend="auto"):
     """A model by name: the embedded one, a toy, a random file, or a file of the data folder."""
     enable_compilation_cache()
+    options = {"exact": exact, "weights": weights, "backend": backend}
     if name == EMBEDDED:
-        return oxjax.load(embedded_model(), exact=exact, weights=weights)
+        return oxjax.load(embedded_model(), **options)
     if name in TOYS:
-        return toy_model(name.removeprefix("toy "), Tokenizer.from_gguf(embedded_model()), exact=exact)
+        return toy_model(name.removeprefix("toy "), Tokenizer.from_gguf(embedded_model()), exact=exact, backend=backend)
     if name.startswith(RANDOM):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
             write_random(path, name.removeprefix(RANDOM), data / "archs")
-            return oxjax.load(path, exact=exact, weights=weights)
-    return oxjax.load(data / f"{name}.gguf", exact=exact, weights=weights)
+            return oxjax.load(path, **options)
+    return oxjax.load(data / f"{name}.gguf", **options)
 
 
 def write_random(path, case, archs):
@@ -102,8 +104,7 @@ class Harness:
         self.model = model
 
     def engine(self, *, max_rows=64, max_batch=4, max_context=192, page_size=16, n_pages=None, **options):
-        return Engine(
-            self.model,
+        config = EngineConfig(
             n_pages=1 + (max_batch * -(-max_context // page_size) if n_pages is None else n_pages),
             page_size=page_size,
             max_batch=max_batch,
@@ -117,6 +118,7 @@ class Harness:
                 **options,
             },
         )
+        return Engine(self.model, config)
 
     @cached_property
     def _single(self):

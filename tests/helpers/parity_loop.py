@@ -37,16 +37,17 @@ class Loop:
         logits, at = [[] for _ in sequences], [0] * len(sequences)
         for i in range(max(len(chunks) for _, chunks in sequences)):
             taken = [chunks[i] if i < len(chunks) else 0 for _, chunks in sequences]
-            small = taken == [1]
-            out, state = self.step(self.model.params, state, self._batch(sequences, at, taken, i, width, small))
+            batch = self.batch(sequences, at, taken, i, width, small=taken == [1])
+            out, state = self.step(self.model.params, state, batch)
             for s, (stop, n) in enumerate(zip(np.cumsum(taken), taken, strict=True)):
                 logits[s].append(np.asarray(out[stop - n : stop]))
                 at[s] += n
         return [np.concatenate(rows) for rows in logits]
 
     @staticmethod
-    def _batch(sequences, at, taken, i, width, small):
-        n_rows, n_seqs = (1, 1) if small else (ROWS, SEQUENCES)
+    def batch(sequences, at, taken, i, width, *, small=False, n_rows=ROWS):
+        """Step `i`: from position `at[s]` on, the next `taken[s]` rows of each sequence, `width` pages wide."""
+        n_rows, n_seqs = (1, 1) if small else (n_rows, SEQUENCES)
         arrays = {name: np.zeros(n_rows, np.int32) for name in ("tokens", "positions")}
         arrays |= {name: np.zeros(n_seqs, np.int32) for name in ("kv_lens", "read_slots", "write_slots")}
         tables, ends = np.zeros((n_seqs, width), np.int32), np.zeros(n_seqs + 1, np.int32)

@@ -15,16 +15,20 @@ import numpy as np
 
 from oxjax import SamplingParams
 from oxjax.assets import embedded_model
-from oxjax.engine.packed import STAGE_PARAMETERS
+from oxjax.kernels.native import resolve_backend
+from oxjax.kernels.numerics import Numerics
 from oxjax.sampling.dry import Dry
 from oxjax.sampling.edits import Edits, add_edits
+from oxjax.sampling.packing import STAGE_PARAMETERS
 from oxjax.sampling.params import ALL_STAGES
 from oxjax.sampling.penalties import Penalties, penalize
-from oxjax.sampling.stages import Stages, mirostat_after, run_stages
+from oxjax.sampling.stages import StageInputs, Stages, mirostat_after, run_stages
 from oxjax.tokenizer import Tokenizer
 from tests.helpers.llama_cpp_samplers import apply
 
 VOCAB = 40
+NUMERICS = Numerics(backend=resolve_backend("auto"))
+run = jax.jit(jax.vmap(lambda x, s, uniform, mu: run_stages(x, s, StageInputs(uniform, mu, NUMERICS))))
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -147,7 +151,7 @@ def stage(name: str, n: int) -> Pair:
     case, logits = STAGE_CASES[name], rows_of_logits(n, STAGE_CASES[name].kinds)
     params = [SamplingParams(**case.settings[i // len(case.kinds) % len(case.settings)]) for i in range(n)]
     chance = jnp.zeros(n)  # llama.cpp draws its own for XTC: both are below 1
-    got = np.asarray(jax.jit(jax.vmap(run_stages))(jnp.asarray(logits), columns(params, n), chance, chance))
+    got = np.asarray(run(jnp.asarray(logits), columns(params, n), chance, chance))
     if case.sampler is None:
         rows = zip(logits.astype(np.float64), params, strict=True)
         return got, np.stack([shaped(x, p, name) for x, p in rows])
@@ -194,7 +198,7 @@ def mirostat(version: int, n: int) -> Pair:
         cases.append((case or {"sampler": "mirostat_v2", "args": args}) | {"rounds": rounds})
     given = apply(logits, cases)
     expected, chosen = given[:, :VOCAB], given[:, VOCAB:].astype(int)
-    stages, x, run = columns(params, n), jnp.asarray(logits), jax.jit(jax.vmap(run_stages))
+    stages, x = columns(params, n), jnp.asarray(logits)
     mus = jnp.asarray([2.0 * p.mirostat_tau for p in params], jnp.float32)
     for i in range(rounds):
         left = run(x, stages, jnp.zeros(n), mus)

@@ -12,9 +12,11 @@ from jax import lax
 
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import AttentionSpec, LayerSpec, ModelConfig, RecurrentSpec
+from oxjax.kernels.native import resolve_backend
+from oxjax.kernels.numerics import Numerics
 from oxjax.models.decoder import Params
 from oxjax.models.layers.attention import Attention, attention
-from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.linear import Linear, linear, linears
 from oxjax.models.layers.norms import Norm, rms_norm
 from oxjax.models.layers.rope import RopeSpec
 from oxjax.models.load import Model
@@ -38,11 +40,11 @@ class Layer:
     mixers: tuple
 
     def apply(self, x, state, spec, ctx):
-        normed = rms_norm(self.norm, x, eps=ctx.config.norm_eps, exact=ctx.config.exact)
+        normed = rms_norm(self.norm, x, eps=ctx.config.norm_eps, numerics=ctx.config.numerics)
         new = []
         for weights, kind, old in zip(self.mixers, spec.mixers, state, strict=True):
             if isinstance(kind, RecurrentSpec):
-                mixed, updated = recurrence(weights, normed, old, ctx.layout, ctx.config.exact)
+                mixed, updated = recurrence(weights, normed, old, ctx.layout, ctx.config.numerics)
             else:
                 mixed, updated = attention(weights, normed, old, kind, ctx)
             x = x + mixed
@@ -50,9 +52,9 @@ class Layer:
         return x, tuple(new)
 
 
-def recurrence(p, x, state, layout, exact):
+def recurrence(p, x, state, layout, numerics):
     """h = a h + conv(u) with a = sigmoid(gate x), u = inputs x; the output is h."""
-    inputs, gates = linear(p.inputs, p.gate, x=x, exact=exact)
+    inputs, gates = linears((p.inputs, p.gate), x, numerics)
     begin = read_slots(state, layout)
 
     def one_row(carry, row):
@@ -68,7 +70,7 @@ def recurrence(p, x, state, layout, exact):
     rows = (inputs, jax.nn.sigmoid(gates), layout.row_seq, layout.is_real)
     (window, h), mixed = lax.scan(one_row, (begin.conv, begin.ssm), rows)
     state = write_slots(state, RecurrentState(conv=window, ssm=h), layout)
-    return linear(p.out, x=mixed, exact=exact)[0], state
+    return linear(p.out, mixed, numerics), state
 
 
 RECURRENT = RecurrentSpec(conv=(KERNEL - 1, D), ssm=(1, D))
@@ -79,7 +81,7 @@ LAYERS = {
 }
 
 
-def toy_model(kind, tokenizer, *, exact=True):
+def toy_model(kind, tokenizer, *, exact=True, backend="auto"):
     """A random model of a kind, with somebody's tokenizer."""
     rng = np.random.default_rng(0)
 
@@ -102,7 +104,7 @@ def toy_model(kind, tokenizer, *, exact=True):
         norm_eps=1e-5,
         layers=tuple(LayerSpec(mixers) for mixers in LAYERS[kind]),
         ropes=(RopeSpec(dim=D // HEADS, pairing="neox", mscale=1.0),),
-        exact=exact,
+        numerics=Numerics(exact=exact, backend=resolve_backend(backend)),
     )
     params = Params(
         embedding=jnp.asarray(rng.standard_normal((config.vocab_size, D), np.float32)),

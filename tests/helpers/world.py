@@ -13,7 +13,8 @@ import numpy as np
 from oxjax.cache.allocator import PageAllocator
 from oxjax.cache.prefix import PrefixCache, root_key
 from oxjax.cache.states import SLOTS_PER_SEQUENCE, StatePool, SwappedState
-from oxjax.engine.scheduler import Scheduler, Sequence, Work
+from oxjax.engine.config import EngineConfig
+from oxjax.engine.scheduler import ScheduledChunk, Scheduler, Sequence
 
 ROOT = root_key(model="world")
 KINDS = {"paged": (True, False), "recurrent": (False, True), "hybrid": (True, True)}
@@ -87,9 +88,8 @@ class World:
         slots = PageAllocator(1 + SLOTS_PER_SEQUENCE * max_batch + n_checkpoints, "slot") if recurrent else None
         prefix = PrefixCache(pages, self.PAGE, ROOT, slots=slots, checkpoint_every=self.EVERY) if reuse else None
         self.pool = StatePool(self.device, page_size=self.PAGE, pages=pages, slots=slots, prefix=prefix)
-        self.scheduler = Scheduler(
-            self.pool, max_batch=max_batch, max_rows=max_rows, max_context=self.CONTEXT, swap=swap
-        )
+        sizes = EngineConfig(n_pages + 1, self.PAGE, max_batch, max_rows, self.CONTEXT, swap=swap)
+        self.scheduler = Scheduler(self.pool, sizes)
         self.live: list[Sequence] = []
         self.finished: list[Sequence] = []
         self.counts = Counter()
@@ -97,7 +97,7 @@ class World:
     def add(self, tokens, n_new, *, priority=0, all_logits=False):
         n_new = 0 if all_logits else min(n_new, self.CONTEXT - len(tokens))
         sequence = Sequence(
-            list(tokens), len(tokens) + n_new, wants="logits" if all_logits else None, priority=priority
+            list(tokens), len(tokens) + n_new, output_kind="logits" if all_logits else None, priority=priority
         )
         self.scheduler.add(sequence)
         self.live.append(sequence)
@@ -142,12 +142,13 @@ class World:
             n_rows = next((i for i, token in enumerate(new, 1) if token), len(new))
             sequence.tokens += new[:-1]
             taken.append((sequence, start, len(new), n_rows, new[n_rows - 1]))
-        self.device.run([Work(sequence, start, n) for sequence, start, n, *_ in taken])
+        self.device.run([ScheduledChunk(sequence, start, n) for sequence, start, n, *_ in taken])
         for sequence, start, _, n_rows, _ in taken:
             del sequence.tokens[start + (1 if fails else n_rows) :]
         if fails:
             return self.check("failed step")
-        self.scheduler.commit([Work(sequence, start, n_rows) for sequence, start, _, n_rows, _ in taken], n_steps)
+        chunks = [ScheduledChunk(sequence, start, n_rows) for sequence, start, _, n_rows, _ in taken]
+        self.scheduler.commit(chunks, n_steps)
         for sequence, _, n, n_rows, last in taken:
             sequence.tokens.append(last)
             if n_rows < n or len(sequence.tokens) == sequence.max_length:
@@ -222,7 +223,7 @@ def play(world: World, rng: random.Random, n: int) -> None:
                 more = [token()] if length == len(parent.tokens) and rng.random() < 0.5 else []
                 world.fork(parent, length, rng.randint(1, 8), more=more)
         elif choice < 0.37:
-            candidates = [s for s in world.live + world.finished[-3:] if s.wants is None]
+            candidates = [s for s in world.live + world.finished[-3:] if s.output_kind is None]
             if candidates:
                 sequence = rng.choice(candidates)
                 world.rewind(sequence, rng.randint(1, len(sequence.tokens)))

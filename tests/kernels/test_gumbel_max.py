@@ -8,8 +8,7 @@ from jax.extend.random import threefry_2x32
 
 from oxjax.kernels.gumbel_max import gumbel_max, gumbel_noise
 
-pytestmark = pytest.mark.usefixtures("form")
-run = jax.jit(gumbel_max)
+run = jax.jit(gumbel_max, static_argnames="numerics")
 
 
 def keys(n, seed=0):
@@ -52,39 +51,39 @@ def test_the_noise_is_what_its_definition_says():
 
 
 @pytest.mark.parametrize("d", [1, 15, 17, 8192, 8193, 20000])
-def test_every_width(d):
+def test_every_width(numerics, d):
     """The choice is the largest sum, but for sums that float32 cannot tell apart; every column can win."""
     rng = np.random.default_rng(d)
     logits = rng.standard_normal((40, d), np.float32) * rng.choice([0.0, 1.0, 6.0], (40, 1)).astype(np.float32)
     logits[rng.random((40, d)) < 0.3] = -np.inf
     logits[:, rng.integers(d)] = 0.0
     k = keys(40, d)
-    chosen = np.asarray(run(jnp.asarray(logits), jnp.asarray(k)))
+    chosen = np.asarray(run(jnp.asarray(logits), jnp.asarray(k), numerics=numerics))
     for row, key, at in zip(logits, k, chosen, strict=True):
         sums = row + numpy_noise(key, d)[1]
         assert sums[at] >= sums.max() - 1e-5
 
 
-def test_each_column_is_drawn_as_often_as_it_is_likely():
+def test_each_column_is_drawn_as_often_as_it_is_likely(numerics):
     """Pearson's chi-square of 200,000 draws with 39 degrees of freedom: 90.3 is passed in 5e-6 of all seeds."""
     p = np.random.default_rng(1).dirichlet(np.ones(40))
     n = 200_000
     logits = jnp.broadcast_to(jnp.log(jnp.asarray(p, jnp.float32)), (n, 40))
-    counts = np.bincount(run(logits, jnp.asarray(keys(n, 5))), minlength=40)
+    counts = np.bincount(run(logits, jnp.asarray(keys(n, 5)), numerics=numerics), minlength=40)
     assert ((counts - n * p) ** 2 / (n * p)).sum() < 90.3
 
 
-def test_a_draw_depends_on_its_key_and_row_alone():
+def test_a_draw_depends_on_its_key_and_row_alone(numerics):
     logits, k = np.random.default_rng(2).standard_normal((50, 9000), np.float32), keys(50, 3)
-    whole = np.asarray(run(logits, k))
+    whole = np.asarray(run(logits, k, numerics=numerics))
     for part in (slice(0, 1), slice(7, 24), slice(49, 50)):
-        np.testing.assert_array_equal(run(logits[part], k[part]), whole[part])
+        np.testing.assert_array_equal(run(logits[part], k[part], numerics=numerics), whole[part])
     wider = np.concatenate([logits, np.full((50, 777), -np.inf, np.float32)], axis=1)
-    np.testing.assert_array_equal(run(wider, k), whole)
+    np.testing.assert_array_equal(run(wider, k, numerics=numerics), whole)
     assert len(np.unique(whole)) > 40
 
 
-def test_what_is_out_is_never_drawn():
+def test_what_is_out_is_never_drawn(numerics):
     logits = np.full((300, 20_000), -np.inf, np.float32)
     logits[:, [3, 9000, 19_999]] = [[0.0, 1.0, 0.5]]
-    assert set(np.asarray(run(logits, keys(300, 4))).tolist()) == {3, 9000, 19_999}
+    assert set(np.asarray(run(logits, keys(300, 4), numerics=numerics)).tolist()) == {3, 9000, 19_999}

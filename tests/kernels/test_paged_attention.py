@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from oxjax.batch import Batch, row_layout
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.paged_attention import EXACT_Q_TILE, FAST_Q_TILE, KV_BLOCK, paged_attention, q_tile_rows
 from oxjax.models.layers.attention import alibi_slopes
 
@@ -63,10 +64,10 @@ class Case:
         )
         self.page_size = page_size
 
-    def run(self, *, q_tile, **options):
+    def run(self, numerics, *, q_tile=EXACT_Q_TILE, **options):
         def attend(q, k, v, batch):
             layout = row_layout(batch, page_size=self.page_size, q_tile=q_tile)
-            return paged_attention(q, k, v, layout, **options)
+            return paged_attention(q, k, v, layout, numerics=numerics, **options)
 
         return np.asarray(jax.jit(attend)(self.q, self.k, self.v, self.batch))[: int(self.batch.cu_q_lens[-1])]
 
@@ -74,101 +75,100 @@ class Case:
         return np.concatenate([textbook(*s, **options) for s in self.sequences])
 
 
-pytestmark = pytest.mark.usefixtures("form")
 LENGTHS = [1, 2, 15, 16, 17, KV_BLOCK - 1, KV_BLOCK, KV_BLOCK + 1, 2 * KV_BLOCK + 5]
 # Float32 softmax and sums over at most 261 terms of size about 1 against float64.
 TOLERANCE = {"rtol": 0, "atol": 5e-6}
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_decode_row(length):
+def test_decode_row(numerics, length):
     case = Case([(length, 1)])
-    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, scale=0.3), case.expected(scale=0.3), **TOLERANCE)
+    np.testing.assert_allclose(case.run(numerics, scale=0.3), case.expected(scale=0.3), **TOLERANCE)
 
 
 @pytest.mark.parametrize("n", [1, 2, EXACT_Q_TILE - 1, EXACT_Q_TILE, EXACT_Q_TILE + 1, FAST_Q_TILE + 1, 100])
 @pytest.mark.parametrize("q_tile", [1, EXACT_Q_TILE, FAST_Q_TILE])
-def test_prefill_after_a_past(n, q_tile):
+def test_prefill_after_a_past(numerics, n, q_tile):
     case = Case([(n + 40, n)])
-    np.testing.assert_allclose(case.run(q_tile=q_tile, scale=0.3), case.expected(scale=0.3), **TOLERANCE)
+    np.testing.assert_allclose(case.run(numerics, q_tile=q_tile, scale=0.3), case.expected(scale=0.3), **TOLERANCE)
 
 
 @pytest.mark.parametrize("window", [1, 5, 16, KV_BLOCK, KV_BLOCK + 3])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_ragged_batch_with_window_and_cap(window, softcap):
+def test_ragged_batch_with_window_and_cap(numerics, window, softcap):
     case = Case([(300, 1), (9, 9), (1, 1), (140, 30), (KV_BLOCK, 2)])
     options = {"scale": 0.3, "window": window, "softcap": softcap}
-    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, **options), case.expected(**options), **TOLERANCE)
+    np.testing.assert_allclose(case.run(numerics, **options), case.expected(**options), **TOLERANCE)
 
 
 @pytest.mark.parametrize("heads,kv_heads", [(1, 1), (4, 4), (8, 1), (6, 2)])
 @pytest.mark.parametrize("page_size", [1, 8, 64, 128])
-def test_head_groups_and_page_sizes(heads, kv_heads, page_size):
+def test_head_groups_and_page_sizes(numerics, heads, kv_heads, page_size):
     case = Case([(70, 5), (33, 33)], heads=heads, kv_heads=kv_heads, page_size=page_size)
-    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, scale=1.0), case.expected(scale=1.0), **TOLERANCE)
+    np.testing.assert_allclose(case.run(numerics, scale=1.0), case.expected(scale=1.0), **TOLERANCE)
 
 
 @pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2)])
-def test_scores_lose_with_distance(heads, kv_heads):
+def test_scores_lose_with_distance(numerics, heads, kv_heads):
     case = Case([(300, 1), (9, 9), (140, 30)], heads=heads, kv_heads=kv_heads)
     options = {"scale": 0.3, "slopes": alibi_slopes(heads, 8.0)}
-    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, **options), case.expected(**options), **TOLERANCE)
+    np.testing.assert_allclose(case.run(numerics, **options), case.expected(**options), **TOLERANCE)
 
 
 @pytest.mark.parametrize("chunk", [5, KV_BLOCK, 200])
-def test_queries_see_their_own_chunk(chunk):
+def test_queries_see_their_own_chunk(numerics, chunk):
     case = Case([(300, 1), (201, 90), (9, 9), (200, 1)])
     options = {"scale": 0.3, "chunk": chunk}
-    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, **options), case.expected(**options), **TOLERANCE)
+    np.testing.assert_allclose(case.run(numerics, **options), case.expected(**options), **TOLERANCE)
 
 
 @pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2)])
-def test_sinks_take_their_share(heads, kv_heads):
+def test_sinks_take_their_share(numerics, heads, kv_heads):
     """Sinks far below, among and far above the scores."""
     case = Case([(300, 1), (9, 9), (140, 30)], heads=heads, kv_heads=kv_heads)
     sinks = jnp.linspace(-20.0, 20.0, heads)
     options = {"scale": 0.3, "sinks": sinks, "window": 100}
-    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, **options), case.expected(**options), **TOLERANCE)
+    np.testing.assert_allclose(case.run(numerics, **options), case.expected(**options), **TOLERANCE)
 
 
 @pytest.mark.parametrize("at", [1, 5])
-def test_keys_may_lie_in_two_arrays(at):
+def test_keys_may_lie_in_two_arrays(numerics, at):
     case = Case([(300, 1), (140, 30)], kv_heads=1)
-    whole = case.run(q_tile=EXACT_Q_TILE, scale=0.3)
+    whole = case.run(numerics, scale=0.3)
     case.k, more = case.k[..., :at], case.k[..., at:]
-    np.testing.assert_array_equal(case.run(q_tile=EXACT_Q_TILE, scale=0.3, more_k_pages=jnp.asarray(more)), whole)
+    np.testing.assert_array_equal(case.run(numerics, scale=0.3, more_k_pages=jnp.asarray(more)), whole)
 
 
 @pytest.mark.parametrize("dims", [(1, 1), (15, 17), (64, 64), (65, 63), (128, 130)])
-def test_head_dimensions(dims):
+def test_head_dimensions(numerics, dims):
     case = Case([(150, 1), (140, 30)], key_dim=dims[0], value_dim=dims[1])
-    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, scale=0.1), case.expected(scale=0.1), **TOLERANCE)
+    np.testing.assert_allclose(case.run(numerics, scale=0.1), case.expected(scale=0.1), **TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
-def test_pages_of_sixteen_bits(dtype):
+def test_pages_of_sixteen_bits(numerics, dtype):
     case = Case([(150, 1), (140, 30)], key_dim=20, value_dim=33)
     case.sequences = [
         (q, *(np.asarray(a, dtype).astype(np.float32) for a in (k, v)), p) for q, k, v, p in case.sequences
     ]
     case.k, case.v = jnp.asarray(case.k, dtype), jnp.asarray(case.v, dtype)
     # XLA rounds queries and weights to the pages' type too: 2^-9 of sums of values of about 1.
-    np.testing.assert_allclose(case.run(q_tile=EXACT_Q_TILE, scale=0.2), case.expected(scale=0.2), rtol=0, atol=2e-2)
+    np.testing.assert_allclose(case.run(numerics, scale=0.2), case.expected(scale=0.2), rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("heads,kv_heads", [(4, 2), (40, 1), (3, 3)])
-def test_bits_of_a_row_do_not_depend_on_company(form, heads, kv_heads):
+def test_bits_of_a_row_do_not_depend_on_company(numerics, backend, heads, kv_heads):
     """A prompt's rows in one batch, in pieces, and one at a time, beside others."""
     whole = Case([(300, 300)], heads=heads, kv_heads=kv_heads, page_size=8)
     options = {"q_tile": EXACT_Q_TILE, "scale": 0.3, "window": 150}
-    expected = whole.run(**options)
+    expected = whole.run(numerics, **options)
     q, k, v, _ = whole.sequences[0]
-    for cut, n in ((1, 1), (131, 3), (129, 70), (300, 77), (2, 2))[: None if form == "native" else 3]:
+    for cut, n in ((1, 1), (131, 3), (129, 70), (300, 77), (2, 2))[: None if backend == "native" else 3]:
         part = Case([(9, 9), (cut, n), (20, 1)], heads=heads, kv_heads=kv_heads, page_size=8)
         table, at = np.asarray(part.batch.block_tables[1]), np.arange(cut)
         part.k[table[at // 8], at % 8], part.v[table[at // 8], at % 8] = k[:cut], v[:cut]
         part.q[9 : 9 + n] = q[cut - n : cut]
-        np.testing.assert_array_equal(part.run(**options)[9 : 9 + n], expected[cut - n : cut])
+        np.testing.assert_array_equal(part.run(numerics, **options)[9 : 9 + n], expected[cut - n : cut])
 
 
 def test_slopes_are_the_published_ones():
@@ -177,19 +177,19 @@ def test_slopes_are_the_published_ones():
     np.testing.assert_allclose(alibi_slopes(12, 8.0)[8:], 0.5 ** (np.array([1, 3, 5, 7]) / 2))
 
 
-def test_large_scores_stay_finite():
+def test_large_scores_stay_finite(numerics):
     case = Case([(200, 20)])
     np.testing.assert_allclose(
-        case.run(q_tile=EXACT_Q_TILE, scale=1e3), case.expected(scale=1e3), rtol=0, atol=1e-3
+        case.run(numerics, scale=1e3), case.expected(scale=1e3), rtol=0, atol=1e-3
     )  # scores of thousands leave float32 softmax three digits less
 
 
-def test_page_size_must_divide_the_block():
+def test_page_size_must_divide_the_block(numerics):
     with pytest.raises(ValueError, match="48 does not divide"):
-        Case([(10, 1)], page_size=48).run(q_tile=1, scale=1.0)
+        Case([(10, 1)], page_size=48).run(numerics, q_tile=1, scale=1.0)
 
 
 def test_fast_mode_gives_decode_rows_tiles_of_one():
-    assert q_tile_rows(8, 8, exact=False) == 1
-    assert q_tile_rows(64, 8, exact=False) == FAST_Q_TILE
-    assert q_tile_rows(1, 1, exact=True) == q_tile_rows(512, 8, exact=True) == EXACT_Q_TILE
+    assert q_tile_rows(8, 8, Numerics(exact=False)) == 1
+    assert q_tile_rows(64, 8, Numerics(exact=False)) == FAST_Q_TILE
+    assert q_tile_rows(1, 1, Numerics()) == q_tile_rows(512, 8, Numerics()) == EXACT_Q_TILE

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from oxjax.errors import BackendUnavailableError
 from oxjax.gguf import block_layout
 from oxjax.gguf.ggml_types import GGMLType
 from oxjax.gguf.planes import PLANE_FORMATS, planes
 from oxjax.gguf.quants import dequantize as dequantize_file
 from oxjax.kernels import native
 from oxjax.kernels.dot import dot
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.quantized import QuantizedTensor, columns, dequantize, pack, panel_bytes, quantized_matmul
 
 CPU = Path(native.__file__).parent / "cpu"
@@ -32,6 +35,7 @@ HALVES = {
 }
 ROWS = [1, 7, 8, 17, 100]
 for_all_formats = pytest.mark.parametrize("ggml_type", PLANE_FORMATS, ids=lambda t: t.name)
+NATIVE = Numerics(backend="native")
 needs_kernels = pytest.mark.skipif(native.kernels() is None, reason=native.describe())
 
 
@@ -87,7 +91,7 @@ def test_kernel_is_the_product_of_what_it_quantised(ggml_type, n, k):
     x[3, 32:64] = 0.0
     with np.errstate(invalid="ignore", divide="ignore"):
         rounded = np.nan_to_num(as_int8(x))
-    got = np.asarray(quantized_matmul(jnp.asarray(x), w, exact=True)[0])
+    got = np.asarray(quantized_matmul(jnp.asarray(x), w, numerics=NATIVE)[0])
     # k / 16 float32 additions, each of a term rounded up to four times.
     bound = (k / 16 + 4) * 2.0**-24 * (np.abs(rounded) @ np.abs(weights.T.astype(np.float64)) + 1e-30)
     if PLANE_FORMATS[ggml_type].minima:  # scale and minimum cancel in the weights, not in the sums
@@ -103,11 +107,11 @@ def test_kernel_is_the_product_of_what_it_quantised(ggml_type, n, k):
 def test_float_activations_have_the_bits_of_dequantised_weights(ggml_type, n, k):
     w, weights = quantized(ggml_type, n, k)
     x = jnp.asarray(np.random.default_rng(2).standard_normal((17, k), np.float32))
-    expected = dot(x, jnp.asarray(weights.T), exact=True)[0]
+    expected = dot(x, jnp.asarray(weights.T), numerics=NATIVE)[0]
     for rows in (1, 2, 8, 17):
-        got = quantized_matmul(x[:rows], w.replace(activations="float32"), exact=True)[0]
+        got = quantized_matmul(x[:rows], w, numerics=replace(NATIVE, activations="float32"))[0]
         np.testing.assert_array_equal(got, expected[:rows])
-    assert (got != quantized_matmul(x, w, exact=True)[0]).any()
+    assert (got != quantized_matmul(x, w, numerics=NATIVE)[0]).any()
 
 
 @needs_kernels
@@ -116,7 +120,7 @@ def test_bits_of_a_row_do_not_depend_on_the_number_of_rows(ggml_type):
     w, _ = quantized(ggml_type, 300, 1024)
     other, _ = quantized(GGMLType.Q6_K, 21, 1024)
     x = jnp.asarray(np.random.default_rng(3).standard_normal((max(ROWS), 1024), np.float32))
-    run = jax.jit(lambda x, *w: quantized_matmul(x, *w, exact=True))
+    run = jax.jit(lambda x, *w: quantized_matmul(x, *w, numerics=NATIVE))
     whole = np.asarray(run(x, w)[0])
     for rows in ROWS:
         for start in {0, 3, x.shape[0] - rows} if rows <= x.shape[0] - 3 else {0}:
@@ -127,7 +131,7 @@ def test_bits_of_a_row_do_not_depend_on_the_number_of_rows(ggml_type):
 @needs_kernels
 def test_sizes_that_do_not_fit_are_refused():
     w, _ = quantized(GGMLType.Q4_K, 16, 256)
-    run = jax.jit(lambda x, w: quantized_matmul(x, w, exact=True))
+    run = jax.jit(lambda x, w: quantized_matmul(x, w, numerics=NATIVE))
     for wrong in (QuantizedTensor(w.data, (256, 17), w.format), QuantizedTensor(w.data[:, 64:], w.shape, w.format)):
         with pytest.raises(Exception, match=r"expected a matrix of \d+ bytes; found x \[2, 256\], matrix"):
             jax.block_until_ready(run(jnp.ones((2, 256)), wrong))
@@ -140,7 +144,7 @@ def test_what_is_not_a_number_stays_in_its_row():
     w, _ = quantized(GGMLType.Q8_0, 40, 64)
     x = np.ones((4, 64), np.float32)
     x[1, 5], x[2, 40], x[3] = np.nan, np.inf, 1e-38
-    got = np.asarray(quantized_matmul(jnp.asarray(x), w, exact=True)[0])
+    got = np.asarray(quantized_matmul(jnp.asarray(x), w, numerics=NATIVE)[0])
     assert np.isfinite(got[0]).all()
     assert np.isnan(got[1:3]).all()
     assert (got[3] == 0).all()
@@ -150,10 +154,10 @@ _RUN = """
 import os, sys
 os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]))
 import hashlib, jax.numpy as jnp, numpy as np
-from tests.kernels.test_quantized import GGMLType, quantized, quantized_matmul
+from tests.kernels.test_quantized import NATIVE, GGMLType, quantized, quantized_matmul
 w = [quantized(t, 700, 1024)[0] for t in (GGMLType.Q4_0, GGMLType.Q5_K)]
 x = jnp.asarray(np.random.default_rng(0).standard_normal((37, 1024), np.float32))
-print(hashlib.sha256(b"".join(np.asarray(y).tobytes() for y in quantized_matmul(x, *w, exact=True))).hexdigest())
+print(hashlib.sha256(b"".join(np.asarray(y).tobytes() for y in quantized_matmul(x, *w, numerics=NATIVE))).hexdigest())
 """
 
 
@@ -173,7 +177,7 @@ def test_where_there_is_a_compiler_there_are_kernels():
     assert native.kernels(), native.describe()
 
 
-def test_without_a_compiler_xla_does_the_work(tmp_path, monkeypatch, caplog):
+def test_without_a_compiler_xla_does_the_work(numerics, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(native, "_cache_folder", lambda: tmp_path)
@@ -182,10 +186,13 @@ def test_without_a_compiler_xla_does_the_work(tmp_path, monkeypatch, caplog):
         assert native.kernels() is None
         assert native.kernels() is None
         assert "no C++ compiler" in native.describe()
+        with pytest.raises(BackendUnavailableError, match=r'backend "native" .* no C\+\+ compiler'):
+            native.resolve_backend("native")
         assert len([r for r in caplog.records if "no native kernels" in r.message]) == 1
         w, weights = quantized(GGMLType.Q4_K, 40, 512)
         x = np.random.default_rng(0).standard_normal((3, 512), np.float32)
-        got = quantized_matmul(jnp.asarray(x), w, exact=True)[0]
+        numerics = Numerics(backend=native.resolve_backend("auto"))
+        got = quantized_matmul(jnp.asarray(x), w, numerics=numerics)[0]
         np.testing.assert_allclose(got, x @ weights.T, atol=1e-4 * np.abs(x @ weights.T).max())
     finally:
         monkeypatch.undo()

@@ -1,5 +1,6 @@
 """Norms of rows against their formulas in float64."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -7,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oxjax.kernels.dot import least_rows
+from oxjax.kernels.dot import min_rows
 from oxjax.kernels.row_norm import row_norm
 
-pytestmark = pytest.mark.usefixtures("form")
 WIDTHS = [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 1000, 4096]
 
 
@@ -26,25 +26,32 @@ def textbook(x, weight, bias, *, eps, centred):
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
 @pytest.mark.parametrize("weights", [0, 1, 3])
-def test_every_width(form, weights, centred, exact):
+def test_every_width(numerics, backend, weights, centred, exact):
+    numerics = replace(numerics, exact=exact)
     rng = np.random.default_rng(0)
-    for d in WIDTHS if form == "native" else (1, 17, 64):
+    for d in WIDTHS if backend == "native" else (1, 17, 64):
         x = rng.standard_normal((12, d), np.float32) * 3 + 1
         weight = rng.standard_normal((weights, d), np.float32) if weights else None
         bias = rng.standard_normal(d, np.float32) if weights == 1 else None
-        got = row_norm(jnp.asarray(x), *_on_device(weight, bias), eps=1e-5, centred=centred, exact=exact)
+        got = row_norm(
+            jnp.asarray(x),
+            *_on_device(weight, bias),
+            eps=1e-5,
+            centred=centred,
+            numerics=replace(numerics, exact=exact),
+        )
         # A few roundings of numbers up to about 10; a width of 1 divides what is left of a difference by sqrt(eps).
         atol = 1e-5 if d > 1 or not centred else 1e-3
         np.testing.assert_allclose(got, textbook(x, weight, bias, eps=1e-5, centred=centred), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
-def test_bits_of_a_row_are_its_own(form, centred):
+def test_bits_of_a_row_are_its_own(numerics, backend, centred):
     """In programs of as many rows as exact mode has at least, or more."""
     rng = np.random.default_rng(1)
-    norm = jax.jit(partial(row_norm, eps=1e-6, centred=centred, exact=True))
-    least = least_rows(exact=True)
-    for d in WIDTHS if form == "native" else (17, 64):
+    norm = jax.jit(partial(row_norm, eps=1e-6, centred=centred, numerics=numerics))
+    least = min_rows(numerics)
+    for d in WIDTHS if backend == "native" else (17, 64):
         x = rng.standard_normal((2 * 8192 // d + 40, d), np.float32)
         x[3] = np.nan
         weight = jnp.asarray(rng.standard_normal((1, d), np.float32))
@@ -54,10 +61,10 @@ def test_bits_of_a_row_are_its_own(form, centred):
         assert np.isnan(whole[3]).all() and np.isfinite(np.delete(whole, 3, axis=0)).all()
 
 
-def test_a_row_of_zeros_is_no_division_by_zero():
+def test_a_row_of_zeros_is_no_division_by_zero(numerics):
     x = jnp.zeros((2, 40))
     for centred in (True, False):
-        np.testing.assert_array_equal(row_norm(x, None, None, eps=1e-6, centred=centred, exact=True), 0.0)
+        np.testing.assert_array_equal(row_norm(x, None, None, eps=1e-6, centred=centred, numerics=numerics), 0.0)
 
 
 def _on_device(*arrays):

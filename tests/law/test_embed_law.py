@@ -25,10 +25,11 @@ def texts():
 def models(data):
     known = {}
 
-    def get(name, exact=True):
-        if (name, exact) not in known:
-            known[name, exact] = load(name, data, exact=exact)
-        return known[name, exact]
+    def get(name, **options):
+        key = (name, *options.items())
+        if key not in known:
+            known[key] = load(name, data, **options)
+        return known[key]
 
     return get
 
@@ -82,11 +83,10 @@ def test_other_texts_may_hold_nan(model, texts):
 
 
 @pytest.mark.parametrize("name", [SMALL, *SLOW[:2]])
-@pytest.mark.usefixtures("without_kernels")
 def test_fast_mode_holds_it_to_rounding_only(models, texts, name):
-    """And, with XLA alone, not to the bit, so the tests above can fail."""
+    """And, on the XLA backend, not to the bit, so the tests above can fail."""
     texts = texts[::4]  # each length compiles anew
-    exact, fast = models(name), models(name, exact=False)
+    exact, fast = models(name, backend="xla"), models(name, backend="xla", exact=False)
     expected = alone(exact, texts)
     together, apart = list(encoder(fast, 1024).run(texts)), alone(fast, texts)
     for a, b, c in zip(together, apart, expected, strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from oxjax import SamplingParams
-from oxjax.engine.scheduler import Work
+from oxjax.engine.scheduler import ScheduledChunk
 from oxjax.errors import OxjaxError
 from oxjax.kernels import native
 from oxjax.kernels.quantized import QuantizedTensor
@@ -34,11 +34,10 @@ def test_shapes(harness, expected, shape):
     assert harness.run(IDS, **shape) == expected(harness)
 
 
-@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize("name", [STORIES, *(pytest.param(n, marks=pytest.mark.slow) for n in (EMBEDDED, *KINDS))])
-def test_shapes_without_native_kernels(data, name):
-    """XLA's own forms, in row tiles."""
-    harness = Harness(load(name, data))
+def test_shapes_on_the_xla_backend(data, name):
+    """Products in row tiles."""
+    harness = Harness(load(name, data, backend="xla"))
     expected = harness.alone(IDS)
     for shape in list(SHAPES.values())[:4]:
         assert harness.run(IDS, **shape) == expected
@@ -62,7 +61,7 @@ def test_wide_steps(harness, expected):
 def test_steps_in_a_loop_and_beside_prompts(harness, monkeypatch):
     """Two programs, of which one has the sampler in it: merged with a soft cap, it would round otherwise."""
     looped = harness.generated_alone(IDS, LONG)
-    monkeypatch.setattr(Work, "decodes", property(lambda self: False))
+    monkeypatch.setattr(ScheduledChunk, "decodes", property(lambda self: False))
     assert harness.generated_alone(IDS, LONG) == looped
 
 

@@ -13,6 +13,8 @@ from oxjax.cache.pages import LatentPages
 from oxjax.cache.transfer import export_state, import_state
 from oxjax.config import LatentSpec, LayerSpec, ModelConfig, TemperatureSpec
 from oxjax.kernels.expanded_attention import expanding_pays
+from oxjax.kernels.native import resolve_backend
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.paged_attention import q_tile_rows
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.latent import LatentAttention, latent_attention
@@ -114,6 +116,7 @@ FEW = [(5, 400), (1, 129), (0, 0), (7, 257)] * 10
 @pytest.mark.parametrize("exact", [True, False])
 def test_both_forms_are_the_published_one(exact, cut, temperature):
     """Ragged batches whose sequences have a past; pages and rows that nobody owns hold NaN."""
+    numerics = Numerics(exact=exact, backend=resolve_backend("auto"))
     spec, p, rng = dataclasses.replace(SPEC, temperature=temperature), params(), np.random.default_rng(2)
     texts = [rng.standard_normal((context, D), np.float32) for _, context in cut]
     inv_freq = jnp.array([1.0, 0.3, 0.1])
@@ -122,11 +125,11 @@ def test_both_forms_are_the_published_one(exact, cut, temperature):
 
     @jax.jit
     def step(x, pages, batch):
-        layout = row_layout(batch, page_size=16, q_tile=q_tile_rows(x.shape[0], len(cut), exact=exact))
+        layout = row_layout(batch, page_size=16, q_tile=q_tile_rows(x.shape[0], len(cut), numerics))
         angles = rope_angles(batch.positions, inv_freq, 1.0)
         dims = {"nope_dim": spec.nope_dim, "rope_dim": spec.rope_dim, "value_dim": spec.value_dim}
         pays = expanding_pays(layout, rank=spec.kv_rank, **dims)
-        return *latent_attention(p, x, pages, spec, Context(layout, (angles,), config(spec, exact=exact))), pays
+        return *latent_attention(p, x, pages, spec, Context(layout, (angles,), config(spec, numerics=numerics))), pays
 
     def run(pages, chunks):
         """Rows `start` to `stop` of each sequence, and seven of padding."""

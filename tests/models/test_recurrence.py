@@ -11,11 +11,12 @@ import pytest
 import oxjax
 from oxjax.batch import row_layout
 from oxjax.kernels import native
+from oxjax.kernels.numerics import Numerics
 from oxjax.models.layers.conv import Conv, causal_conv, previous_rows
 from oxjax.models.layers.delta_net import delta_scan
 from oxjax.models.layers.mamba import selective_scan
 from oxjax.models.layers.mamba2 import decaying_scan
-from oxjax.models.layers.recurrence import ACCELERATOR_CHUNK, CPU_CHUNK, MIN_CHUNK, chunk_size
+from oxjax.models.layers.recurrence import ACCELERATOR_CHUNK, CPU_CHUNK, MIN_CHUNK, NATIVE, ROWS, scan_method
 from oxjax.models.layers.rwkv6 import wkv6
 from oxjax.models.layers.rwkv7 import wkv7
 from tests.helpers.cuts import same_bits_however_cut
@@ -61,8 +62,8 @@ class Mamba:
         return h, c @ h
 
     @classmethod
-    def ours(cls, *args, size):
-        return selective_scan(jnp.asarray(cls.a, jnp.float32), *args, size=size)
+    def ours(cls, *args, method):
+        return selective_scan(jnp.asarray(cls.a, jnp.float32), *args, method=method)
 
 
 class Mamba2:
@@ -85,8 +86,8 @@ class Mamba2:
         return new, y
 
     @classmethod
-    def ours(cls, *args, size):
-        return decaying_scan(jnp.asarray(cls.a, jnp.float32), *args, size=size)
+    def ours(cls, *args, method):
+        return decaying_scan(jnp.asarray(cls.a, jnp.float32), *args, method=method)
 
 
 class DeltaNet:
@@ -110,8 +111,8 @@ class DeltaNet:
         return new, y
 
     @classmethod
-    def ours(cls, q, k, v, decay, *more, size):
-        return delta_scan(q, k, v, decay.reshape(*q.shape[:2], -1), *more, size=size)
+    def ours(cls, q, k, v, decay, *more, method):
+        return delta_scan(q, k, v, decay.reshape(*q.shape[:2], -1), *more, method=method)
 
 
 class KimiDelta(DeltaNet):
@@ -152,8 +153,8 @@ class Rwkv6:
         return new, y
 
     @classmethod
-    def ours(cls, *args, size):
-        return wkv6(jnp.asarray(cls.bonus, jnp.float32), *args, size=size)
+    def ours(cls, *args, method):
+        return wkv6(jnp.asarray(cls.bonus, jnp.float32), *args, method=method)
 
 
 class GatedLinearAttention(Rwkv6):
@@ -165,8 +166,8 @@ class GatedLinearAttention(Rwkv6):
         return new, np.einsum("hk,hkv->hv", receptance, new)
 
     @classmethod
-    def ours(cls, *args, size):
-        return wkv6(None, *args, size=size)
+    def ours(cls, *args, method):
+        return wkv6(None, *args, method=method)
 
 
 class Rwkv7:
@@ -194,42 +195,37 @@ class Rwkv7:
 
 KINDS = [Mamba, Mamba2, DeltaNet, KimiDelta, Rwkv6, GatedLinearAttention, Rwkv7]
 DECAYS = {"usual": 1.0, "weak": 1e-3, "strong": 1e3}
-NATIVE = "native"  # row by row, as None is in XLA
-ROW_BY_ROW = [pytest.param(NATIVE, marks=pytest.mark.skipif(not native.kernels(), reason=native.describe())), None]
+ROW_BY_ROW = [pytest.param(NATIVE, marks=pytest.mark.skipif(not native.kernels(), reason=native.describe())), ROWS]
 CHUNKS = [CPU_CHUNK, ACCELERATOR_CHUNK]
 
 
-@partial(jax.jit, static_argnames=("kind", "size"))
-def scan(kind, size, rows, initial, layout):
-    return kind.ours(*rows, initial, layout, size=None if size == NATIVE else size)
+@partial(jax.jit, static_argnames=("kind", "method"))
+def scan(kind, method, rows, initial, layout):
+    return kind.ours(*rows, initial, layout, method=method)
 
 
-def run(kind, size, rows, initial, layout):
+def run(kind, method, rows, initial, layout):
     rows = tuple(jnp.asarray(r, jnp.float32) for r in rows)
-    with pytest.MonkeyPatch.context() as patch:
-        if size is None:
-            patch.setattr(native, "kernels", lambda: None)
-        return scan(kind, size, rows, jnp.asarray(initial, jnp.float32), layout)
+    return scan(kind, method, rows, jnp.asarray(initial, jnp.float32), layout)
 
 
 def test_chunks_are_for_fast_mode_and_as_large_as_the_machine_likes(monkeypatch):
-    def sizes():
-        return [chunk_size(exact=exact, rows_on_cpu=rows) for exact in (True, False) for rows in (True, False)]
+    def methods(backend):
+        both = Numerics(exact=True, backend=backend), Numerics(exact=False, backend=backend)
+        return [scan_method(numerics, has_kernel=kernel) for numerics in both for kernel in (True, False)]
 
-    monkeypatch.setattr(native, "kernels", lambda: "AVX2")
-    assert sizes() == [None, None, None, None]
-    monkeypatch.setattr(native, "kernels", lambda: None)
-    assert sizes() == [None, None, None, CPU_CHUNK]
+    assert methods("native") == [NATIVE, ROWS, NATIVE, ROWS]
+    assert methods("xla") == [ROWS, ROWS, CPU_CHUNK, ROWS]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert sizes() == [None, None, ACCELERATOR_CHUNK, ACCELERATOR_CHUNK]
+    assert methods("xla") == [ROWS, ROWS, ACCELERATOR_CHUNK, ACCELERATOR_CHUNK]
 
 
 @pytest.mark.parametrize("decays", ["mixed", *(pytest.param(d, marks=pytest.mark.slow) for d in DECAYS)])
-@pytest.mark.parametrize("size", ROW_BY_ROW + CHUNKS)
+@pytest.mark.parametrize("method", ROW_BY_ROW + CHUNKS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_scan_is_the_recurrence(kind, size, decays):
+def test_scan_is_the_recurrence(kind, method, decays):
     rng = np.random.default_rng(1)
-    n = size if size in CHUNKS else CPU_CHUNK
+    n = method if method in CHUNKS else CPU_CHUNK
     few = [MIN_CHUNK - 1, MIN_CHUNK, MIN_CHUNK + 9]
     lengths = [1, 2, 0, n - 1, n, n + 1, *few, 2 * n + 1, 3 * n, 9 * n + 3, 0]
     ends, n_rows = np.cumsum(lengths), sum(lengths) + 11
@@ -239,7 +235,7 @@ def test_scan_is_the_recurrence(kind, size, decays):
     spoiled = [r.copy() for r in rows]
     for r in spoiled:
         r[ends[-1] :] = np.nan
-    y, states = run(kind, size, spoiled, initial, layout_of(lengths, n_rows))
+    y, states = run(kind, method, spoiled, initial, layout_of(lengths, n_rows))
     assert np.isfinite(y).all()
     for s, (end, n) in enumerate(zip(ends, lengths, strict=True)):
         h, largest = initial[s], 1.0
@@ -250,9 +246,9 @@ def test_scan_is_the_recurrence(kind, size, decays):
         np.testing.assert_allclose(states[s], h, rtol=0, atol=1e-5 * largest)
 
 
-@pytest.mark.parametrize("size", CHUNKS)
+@pytest.mark.parametrize("method", CHUNKS)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if hasattr(kind, "same")])
-def test_the_same_key_again_and_again(kind, size):
+def test_the_same_key_again_and_again(kind, method):
     """Powers of the matrix that a chunk inverts would reach 1e18 here."""
     rng = np.random.default_rng(4)
     n = 2 * ACCELERATOR_CHUNK
@@ -263,7 +259,7 @@ def test_the_same_key_again_and_again(kind, size):
     rows[kind.rate] = 1 - rows[kind.rate] * 1e-3
     layout = layout_of([n], n)
     initial = np.zeros((1, *kind.state))
-    for fast, exact in zip(*(run(kind, e, rows, initial, layout) for e in (size, None)), strict=True):
+    for fast, exact in zip(*(run(kind, e, rows, initial, layout) for e in (method, ROWS)), strict=True):
         np.testing.assert_allclose(fast, exact, rtol=0, atol=5e-6 * max(1.0, np.abs(exact).max()))
 
 
@@ -275,13 +271,13 @@ def test_few_rows_go_one_by_one():
         np.testing.assert_array_equal(fast, exact)
 
 
-@pytest.mark.parametrize("size", ROW_BY_ROW)
+@pytest.mark.parametrize("method", ROW_BY_ROW)
 @pytest.mark.parametrize("kind", KINDS)
-def test_exact_bits_do_not_depend_on_the_cut(kind, size):
+def test_exact_bits_do_not_depend_on_the_cut(kind, method):
     rng = np.random.default_rng(3)
     n = 75
     rows, initial = kind.rows(rng, n), rng.normal(size=(1, *kind.state)).astype(np.float32)
-    whole, final = run(kind, size, rows, initial, layout_of([n], n))
+    whole, final = run(kind, method, rows, initial, layout_of([n], n))
     others = kind.rows(rng, 40)
     for cut in ([1] * n, [13, 62], [64, 11], [5, 60, 10]):
         at, state = 0, initial
@@ -292,7 +288,7 @@ def test_exact_bits_do_not_depend_on_the_cut(kind, size):
             parts = [np.concatenate([o[:before], r[at : at + length], o[: 2 + padding]]) for r, o in
                      zip(rows, others, strict=True)]  # fmt: skip
             states = np.concatenate([initial + 1, state, initial - 1])
-            y, after = run(kind, size, parts, states, layout_of(lengths, sum(lengths) + padding))
+            y, after = run(kind, method, parts, states, layout_of(lengths, sum(lengths) + padding))
             np.testing.assert_array_equal(y[before : before + length], whole[at : at + length])
             at, state = at + length, np.asarray(after[1:2])
         np.testing.assert_array_equal(state, final)

@@ -107,12 +107,11 @@ def test_every_pooling_of_an_encoder(theirs, pooling):
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("jina-bert-v2: code", "nomic-bert-moe")),
     ],
 )
-def test_bits_do_not_depend_on_company(data, tmp_path, monkeypatch, name):
+def test_bits_do_not_depend_on_company(data, tmp_path, name):
     """ALiBi, windows to both sides, biases by distance and experts keep the law; see tests/law/test_embed_law.py."""
     path = write(tmp_path / "m.gguf", ENCODERS[name][0], data / "archs" / "bert.gguf")
     texts = [IDS[:n] for n in (1, 33, 180, 2, 130)]
-    monkeypatch.setattr("oxjax.llm.MAX_ROWS", 512)
-    with LLM(path) as llm:
+    with LLM(path, max_rows=512) as llm:
         alone = [llm.embed([ids], "none")[0] for ids in texts]
         for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
             found = llm.embed([texts[i] for i in order], "none")

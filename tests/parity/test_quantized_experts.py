@@ -42,7 +42,7 @@ def file_of(data, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_experts_load_without_loss_and_take_the_memory_of_the_file(file_of, kind):
-    packed, plain = (oxjax.load(file_of(kind), weights=w).params for w in ("quantized", "float32"))
+    packed, plain = (oxjax.load(file_of(kind), weights=w).params for w in ("file", "float32"))
     for ours, theirs in zip(packed.layers, plain.layers, strict=True):
         for name in ("gate", "up", "down"):
             experts, dense = getattr(ours.mlp, name).weight, getattr(theirs.mlp, name).weight
@@ -57,7 +57,7 @@ def test_experts_load_without_loss_and_take_the_memory_of_the_file(file_of, kind
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_the_dequantised_experts_up_to_the_rounding_of_activations(file_of, kind, report):
-    plain, packed = (Loop(oxjax.load(file_of(kind), weights=w)).logits(IDS, CHUNKS) for w in ("float32", "quantized"))
+    plain, packed = (Loop(oxjax.load(file_of(kind), weights=w)).logits(IDS, CHUNKS) for w in ("float32", "file"))
     with LlamaCpp(file_of(kind), vocab_only=False) as oracle:
         theirs = oracle.logits(IDS.tolist())
 
@@ -73,11 +73,11 @@ def test_logits_are_those_of_the_dequantised_experts_up_to_the_rounding_of_activ
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_float_activations_give_the_bits_of_dequantised_experts(file_of, kind):
-    options = ({"weights": "float32"}, {"weights": "quantized", "activations": "float32"})
+    options = ({"weights": "float32"}, {"weights": "file", "activations": "float32"})
     plain, packed = (Loop(oxjax.load(file_of(kind), **more)).logits(IDS, CHUNKS) for more in options)
     np.testing.assert_array_equal(packed, plain)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bits_do_not_depend_on_chunks(file_of, kind):
-    same_bits_however_cut(oxjax.load(file_of(kind), weights="quantized"))
+    same_bits_however_cut(oxjax.load(file_of(kind), weights="file"))

@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 
 from oxjax import SamplingParams
+from oxjax.kernels.native import resolve_backend
+from oxjax.kernels.numerics import Numerics
 from oxjax.sampling import stages
 from oxjax.sampling.edits import LEAST_EDITS, Edits
 from oxjax.sampling.params import ALL_STAGES, STAGES
 from oxjax.sampling.penalties import LEAST_RECENT, Penalties, recent_tokens
 from oxjax.sampling.pipeline import NOT_FINITE, SamplingRows, sample
-from oxjax.sampling.stages import run_stages
+from oxjax.sampling.stages import StageInputs, run_stages
 from tests.helpers.sampler_cases import columns, shaped
 
-run = jax.jit(partial(sample, exact=True), static_argnames="n_top")
+NUMERICS = Numerics(backend=resolve_backend("auto"))
+run = jax.jit(partial(sample, numerics=NUMERICS), static_argnames="n_top")
+
+
+def inputs(mu):
+    return StageInputs(jnp.float32(0.0), jnp.float32(mu), NUMERICS)
 
 
 def edits(n, changes=()):
@@ -140,7 +147,7 @@ def test_selecting_without_sorting(settings, vocab):
         x = np.round(rng.normal(size=vocab) * scale * 4).astype(np.float32) / 4
         one = jax.tree.map(lambda a: a[0], columns(params, 1))
         got, expected = (
-            np.asarray(jax.jit(run_stages)(x, one, jnp.float32(0.0), jnp.float32(0.0))),
+            np.asarray(jax.jit(partial(run_stages, inputs=inputs(0.0)))(x, one)),
             x.astype(np.float64),
         )
         for stage in params.stages:
@@ -165,7 +172,7 @@ def test_mirostat_drops_what_is_too_unlikely_for_float32():
     """Its surprise is more than any bound, though its probability is 0 there."""
     logits = jnp.array([200.0, 199.0, 0.0])
     one = jax.tree.map(lambda a: a[0], columns(SamplingParams(mirostat=2), 1))
-    assert run_stages(logits, one, jnp.float32(0.0), jnp.float32(10.0)).tolist() == [200.0, 199.0, -np.inf]
+    assert run_stages(logits, one, inputs(10.0)).tolist() == [200.0, 199.0, -np.inf]
 
 
 def test_ties_go_to_the_lowest_id():

@@ -14,7 +14,7 @@ from oxjax.cache.pages import KVPages, write_rows
 from oxjax.config import AttentionSpec, ModelConfig, TemperatureSpec
 from oxjax.kernels.paged_attention import paged_attention
 from oxjax.models.layers.context import Context
-from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.linear import Linear, linear, linears
 from oxjax.models.layers.norms import Norm, norm
 from oxjax.models.layers.rope import apply_rope
 
@@ -55,7 +55,7 @@ def attention(
         ctx: the step's.
     """
     layout, config = ctx.layout, ctx.config
-    projected = linear(p.q, p.k, p.v, x=x, exact=config.exact)
+    projected = linears((p.q, p.k, p.v), x, config.numerics)
     if spec.clamp is not None:
         projected = tuple(jnp.clip(y, -spec.clamp, spec.clamp) for y in projected)
     q, k, v = (
@@ -64,7 +64,8 @@ def attention(
     )
     q, k = _normed(p.q_norm, q, config), _normed(p.k_norm, k, config)
     if spec.rope is not None:
-        q, k = (apply_rope(y, ctx.angles[spec.rope], config.ropes[spec.rope]) for y in (q, k))
+        angles, rope = ctx.angles[spec.rope], config.ropes[spec.rope]
+        q, k = (apply_rope(y, angles, rope, config.numerics) for y in (q, k))
     if spec.norm_rotated:
         q, k = (norm(Norm(), y, config) for y in (q, k))
     if spec.temperature is not None:
@@ -75,6 +76,7 @@ def attention(
         pages.k,
         pages.v,
         layout,
+        numerics=config.numerics,
         scale=spec.scale,
         window=spec.window,
         chunk=spec.chunk,
@@ -84,8 +86,8 @@ def attention(
     )
     mixed = mixed.reshape(x.shape[0], -1)
     if p.gate is not None:
-        mixed = mixed * jax.nn.sigmoid(linear(p.gate, x=x, exact=config.exact)[0])
-    return linear(p.out, x=mixed, exact=config.exact)[0], pages
+        mixed = mixed * jax.nn.sigmoid(linear(p.gate, x, config.numerics))
+    return linear(p.out, mixed, config.numerics), pages
 
 
 def _normed(p: Norm | None, y: Array, config: ModelConfig) -> Array:
@@ -94,7 +96,7 @@ def _normed(p: Norm | None, y: Array, config: ModelConfig) -> Array:
 
 
 def growth(spec: TemperatureSpec, positions: Int[Array, " T"]) -> Float[Array, "T 1 1"]:
-    """What the queries at these positions are multiplied by."""
+    """Factors of the queries at these positions."""
     steps = ((positions + spec.offset) // spec.length).astype(jnp.float32)
     return (1.0 + spec.scale * jnp.log(1.0 + steps))[:, None, None]
 

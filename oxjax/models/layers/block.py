@@ -84,6 +84,6 @@ def block(
         x = added(x, p.post_norm, sum(mixed[1:], mixed[0]))
     if p.mlp is not None:
         mlp_input = normed(p.mlp_norm, x) if mlp_input is None else mlp_input
-        fed = feed_forward(p.mlp, mlp_input, spec.mlp, exact=config.exact, is_real=ctx.layout.is_real)
+        fed = feed_forward(p.mlp, mlp_input, spec.mlp, config.numerics, is_real=ctx.layout.is_real)
         x = added(x, p.post_mlp_norm, fed)
     return x, new

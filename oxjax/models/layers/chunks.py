@@ -73,7 +73,7 @@ def fading_products(
 def decay_between(
     decay: Float[Array, "n_heads size"],
 ) -> tuple[Float[Array, "n_heads size size"], Float[Array, "n_heads size 1"], Float[Array, "n_heads size 1"]]:
-    """What is left at row t of what row s stored, zero where s comes later, for heads that fade as a whole.
+    """Decay from row s to row t, zero where s comes later, for heads that decay by one number.
 
     Returns:
         Π decay after s up to t; the same for all before the chunk; what is left of each row at the chunk's end.

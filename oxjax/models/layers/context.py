@@ -1,4 +1,4 @@
-"""What all layers of a step share."""
+"""Inputs that all layers of a step share."""
 
 from __future__ import annotations
 

@@ -13,15 +13,15 @@ from jaxtyping import Array, Float
 from oxjax.batch import RowLayout
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
-from oxjax.kernels import native
 from oxjax.kernels.dot import row_sum
 from oxjax.kernels.linear_scan import linear_scan
+from oxjax.kernels.numerics import Numerics
 from oxjax.models.layers.chunks import decay_between, fading_products, inverse_of_unit_lower, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
-from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.linear import Linear, linear, linears
 from oxjax.models.layers.norms import Norm, rms_norm
-from oxjax.models.layers.recurrence import chunk_size, recurrence
+from oxjax.models.layers.recurrence import NATIVE, ScanMethod, recurrence, scan_method
 
 
 @dataclass(frozen=True)
@@ -74,27 +74,27 @@ def delta_net(
         spec: the layer's static facts.
         ctx: the step's.
     """
-    layout, exact, eps = ctx.layout, ctx.config.exact, ctx.config.norm_eps
+    layout, numerics, eps = ctx.layout, ctx.config.numerics, ctx.config.norm_eps
     n_rows, (n_heads, key_dim, value_dim) = x.shape[0], spec.ssm
     old = read_slots(state, layout)
-    qkv, z, beta, alpha = linear(p.qkv, p.z, p.beta, p.alpha, x=x, exact=exact, dtype=jnp.float32)
+    qkv, z, beta, alpha = linears((p.qkv, p.z, p.beta, p.alpha), x, numerics, dtype=jnp.float32)
     qkv, window = causal_conv(p.conv, qkv, old.conv, layout)
     q, k, v = jnp.split(jax.nn.silu(qkv), [spec.n_key_heads * key_dim, 2 * spec.n_key_heads * key_dim], axis=1)
-    q, k = (unit(y.reshape(-1, key_dim), eps, exact).reshape(n_rows, -1, key_dim) for y in (q, k))
+    q, k = (unit(y.reshape(-1, key_dim), eps, numerics).reshape(n_rows, -1, key_dim) for y in (q, k))
     repeats = n_heads // spec.n_key_heads
     q, k = (jnp.tile(y, (1, repeats, 1)) if spec.tiled else jnp.repeat(y, repeats, axis=1) for y in (q, k))
     log_decay = (jax.nn.softplus(alpha) * p.a)[..., None]
     values = v.reshape(n_rows, n_heads, value_dim)
     rows = (q * key_dim**-0.5, k, values, log_decay, jax.nn.sigmoid(beta))
-    y, ssm = delta_scan(*rows, old.ssm, layout, size=chunk_size(exact=exact))
-    y = rms_norm(p.norm, y, eps=eps, exact=exact).reshape(n_rows, -1) * jax.nn.silu(z)
-    out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
+    y, ssm = delta_scan(*rows, old.ssm, layout, method=scan_method(numerics))
+    y = rms_norm(p.norm, y, eps=eps, numerics=numerics).reshape(n_rows, -1) * jax.nn.silu(z)
+    out = linear(p.out, y.astype(x.dtype), numerics)
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)
 
 
-def unit(x: Float[Array, "rows d"], eps: float, exact: bool) -> Float[Array, "rows d"]:
+def unit(x: Float[Array, "rows d"], eps: float, numerics: Numerics) -> Float[Array, "rows d"]:
     """Rows of length one."""
-    return x * lax.rsqrt(row_sum(x * x, exact=exact) + eps)
+    return x * lax.rsqrt(row_sum(x * x, numerics=numerics) + eps)
 
 
 def delta_scan(
@@ -106,16 +106,16 @@ def delta_scan(
     initial: Float[Array, "S n_heads key_dim value_dim"],
     layout: RowLayout,
     *,
-    size: int | None,
+    method: ScanMethod,
 ) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
     """h ← exp(log_decay) h; h ← h + k ⊗ beta (v - hᵀk); y = hᵀq, for each head.
 
     A head decays by one number, or each of its key channels by one of its own (Kimi Team 2025,
     https://arxiv.org/abs/2510.26692).
-    For `size` see `chunk_size`.
+    `method` is as from `scan_method`.
     """
 
-    if size is None and native.kernels():
+    if method == NATIVE:
         decay = jnp.exp(log_decay)
         return linear_scan(q, decay, beta[..., None] * k, v, initial, layout, read=decay * k)
 
@@ -146,4 +146,4 @@ def delta_scan(
         h = whole * h + product(jnp.swapaxes(left, 1, 2), stored)
         return h, jnp.swapaxes(y, 0, 1)
 
-    return recurrence(step, chunk, initial, (q, k, v, log_decay, beta), layout, size=size)
+    return recurrence(step, chunk, initial, (q, k, v, log_decay, beta), layout, method=method)

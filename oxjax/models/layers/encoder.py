@@ -11,7 +11,7 @@ from oxjax.config import AttentionSpec, LayerSpec, ModelConfig
 from oxjax.kernels.text_attention import TextLayout, text_attention
 from oxjax.models.layers.attention import Attention, alibi_slopes
 from oxjax.models.layers.context import Angles
-from oxjax.models.layers.linear import linear
+from oxjax.models.layers.linear import linear, linears
 from oxjax.models.layers.mlp import MLP
 from oxjax.models.layers.moe import MoE, feed_forward
 from oxjax.models.layers.norms import Norm, norm
@@ -67,8 +67,9 @@ def encoder_block(
     y = normed(p.attn_out_norm, x + _attention(p, normed(p.attn_norm, x), spec.mixers[0], ctx))
     if p.attn_norm_2 is not None:
         y = normed(p.attn_norm_2, y + x)
-    read, exact, is_real = normed(p.mlp_norm, y), ctx.config.exact, ctx.layout.is_real
-    return normed(p.mlp_out_norm, y + feed_forward(p.mlp, read, spec.mlp, exact=exact, is_real=is_real))
+    read = normed(p.mlp_norm, y)
+    fed = feed_forward(p.mlp, read, spec.mlp, ctx.config.numerics, is_real=ctx.layout.is_real)
+    return normed(p.mlp_out_norm, y + fed)
 
 
 def _attention(
@@ -76,12 +77,13 @@ def _attention(
 ) -> Float[Array, "T d_model"]:
     """Project, normalise, rotate, attend, project back."""
     config, attn = ctx.config, p.attn
-    q, k, v = linear(attn.q, attn.k, attn.v, x=x, exact=config.exact)
+    q, k, v = linears((attn.q, attn.k, attn.v), x, config.numerics)
     q, k = (y if n is None else norm(n, y, config) for n, y in ((attn.q_norm, q), (attn.k_norm, k)))
     heads = (spec.n_heads, spec.n_kv_heads, spec.n_kv_heads)
     q, k, v = (y.reshape(x.shape[0], n, -1) for y, n in zip((q, k, v), heads, strict=True))
     if spec.rope is not None:
-        q, k = (apply_rope(y, ctx.angles[spec.rope], config.ropes[spec.rope]) for y in (q, k))
+        angles, rope = ctx.angles[spec.rope], config.ropes[spec.rope]
+        q, k = (apply_rope(y, angles, rope, config.numerics) for y in (q, k))
     mixed = text_attention(
         q,
         k,
@@ -92,4 +94,4 @@ def _attention(
         slopes=None if spec.alibi is None else alibi_slopes(spec.n_heads, spec.alibi),
         bias=p.bias,
     )
-    return linear(attn.out, x=mixed.reshape(x.shape[0], -1), exact=config.exact)[0]
+    return linear(attn.out, mixed.reshape(x.shape[0], -1), config.numerics)

@@ -16,9 +16,9 @@ from oxjax.config import RecurrentSpec
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
 from oxjax.models.layers.delta_net import delta_scan, unit
-from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.linear import Linear, linear, linears
 from oxjax.models.layers.norms import Norm, rms_norm
-from oxjax.models.layers.recurrence import chunk_size
+from oxjax.models.layers.recurrence import scan_method
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def kimi_delta(
         spec: the layer's static facts.
         ctx: the step's.
     """
-    layout, exact, eps = ctx.layout, ctx.config.exact, ctx.config.norm_eps
+    layout, numerics, eps = ctx.layout, ctx.config.numerics, ctx.config.norm_eps
     n_heads, head_dim, _ = spec.ssm
 
     def project(y: Array, *layers: Linear) -> tuple[Array, ...]:
-        return linear(*layers, x=y.astype(x.dtype), exact=exact, dtype=jnp.float32)
+        return linears(layers, y.astype(x.dtype), numerics, dtype=jnp.float32)
 
     def heads(y: Array) -> Array:
         return y.reshape(x.shape[0], n_heads, head_dim)
@@ -79,10 +79,10 @@ def kimi_delta(
     (decay,), (gate,) = project(decay, p.decay[1]), project(gate, p.gate[1])
     qkv, window = causal_conv(p.conv, jnp.concatenate(qkv, axis=1), old.conv, layout)
     q, k, v = jnp.split(jax.nn.silu(qkv), 3, axis=1)
-    q, k = (heads(unit(y.reshape(-1, head_dim), eps, exact)) for y in (q, k))
+    q, k = (heads(unit(y.reshape(-1, head_dim), eps, numerics)) for y in (q, k))
     log_decay = jax.nn.softplus(heads(decay)) * p.a[:, None]
     beta, q = jax.nn.sigmoid(beta), q * head_dim**-0.5
-    y, ssm = delta_scan(q, k, heads(v), log_decay, beta, old.ssm, layout, size=chunk_size(exact=exact))
-    y = rms_norm(p.norm, y, eps=eps, exact=exact).reshape(x.shape[0], -1) * jax.nn.sigmoid(gate)
-    out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
+    y, ssm = delta_scan(q, k, heads(v), log_decay, beta, old.ssm, layout, method=scan_method(numerics))
+    y = rms_norm(p.norm, y, eps=eps, numerics=numerics).reshape(x.shape[0], -1) * jax.nn.sigmoid(gate)
+    out = linear(p.out, y.astype(x.dtype), numerics)
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)

@@ -20,7 +20,7 @@ from oxjax.kernels.expanded_attention import Q_TILE, expanded_attention, expandi
 from oxjax.kernels.paged_attention import paged_attention
 from oxjax.models.layers.attention import growth
 from oxjax.models.layers.context import Context
-from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.linear import Linear, linear, linears
 from oxjax.models.layers.norms import Norm, rms_norm
 from oxjax.models.layers.rope import apply_rope
 
@@ -67,20 +67,21 @@ def latent_attention(
         ctx: the step's.
     """
     layout, config = ctx.layout, ctx.config
-    norm = {"eps": config.norm_eps, "exact": config.exact}
+    norm = {"eps": config.norm_eps, "numerics": config.numerics}
     if p.q_low is None:
-        q, low = linear(p.q, p.kv_low, x=x, exact=config.exact)
+        q, low = linears((p.q, p.kv_low), x, config.numerics)
     else:
-        q_low, low = linear(p.q_low, p.kv_low, x=x, exact=config.exact)
-        q = linear(p.q, x=rms_norm(p.q_norm, q_low, **norm), exact=config.exact)[0]
+        q_low, low = linears((p.q_low, p.kv_low), x, config.numerics)
+        q = linear(p.q, rms_norm(p.q_norm, q_low, **norm), config.numerics)
     q = q.reshape(x.shape[0], spec.n_heads, -1)
     q_rope, rope_k = q[..., spec.nope_dim :], low[:, None, spec.kv_rank :]
     if spec.rope is not None:
-        q_rope, rope_k = (apply_rope(y, ctx.angles[spec.rope], config.ropes[spec.rope]) for y in (q_rope, rope_k))
+        angles, rope = ctx.angles[spec.rope], config.ropes[spec.rope]
+        q_rope, rope_k = (apply_rope(y, angles, rope, config.numerics) for y in (q_rope, rope_k))
     latent = rms_norm(p.kv_norm, low[:, : spec.kv_rank], **norm)
     pages = write_rows(pages, latent, rope_k[:, 0], page=layout.write_page, offset=layout.write_offset)
     q = q[..., : spec.nope_dim], q_rope
-    if config.exact or x.shape[0] < Q_TILE:
+    if config.numerics.exact or x.shape[0] < Q_TILE:
         values = _absorbed(p, *q, pages, spec, ctx)
     else:
         dims = {"nope_dim": spec.nope_dim, "rope_dim": spec.rope_dim, "value_dim": spec.value_dim}
@@ -89,7 +90,7 @@ def latent_attention(
             lambda: _expanded(p, *q, pages, spec, ctx),
             lambda: _absorbed(p, *q, pages, spec, ctx),
         )
-    return linear(p.out, x=values.reshape(x.shape[0], -1), exact=config.exact)[0], pages
+    return linear(p.out, values.reshape(x.shape[0], -1), config.numerics), pages
 
 
 def _absorbed(
@@ -100,12 +101,14 @@ def _absorbed(
     spec: LatentSpec,
     ctx: Context,
 ) -> Float[Array, "T heads value_dim"]:
-    exact, dtype = ctx.config.exact, q_nope.dtype
-    q = jnp.concatenate([dot_heads(q_nope, p.k_up, exact=exact).astype(dtype), q_rope], axis=-1)
+    numerics, dtype = ctx.config.numerics, q_nope.dtype
+    q = jnp.concatenate([dot_heads(q_nope, p.k_up, numerics=numerics).astype(dtype), q_rope], axis=-1)
     q = _grown(q, spec, ctx)
     latent_pages, rope_pages = (a[:, :, None] for a in (pages.latent, pages.rope_k))
-    mixed = paged_attention(q, latent_pages, latent_pages, ctx.layout, scale=spec.scale, more_k_pages=rope_pages)
-    return dot_heads(mixed, p.v_up, exact=exact).astype(dtype)
+    mixed = paged_attention(
+        q, latent_pages, latent_pages, ctx.layout, numerics=numerics, scale=spec.scale, more_k_pages=rope_pages
+    )
+    return dot_heads(mixed, p.v_up, numerics=numerics).astype(dtype)
 
 
 def _expanded(

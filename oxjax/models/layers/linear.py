@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from oxjax.kernels.dot import dot
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.quantized import QuantizedTensor, columns, quantized_matmul
 
 
@@ -20,27 +23,34 @@ class Linear:
 
 
 def linear(
-    *layers: Linear, x: Float[Array, "rows d_in"], exact: bool, dtype: DTypeLike | None = None
+    p: Linear, x: Float[Array, "rows d_in"], numerics: Numerics, dtype: DTypeLike | None = None
+) -> Float[Array, "rows d_out"]:
+    """Apply an affine map to rows; see `linears`."""
+    return linears((p,), x, numerics, dtype)[0]
+
+
+def linears(
+    layers: Sequence[Linear], x: Float[Array, "rows d_in"], numerics: Numerics, dtype: DTypeLike | None = None
 ) -> tuple[Float[Array, "rows _"], ...]:
-    """Apply several maps to the same rows.
+    """Apply several affine maps to the same rows, which native kernels read and quantise once.
 
     Args:
-        layers: all take x's width; each gives its own.
+        layers: all have the input width of x.
         x: activations.
-        exact: see `oxjax.kernels.dot`.
+        numerics: see `Numerics`.
         dtype: of the results; x's unless given. Products and biases add up in float32 before.
     """
-    products = _products(x, [p.weight for p in layers], exact)
+    products = _products(x, [p.weight for p in layers], numerics)
     biased = (y if p.bias is None else y + p.bias for p, y in zip(layers, products, strict=True))
     return tuple(y.astype(x.dtype if dtype is None else dtype) for y in biased)
 
 
-def _products(x: Array, weights: list[Array | QuantizedTensor], exact: bool) -> list[Array]:
+def _products(x: Array, weights: list[Array | QuantizedTensor], numerics: Numerics) -> list[Array]:
     """`x @ w` for each, those of a kind together."""
     packed = [w for w in weights if isinstance(w, QuantizedTensor)]
     plain = [w for w in weights if not isinstance(w, QuantizedTensor)]
-    of_packed = iter(quantized_matmul(x.astype(jnp.float32), *packed, exact=exact) if packed else ())
-    of_plain = iter(dot(x, *plain, exact=exact) if plain else ())
+    of_packed = iter(quantized_matmul(x.astype(jnp.float32), *packed, numerics=numerics) if packed else ())
+    of_plain = iter(dot(x, *plain, numerics=numerics) if plain else ())
     return [next(of_packed if isinstance(w, QuantizedTensor) else of_plain) for w in weights]
 
 
@@ -52,9 +62,9 @@ def lookup(
 
 
 def tied_logits(
-    table: Float[Array, "n d"] | QuantizedTensor, x: Float[Array, "rows d"], *, exact: bool
+    table: Float[Array, "n d"] | QuantizedTensor, x: Float[Array, "rows d"], numerics: Numerics
 ) -> Float[Array, "rows n"]:
     """Products with every row of an embedding table, in float32."""
     if isinstance(table, QuantizedTensor):
-        return linear(Linear(weight=table), x=x, exact=exact, dtype=jnp.float32)[0]
-    return dot(x, table, exact=exact, contract=1)[0]
+        return linear(Linear(weight=table), x, numerics, jnp.float32)
+    return dot(x, table, numerics=numerics, contract=1)[0]

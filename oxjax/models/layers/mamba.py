@@ -16,9 +16,9 @@ from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
-from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.linear import Linear, linear, linears
 from oxjax.models.layers.norms import Norm, rms_norm
-from oxjax.models.layers.recurrence import chunk_size, recurrence
+from oxjax.models.layers.recurrence import ScanMethod, recurrence, scan_method
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ def mamba(
         spec: the layer's static facts.
         ctx: the step's.
     """
-    layout, exact = ctx.layout, ctx.config.exact
+    layout, numerics = ctx.layout, ctx.config.numerics
     old = read_slots(state, layout)
-    inner, gate = linear(p.x, p.z, x=x, exact=exact, dtype=jnp.float32)
+    inner, gate = linears((p.x, p.z), x, numerics, dtype=jnp.float32)
     inner, window = causal_conv(p.conv, inner, old.conv, layout)
     inner = jax.nn.silu(inner)
     dt, b, c = scan_inputs(p, inner.astype(x.dtype), ctx)
-    y, ssm = selective_scan(p.a, dt, inner, b, c, old.ssm, layout, size=chunk_size(exact=exact, rows_on_cpu=True))
+    y, ssm = selective_scan(p.a, dt, inner, b, c, old.ssm, layout, method=scan_method(numerics, has_kernel=False))
     y = (y + p.d * inner) * jax.nn.silu(gate)
-    out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
+    out = linear(p.out, y.astype(x.dtype), numerics)
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)
 
 
@@ -93,12 +93,12 @@ def scan_inputs(
 ) -> tuple[Float[Array, "T steps"], Float[Array, "T d_state"], Float[Array, "T d_state"]]:
     """Step sizes, b and c from what was convolved, through the narrow projections of `Mamba` or a relative of it."""
     config = ctx.config
-    low = linear(p.dt_low, p.b, p.c, x=x, exact=config.exact, dtype=jnp.float32)
+    low = linears((p.dt_low, p.b, p.c), x, config.numerics, dtype=jnp.float32)
     dt, b, c = (
-        y if norm is None else rms_norm(norm, y, eps=config.norm_eps, exact=config.exact)
+        y if norm is None else rms_norm(norm, y, eps=config.norm_eps, numerics=config.numerics)
         for y, norm in zip(low, (p.dt_norm, p.b_norm, p.c_norm), strict=True)
     )
-    dt = linear(p.dt, x=dt.astype(x.dtype), exact=config.exact, dtype=jnp.float32)[0]
+    dt = linear(p.dt, dt.astype(x.dtype), config.numerics, dtype=jnp.float32)
     return jax.nn.softplus(dt), b, c
 
 
@@ -111,11 +111,11 @@ def selective_scan(
     initial: Float[Array, "S d_state d_inner"],
     layout: RowLayout,
     *,
-    size: int | None,
+    method: ScanMethod,
 ) -> tuple[Float[Array, "T d_inner"], Float[Array, "S d_state d_inner"]]:
     """h ← exp(dt a) h + b ⊗ (dt x), y = cᵀ h: every channel has d_state numbers of its own (algorithm 2).
 
-    For `size` see `chunk_size`.
+    `method` is as from `scan_method`.
     """
 
     def step(h: Array, dt: Array, x: Array, b: Array, c: Array) -> tuple[Array, Array]:
@@ -130,4 +130,4 @@ def selective_scan(
         states = decay * h + fed
         return states[-1], jnp.sum(states * c[:, :, None], axis=1)
 
-    return recurrence(step, chunk, initial, (dt, x, b, c), layout, size=size)
+    return recurrence(step, chunk, initial, (dt, x, b, c), layout, method=method)

@@ -12,14 +12,13 @@ from jaxtyping import Array, Float
 from oxjax.batch import RowLayout
 from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
-from oxjax.kernels import native
 from oxjax.kernels.linear_scan import linear_scan
 from oxjax.models.layers.chunks import decay_between, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
-from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.linear import Linear, linear, linears
 from oxjax.models.layers.norms import Norm, rms_norm
-from oxjax.models.layers.recurrence import chunk_size, recurrence
+from oxjax.models.layers.recurrence import NATIVE, ScanMethod, recurrence, scan_method
 
 
 @dataclass(frozen=True)
@@ -70,22 +69,22 @@ def mamba2(
         spec: the layer's static facts.
         ctx: the step's.
     """
-    layout, exact = ctx.layout, ctx.config.exact
+    layout, numerics = ctx.layout, ctx.config.numerics
     n_rows, (n_heads, d_state, head_dim) = x.shape[0], spec.ssm
     old = read_slots(state, layout)
-    z, xbc, dt = linear(p.z, p.xbc, p.dt, x=x, exact=exact, dtype=jnp.float32)
+    z, xbc, dt = linears((p.z, p.xbc, p.dt), x, numerics, dtype=jnp.float32)
     xbc, window = causal_conv(p.conv, xbc, old.conv, layout)
     xbc = jax.nn.silu(xbc)
     d_inner, d_groups = n_heads * head_dim, spec.n_groups * d_state
     heads = xbc[:, :d_inner].reshape(n_rows, n_heads, head_dim)
     b = xbc[:, d_inner : d_inner + d_groups].reshape(n_rows, spec.n_groups, d_state)
     c = xbc[:, d_inner + d_groups :].reshape(n_rows, spec.n_groups, d_state)
-    y, ssm = decaying_scan(p.a, jax.nn.softplus(dt), heads, b, c, old.ssm, layout, size=chunk_size(exact=exact))
+    y, ssm = decaying_scan(p.a, jax.nn.softplus(dt), heads, b, c, old.ssm, layout, method=scan_method(numerics))
     y = (y + p.d[:, None] * heads).reshape(n_rows, -1) * jax.nn.silu(z)
     if p.norm is not None:
         grouped = y.reshape(n_rows, spec.n_groups, -1)
-        y = rms_norm(p.norm, grouped, eps=ctx.config.norm_eps, exact=exact).reshape(n_rows, -1)
-    out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
+        y = rms_norm(p.norm, grouped, eps=ctx.config.norm_eps, numerics=numerics).reshape(n_rows, -1)
+    out = linear(p.out, y.astype(x.dtype), numerics)
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)
 
 
@@ -98,13 +97,13 @@ def decaying_scan(
     initial: Float[Array, "S n_heads d_state head_dim"],
     layout: RowLayout,
     *,
-    size: int | None,
+    method: ScanMethod,
 ) -> tuple[Float[Array, "T n_heads head_dim"], Float[Array, "S n_heads d_state head_dim"]]:
     """h ← exp(dt a) h + b ⊗ (dt x), y = cᵀ h for each head; head h uses group h // (n_heads / n_groups).
 
-    For `size` see `chunk_size`.
+    `method` is as from `scan_method`.
     """
-    if size is None and native.kernels():
+    if method == NATIVE:
         return linear_scan(c, jnp.exp(dt * a)[..., None], b, dt[..., None] * x, initial, layout)
     per_group = a.shape[0] // b.shape[1]
 
@@ -124,4 +123,4 @@ def decaying_scan(
         h = before[:, -1:] * h + product(jnp.swapaxes(b, 1, 2), after * fed)
         return h, jnp.swapaxes(y, 0, 1)
 
-    return recurrence(step, chunk, initial, (dt, x, b, c), layout, size=size)
+    return recurrence(step, chunk, initial, (dt, x, b, c), layout, method=method)

@@ -10,7 +10,8 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from oxjax.config import MLPSpec
-from oxjax.models.layers.linear import Linear, linear
+from oxjax.kernels.numerics import Numerics
+from oxjax.models.layers.linear import Linear, linear, linears
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -39,11 +40,11 @@ def gated(activation: str, gate: Float[Array, "*rows d_ff"], up: Float[Array, "*
     return ACTIVATIONS[activation](gate) * up
 
 
-def mlp(p: MLP, x: Float[Array, "rows d"], spec: MLPSpec, *, exact: bool) -> Float[Array, "rows d"]:
+def mlp(p: MLP, x: Float[Array, "rows d"], spec: MLPSpec, numerics: Numerics) -> Float[Array, "rows d"]:
     """down(act(gate x) · up x), or down(act(up x)) without a gate."""
     if p.gate is None:
-        inner = ACTIVATIONS[spec.activation](linear(p.up, x=x, exact=exact)[0])
+        inner = ACTIVATIONS[spec.activation](linear(p.up, x, numerics))
     else:
-        gate, up = linear(p.gate, p.up, x=x, exact=exact)
+        gate, up = linears((p.gate, p.up), x, numerics)
         inner = gated(spec.activation, gate, up)
-    return linear(p.down, x=inner, exact=exact)[0]
+    return linear(p.down, inner, numerics)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from oxjax.config import MLPSpec, MoESpec
 from oxjax.kernels.dot import dot_heads, row_sum, softmax
 from oxjax.kernels.grouped import grouped_matmul
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.quantized import QuantizedTensor
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.mlp import ACTIVATIONS, MLP, gated, mlp
@@ -40,7 +41,7 @@ class MoE:
     up: Experts
     down: Experts
     gate: Experts | None = None
-    selection_bias: Float[Array, " n_experts"] | None = None
+    score_correction_bias: Float[Array, " n_experts"] | None = None
     shared: MLP | None = None
     shared_gate: Linear | None = None
     latent_down: Linear | None = None
@@ -51,72 +52,72 @@ def feed_forward(
     p: MLP | MoE,
     x: Float[Array, "rows d"],
     spec: MLPSpec | MoESpec,
+    numerics: Numerics,
     *,
-    exact: bool,
     is_real: Bool[Array, " rows"] | None = None,
 ) -> Float[Array, "rows d"]:
     """Either kind of feed-forward layer; rows that are not real read no experts."""
     if isinstance(spec, MoESpec):
-        return moe(p, x, spec, exact=exact, is_real=is_real)
-    return mlp(p, x, spec, exact=exact)
+        return moe(p, x, spec, numerics, is_real=is_real)
+    return mlp(p, x, spec, numerics)
 
 
 def moe(
     p: MoE,
     x: Float[Array, "rows d"],
     spec: MoESpec,
+    numerics: Numerics,
     *,
-    exact: bool,
     is_real: Bool[Array, " rows"] | None = None,
 ) -> Float[Array, "rows d"]:
     """The sum of the chosen experts' outputs times their weights, plus the shared expert's."""
-    chosen, weights = route(p, x, spec, exact=exact)
+    chosen, weights = route(p, x, spec, numerics)
     if is_real is not None:
         chosen = jnp.where(is_real[:, None], chosen, spec.n_experts)
-    read = (x if p.latent_down is None else linear(p.latent_down, x=x, exact=exact)[0])[:, None]
-    if spec.weigh_inputs:
+    read = (x if p.latent_down is None else linear(p.latent_down, x, numerics))[:, None]
+    if spec.router_weight_on_input:
         read, weights = (read * weights[..., None]).astype(x.dtype), jnp.ones_like(weights)
     maps = (p.up,) if p.gate is None else (p.gate, p.up)
-    inner = [y.astype(x.dtype) for y in _affine(read, chosen, *maps, exact=exact)]
+    inner = [y.astype(x.dtype) for y in _affine(read, chosen, *maps, numerics=numerics)]
     inner = ACTIVATIONS[spec.activation](*inner) if p.gate is None else gated(spec.activation, *inner)
-    given = _affine(inner, chosen, p.down, exact=exact)[0]
-    total = dot_heads(weights[None], given, exact=exact)[0]  # each row's weights times what its experts gave
+    given = _affine(inner, chosen, p.down, numerics=numerics)[0]
+    total = dot_heads(weights[None], given, numerics=numerics)[0]  # each row's weights times what its experts gave
     if p.latent_up is not None:
-        total = linear(p.latent_up, x=total.astype(x.dtype), exact=exact, dtype=jnp.float32)[0]
+        total = linear(p.latent_up, total.astype(x.dtype), numerics, dtype=jnp.float32)
     if p.shared is not None:
-        y = mlp(p.shared, x, spec.shared, exact=exact).astype(jnp.float32)
+        y = mlp(p.shared, x, spec.shared, numerics).astype(jnp.float32)
         if p.shared_gate is not None:
-            y = y * jax.nn.sigmoid(linear(p.shared_gate, x=x, exact=exact, dtype=jnp.float32)[0])
+            y = y * jax.nn.sigmoid(linear(p.shared_gate, x, numerics, dtype=jnp.float32))
         total = total + y
     return (total * spec.output_scale).astype(x.dtype)
 
 
 def route(
-    p: MoE, x: Float[Array, "rows d"], spec: MoESpec, *, exact: bool
-) -> tuple[Int[Array, "rows n_used"], Float[Array, "rows n_used"]]:
+    p: MoE, x: Float[Array, "rows d"], spec: MoESpec, numerics: Numerics
+) -> tuple[Int[Array, "rows n_experts_per_token"], Float[Array, "rows n_experts_per_token"]]:
     """The experts of each row and their weights, best first.
 
     Without bias and groups the logits themselves choose, which is the order of their softmax and of their sigmoids.
     """
-    logits = linear(p.router, x=x, exact=exact, dtype=jnp.float32)[0]
-    scores = _scores(logits, spec, exact=exact)
+    logits = linear(p.router, x, numerics, dtype=jnp.float32)
+    scores = _scores(logits, spec, numerics)
     ranked = logits
-    if p.selection_bias is not None or spec.n_groups > 1:
-        ranked = scores if p.selection_bias is None else scores + p.selection_bias
+    if p.score_correction_bias is not None or spec.n_groups > 1:
+        ranked = scores if p.score_correction_bias is None else scores + p.score_correction_bias
     if spec.n_groups > 1:
         ranked = _best_groups(ranked, spec)
-    chosen = lax.top_k(ranked, spec.n_used)[1]
+    chosen = lax.top_k(ranked, spec.n_experts_per_token)[1]
     weights = jnp.take_along_axis(scores, chosen, axis=1)
-    if spec.gating == "chosen":
-        weights = softmax(weights, exact=exact)
-    if spec.renormalise:
-        weights = weights / jnp.maximum(row_sum(weights, exact=exact), _SMALLEST_SUM)
+    if spec.gating == "softmax_topk":
+        weights = softmax(weights, numerics=numerics)
+    if spec.norm_topk_prob:
+        weights = weights / jnp.maximum(row_sum(weights, numerics=numerics), _SMALLEST_SUM)
     return chosen, weights * spec.scale
 
 
-def _scores(logits: Array, spec: MoESpec, *, exact: bool) -> Array:
+def _scores(logits: Array, spec: MoESpec, numerics: Numerics) -> Array:
     if spec.gating == "softmax":
-        return softmax(logits, exact=exact)
+        return softmax(logits, numerics=numerics)
     return jax.nn.sigmoid(logits) if spec.gating == "sigmoid" else logits
 
 
@@ -129,9 +130,9 @@ def _best_groups(ranked: Array, spec: MoESpec) -> Array:
     return jnp.where(kept[..., None], groups, -jnp.inf).reshape(ranked.shape)
 
 
-def _affine(x: Array, chosen: Array, *maps: Experts, exact: bool) -> list[Array]:
+def _affine(x: Array, chosen: Array, *maps: Experts, numerics: Numerics) -> list[Array]:
     """Rows through several maps of the experts that they chose, in float32."""
     kinds = {isinstance(p.weight, QuantizedTensor) for p in maps}
     calls = [maps] if len(kinds) == 1 else [(p,) for p in maps]
-    products = (y for call in calls for y in grouped_matmul(x, chosen, *(p.weight for p in call), exact=exact))
+    products = (y for call in calls for y in grouped_matmul(x, chosen, *(p.weight for p in call), numerics=numerics))
     return [y if p.bias is None else y + p.bias[chosen] for p, y in zip(maps, products, strict=True)]

@@ -17,11 +17,11 @@ from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
-from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.linear import Linear, linear, linears
 from oxjax.models.layers.mamba import scan_inputs
 from oxjax.models.layers.mamba2 import decaying_scan
 from oxjax.models.layers.norms import Norm
-from oxjax.models.layers.recurrence import chunk_size
+from oxjax.models.layers.recurrence import scan_method
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ def plamo_mamba(
         spec: the layer's static facts.
         ctx: the step's.
     """
-    layout, exact = ctx.layout, ctx.config.exact
+    layout, numerics = ctx.layout, ctx.config.numerics
     old = read_slots(state, layout)
-    z, inner = linear(p.z, p.x, x=x, exact=exact, dtype=jnp.float32)
+    z, inner = linears((p.z, p.x), x, numerics, dtype=jnp.float32)
     inner, window = causal_conv(p.conv, inner, old.conv, layout)
     inner = jax.nn.silu(inner)
     dt, b, c = scan_inputs(p, inner.astype(x.dtype), ctx)
     heads = inner.reshape(x.shape[0], spec.ssm[0], spec.ssm[2])
-    y, ssm = decaying_scan(p.a, dt, heads, b[:, None], c[:, None], old.ssm, layout, size=chunk_size(exact=exact))
+    y, ssm = decaying_scan(p.a, dt, heads, b[:, None], c[:, None], old.ssm, layout, method=scan_method(numerics))
     y = (y + p.d[:, None] * heads).reshape(x.shape[0], -1) * jax.nn.silu(z)
-    out = linear(p.out, x=y.astype(x.dtype), exact=exact)[0]
+    out = linear(p.out, y.astype(x.dtype), numerics)
     return out, write_slots(state, RecurrentState(conv=window, ssm=ssm), layout)

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from oxjax.kernels.numerics import Numerics
 from oxjax.kernels.rotate import rotate
 
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """What is static about one rotation: `dim` leading head dimensions, magnitude `mscale`, and the pairing.
+    """Static facts of a rotary embedding: `dim` leading head dimensions, magnitude `mscale`, and the pairing.
 
     Pairing "norm" rotates (x[2i], x[2i+1]), "neox" (x[i], x[i + dim/2]).
     """
@@ -91,6 +92,7 @@ def apply_rope(
     x: Float[Array, "rows heads head_dim"],
     angles: tuple[Float[Array, "rows half"], Float[Array, "rows half"]],
     spec: RopeSpec,
+    numerics: Numerics,
 ) -> Float[Array, "rows heads head_dim"]:
     """Rotate the first `spec.dim` dimensions of every head, in float32; the others pass through."""
-    return rotate(x, *angles, adjacent=spec.pairing == "norm")
+    return rotate(x, *angles, adjacent=spec.pairing == "norm", numerics=numerics)

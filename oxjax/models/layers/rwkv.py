@@ -38,7 +38,7 @@ def channel_mix(
     """sigmoid(receptance x) · value relu(key x)², float32 between the projections."""
 
     def project(layer: Linear, y: Array) -> Array:
-        return linear(layer, x=y.astype(DTYPES[config.dtype]), exact=config.exact, dtype=jnp.float32)[0]
+        return linear(layer, y.astype(DTYPES[config.dtype]), config.numerics, dtype=jnp.float32)
 
     inner = jnp.square(jax.nn.relu(project(p.key, x + (before - x) * p.key_share)))
     y = project(p.value, inner)
@@ -93,7 +93,7 @@ def rwkv_block(
         window = jnp.concatenate([window, channel_window], axis=-1)
         x = x + channel_mix(p.mlp, y, before, config).astype(x.dtype)
     else:
-        x = x + mlp(p.mlp, y, spec.mlp, exact=config.exact)
+        x = x + mlp(p.mlp, y, spec.mlp, config.numerics)
     if isinstance(mixer, Rwkv6Spec) and mixer.scale != 1.0:
         x = x * mixer.scale
     new = write_slots(state[0], RecurrentState(conv=window, ssm=ssm), layout)

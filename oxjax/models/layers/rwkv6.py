@@ -11,13 +11,13 @@ from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
 from oxjax.config import DTYPES, RecurrentSpec
-from oxjax.kernels import native
 from oxjax.kernels.linear_scan import linear_scan
+from oxjax.kernels.numerics import Numerics
 from oxjax.models.layers.chunks import fading_products, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm, layer_norm
-from oxjax.models.layers.recurrence import chunk_size, recurrence
+from oxjax.models.layers.recurrence import NATIVE, ScanMethod, recurrence, scan_method
 
 HEAD_NORM_EPS = 64e-5  # of the norm of each head's output
 
@@ -91,12 +91,12 @@ def time_mix6(
     Returns:
         float32 rows for the residual stream, and the states after each sequence's rows.
     """
-    exact, (n_heads, head_dim, _) = ctx.config.exact, spec.ssm
+    numerics, (n_heads, head_dim, _) = ctx.config.numerics, spec.ssm
     dtype, n_rows = DTYPES[ctx.config.dtype], x.shape[0]
 
     def project(y: Array, *layers: Linear) -> Array:
         for layer in layers:
-            y = linear(layer, x=y.astype(dtype), exact=exact, dtype=jnp.float32)[0]
+            y = linear(layer, y.astype(dtype), numerics, dtype=jnp.float32)
         return y
 
     step = before - x
@@ -115,18 +115,18 @@ def time_mix6(
         receptance, key = receptance * head_dim**-0.5, key * (1.0 - jnp.exp(log_decay))
     else:
         gate = jax.nn.silu(project(for_gate, p.gate))
-    y, ssm = wkv6(p.bonus, receptance, log_decay, key, value, ssm, ctx.layout, size=chunk_size(exact=exact))
-    return project(normed_heads(p.head_norm, y, exact=exact) * gate, p.out), ssm
+    y, ssm = wkv6(p.bonus, receptance, log_decay, key, value, ssm, ctx.layout, method=scan_method(numerics))
+    return project(normed_heads(p.head_norm, y, numerics=numerics) * gate, p.out), ssm
 
 
 def normed_heads(
-    p: Norm | None, y: Float[Array, "T n_heads head_dim"], *, exact: bool
+    p: Norm | None, y: Float[Array, "T n_heads head_dim"], *, numerics: Numerics
 ) -> Float[Array, "T n_heads*head_dim"]:
     """Each head's output normalised on its own, with weights `[d_model]`, and all side by side."""
     flat = y.reshape(y.shape[0], -1)
     if p is None:
         return flat
-    return layer_norm(Norm(), y, eps=HEAD_NORM_EPS, exact=exact).reshape(flat.shape) * p.weight + p.bias
+    return layer_norm(Norm(), y, eps=HEAD_NORM_EPS, numerics=numerics).reshape(flat.shape) * p.weight + p.bias
 
 
 def wkv6(
@@ -138,14 +138,14 @@ def wkv6(
     initial: Float[Array, "S n_heads key_dim value_dim"],
     layout: RowLayout,
     *,
-    size: int | None,
+    method: ScanMethod,
 ) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
     """y = (h + (bonus k) ⊗ v)ᵀ r, then h ← decay h + k ⊗ v, for each head; without a bonus y = hᵀ r comes after.
 
-    For `size` see `chunk_size`.
+    `method` is as from `scan_method`.
     """
 
-    if size is None and native.kernels():
+    if method == NATIVE:
         return linear_scan(receptance, jnp.exp(log_decay), key, value, initial, layout, bonus=bonus)
 
     def step(h: Array, receptance: Array, log_decay: Array, key: Array, value: Array) -> tuple[Array, Array]:
@@ -166,4 +166,4 @@ def wkv6(
         h = whole[..., None] * h + product(jnp.swapaxes(early[:, 0], 1, 2), value)
         return h, jnp.swapaxes(y, 0, 1)
 
-    return recurrence(step, chunk, initial, (receptance, log_decay, key, value), layout, size=size)
+    return recurrence(step, chunk, initial, (receptance, log_decay, key, value), layout, method=method)

@@ -12,14 +12,13 @@ from jaxtyping import Array, Float
 
 from oxjax.batch import RowLayout
 from oxjax.config import DTYPES, RecurrentSpec
-from oxjax.kernels import native
 from oxjax.kernels.dot import row_sum
 from oxjax.kernels.linear_scan import linear_scan
 from oxjax.models.layers.chunks import fading_products, inverse_of_unit_lower, product
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.linear import Linear, linear
 from oxjax.models.layers.norms import Norm
-from oxjax.models.layers.recurrence import chunk_size, recurrence
+from oxjax.models.layers.recurrence import NATIVE, ScanMethod, recurrence, scan_method
 from oxjax.models.layers.rwkv6 import normed_heads
 
 
@@ -97,19 +96,19 @@ def time_mix7(
     Returns:
         float32 rows for the residual stream, the first layer's values, and the states after each sequence's rows.
     """
-    exact, (n_heads, head_dim, _) = ctx.config.exact, spec.ssm
+    numerics, (n_heads, head_dim, _) = ctx.config.numerics, spec.ssm
     dtype, n_rows = DTYPES[ctx.config.dtype], x.shape[0]
 
     def project(y: Array, *layers: Linear) -> Array:
         for layer in layers:
-            y = linear(layer, x=y.astype(dtype), exact=exact, dtype=jnp.float32)[0]
+            y = linear(layer, y.astype(dtype), numerics, dtype=jnp.float32)
         return y
 
     def heads(y: Array) -> Array:
         return y.reshape(n_rows, n_heads, head_dim)
 
     def head_sum(y: Array) -> Array:
-        return row_sum(y.reshape(-1, head_dim), exact=exact).reshape(n_rows, n_heads, 1)
+        return row_sum(y.reshape(-1, head_dim), numerics=numerics).reshape(n_rows, n_heads, 1)
 
     step = before - x
     for_receptance, for_decay, for_key, for_value, for_rate, *for_gate = (x + step * share for share in p.shares)
@@ -126,8 +125,8 @@ def time_mix7(
     key = key * (1.0 + (rate - 1.0) * p.key_rate)
     own = head_sum(heads(receptance * key * p.bonus))
     receptance, log_decay, key, value, rate = (heads(y) for y in (receptance, log_decay, key, value, rate))
-    y, ssm = wkv7(receptance, log_decay, key, value, replaced, rate, ssm, ctx.layout, size=chunk_size(exact=exact))
-    y = normed_heads(p.head_norm, y, exact=exact) + (own * value).reshape(x.shape)
+    y, ssm = wkv7(receptance, log_decay, key, value, replaced, rate, ssm, ctx.layout, method=scan_method(numerics))
+    y = normed_heads(p.head_norm, y, numerics=numerics) + (own * value).reshape(x.shape)
     if p.gate is not None:
         y = y * project(jax.nn.sigmoid(project(for_gate[0], p.gate[0])), p.gate[1])
     return project(y, p.out), first_value, ssm
@@ -143,11 +142,11 @@ def wkv7(
     initial: Float[Array, "S n_heads key_dim value_dim"],
     layout: RowLayout,
     *,
-    size: int | None,
+    method: ScanMethod,
 ) -> tuple[Float[Array, "T n_heads value_dim"], Float[Array, "S n_heads key_dim value_dim"]]:
-    """h ← decay h - (rate replaced) ⊗ hᵀ replaced + k ⊗ v; y = hᵀ r, for each head; for `size` see `chunk_size`."""
+    """h ← decay h - (rate replaced) ⊗ hᵀ replaced + k ⊗ v; y = hᵀ r, for each head; `method` as from `scan_method`."""
 
-    if size is None and native.kernels():
+    if method == NATIVE:
         updates = {"read": replaced, "write": rate * replaced}
         return linear_scan(receptance, jnp.exp(log_decay), key, value, initial, layout, **updates)
 
@@ -181,4 +180,4 @@ def wkv7(
         return h, jnp.swapaxes(y, 0, 1)
 
     rows = (receptance, log_decay, key, value, replaced, rate)
-    return recurrence(step, chunk, initial, rows, layout, size=size)
+    return recurrence(step, chunk, initial, rows, layout, method=method)

@@ -12,7 +12,7 @@ from oxjax.cache.slots import RecurrentState, read_slots, write_slots
 from oxjax.config import RecurrentSpec
 from oxjax.models.layers.context import Context
 from oxjax.models.layers.conv import Conv, causal_conv
-from oxjax.models.layers.linear import Linear, linear
+from oxjax.models.layers.linear import Linear, linear, linears
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ def short_conv(
     p: ShortConv, x: Float[Array, "T d_model"], state: RecurrentState, spec: ShortConvSpec, ctx: Context
 ) -> tuple[Float[Array, "T d_model"], RecurrentState]:
     """out(gate_out x · conv(gate_in x · x x)). All but the projections is float32."""
-    exact, layout = ctx.config.exact, ctx.layout
+    numerics, layout = ctx.config.numerics, ctx.layout
     old = read_slots(state, layout)
-    gate_in, gate_out, inner = linear(p.gate_in, p.gate_out, p.x, x=x, exact=exact, dtype=jnp.float32)
+    gate_in, gate_out, inner = linears((p.gate_in, p.gate_out, p.x), x, numerics, dtype=jnp.float32)
     y, window = causal_conv(p.conv, gate_in * inner, old.conv, layout)
-    out = linear(p.out, x=(gate_out * y).astype(x.dtype), exact=exact)[0]
+    out = linear(p.out, (gate_out * y).astype(x.dtype), numerics)
     return out, write_slots(state, RecurrentState(conv=window, ssm=old.ssm), layout)

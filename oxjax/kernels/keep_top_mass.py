@@ -7,23 +7,29 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from oxjax.kernels import native
+from oxjax.kernels.native import ffi_call
+from oxjax.kernels.numerics import Numerics
 
-_GIVEN, _ONES, _SHARES = 0, 1, 2  # what the native kernel knows of masses
+_GIVEN, _ONES, _SHARES = 0, 1, 2  # kinds of masses; only given ones are read
 
 
-def keep_most_likely(x: Float[Array, " n"], count: Float[Array, ""]) -> Float[Array, " n"]:
+def keep_top_k(x: Float[Array, " n"], count: Float[Array, ""], *, numerics: Numerics) -> Float[Array, " n"]:
     """The `count` largest logits, lower places first among equals; elsewhere -inf."""
-    return _keep(x, x, None, count, _ONES)
+    return _keep(x, x, x, count, _ONES, numerics)
 
 
-def keep_share(x: Float[Array, " n"], share: Float[Array, ""]) -> Float[Array, " n"]:
+def keep_top_p(x: Float[Array, " n"], share: Float[Array, ""], *, numerics: Numerics) -> Float[Array, " n"]:
     """The largest logits, lower places first among equals, until they hold a share of the softmax; elsewhere -inf."""
-    return _keep(x, x, None, share, _SHARES)
+    return _keep(x, x, x, share, _SHARES, numerics)
 
 
-def keep_largest(
-    x: Float[Array, " n"], keys: Float[Array, " n"], mass: Float[Array, " n"], wanted: Float[Array, ""]
+def keep_top_mass(
+    x: Float[Array, " n"],
+    keys: Float[Array, " n"],
+    mass: Float[Array, " n"],
+    wanted: Float[Array, ""],
+    *,
+    numerics: Numerics,
 ) -> Float[Array, " n"]:
     """`x` where keys are the largest, lower places first among equals, until they hold a mass; elsewhere -inf.
 
@@ -34,14 +40,15 @@ def keep_largest(
         keys: float32, not NaN.
         mass: float32, not negative.
         wanted: more than 0.
+        numerics: only the backend matters.
     """
-    return _keep(x, keys, mass, wanted, _GIVEN)
+    return _keep(x, keys, mass, wanted, _GIVEN, numerics)
 
 
-def _keep(x: Array, keys: Array, mass: Array | None, wanted: Array, kind: int) -> Array:
-    if native.kernels():
-        call = jax.ffi.ffi_call("oxjax_keep_largest", jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="sequential")
-        return call(x, keys, x if mass is None else mass, wanted, kind=kind)
+def _keep(x: Array, keys: Array, mass: Array, wanted: Array, kind: int, numerics: Numerics) -> Array:
+    if numerics.native:
+        call = ffi_call("keep_largest", jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="sequential")
+        return call(x, keys, mass, wanted, kind=kind)
     if kind == _ONES:
         mass = jnp.ones_like(x)
     elif kind == _SHARES:
