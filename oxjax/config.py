@@ -133,36 +133,36 @@ class MoESpec:
     """A mixture of experts (MoE): feed-forward layers, of which each row uses a few.
 
     Attributes:
-        n_experts: how many there are.
-        n_used: how many a row uses.
+        n_experts: number of experts.
+        n_experts_per_token: number of experts that a row uses.
         d_ff: inner width of each.
         activation: a key of `layers.mlp.ACTIVATIONS`.
-        renormalise: the weights of the used experts are divided by their sum.
+        norm_topk_prob: the router weights of the used experts are divided by their sum.
         shared: the expert that every row uses besides; None for none.
         gated: see `MLPSpec.gated`.
-        gating: what makes weights of the router's logits: "softmax" over all experts, "sigmoid" of each, or "chosen",
-            the softmax over those that are used.
+        gating: function from router logits to weights: "softmax" over all experts, "sigmoid" of each, or
+            "softmax_topk", the softmax over those that are used.
         scale: multiplier of the weights.
         n_groups: groups of neighbouring experts, ranked by the sum of their two best scores.
         n_groups_used: groups that a row may use experts of.
-        weigh_inputs: the weights multiply what the experts read, not what they give.
+        router_weight_on_input: the weights multiply the input of the experts, not their output.
         output_scale: multiplier of the sum, shared expert included.
-        d_latent: width of what the experts read and give, where a map down and one up lead to it and back; None
-            where they read and give whole rows. The router and the shared expert always read whole rows.
+        d_latent: width of the experts' inputs and outputs, with projections down to it and back up; None is the
+            width of the model. The router and the shared expert always read rows of that width.
     """
 
     n_experts: int
-    n_used: int
+    n_experts_per_token: int
     d_ff: int
     activation: str = "silu"
-    renormalise: bool = True
+    norm_topk_prob: bool = True
     shared: MLPSpec | None = None
     gated: bool = True
     gating: str = "softmax"
     scale: float = 1.0
     n_groups: int = 1
     n_groups_used: int = 1
-    weigh_inputs: bool = False
+    router_weight_on_input: bool = False
     output_scale: float = 1.0
     d_latent: int | None = None
 

@@ -17,6 +17,6 @@ def test_no_docstring_begins_as_a_clause(room):
     for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             text = ast.get_docstring(node) if isinstance(node, DOCUMENTED) else None
-            if text and re.match(r"(What|How|Which|Whether|Of)\b", text):
+            if text and re.match(r"(What|How|Which|Whether|Of|From)\b", text):
                 found.append(f"{file.name}: {text.splitlines()[0]}")
     assert not found

@@ -1,4 +1,4 @@
-"""From the hidden states of a text to its embedding; on the host, text by text."""
+"""Pooling of the hidden states of a text to its embedding; on the host, text by text."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 from oxjax.config import MLPSpec, ModelConfig, MoESpec
 from oxjax.models.hyperparameters import Hyperparameters
 
-GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # `expert_gating_func`
+GATINGS = {1: "softmax", 2: "sigmoid", 3: "softmax_topk"}  # `expert_gating_func`
 
 
 def gating(hp: Hyperparameters, default: str) -> str:
@@ -30,10 +30,10 @@ def shared_expert(d_ff: int) -> MLPSpec | None:
     return MLPSpec(d_ff, "silu") if d_ff else None
 
 
-def expert_spec(hp: Hyperparameters, d_ff: int, *, n_used: int | None = None, **more: Any) -> MoESpec:
+def expert_spec(hp: Hyperparameters, d_ff: int, *, n_experts_per_token: int | None = None, **more: Any) -> MoESpec:
     """Spec of a layer's mixture of experts: counts and groups from the metadata, the rest from `more`."""
     n_experts = hp.get("expert_count", int)
-    used = hp.uniform("expert_used_count") if n_used is None else n_used
+    used = hp.uniform("expert_used_count") if n_experts_per_token is None else n_experts_per_token
     if not 0 < used <= n_experts:
         raise hp.error("expert_used_count", f"found {used} of expert_count {n_experts}")
     n_groups = max(hp.get("expert_group_count", int, 1), 1)
@@ -49,7 +49,7 @@ def expert_spec(hp: Hyperparameters, d_ff: int, *, n_used: int | None = None, **
 def expert_weight_options(hp: Hyperparameters) -> dict[str, Any]:
     """Fields of `MoESpec` from `expert_weights_*`: normalisation and scale of the router's weights."""
     return {
-        "renormalise": hp.get("expert_weights_norm", bool, False),
+        "norm_topk_prob": hp.get("expert_weights_norm", bool, False),
         "scale": hp.get("expert_weights_scale", float, 0.0) or 1.0,
     }
 

@@ -1,4 +1,4 @@
-"""From a path to a model that `step` can run."""
+"""Loading of a model that `step` can run from a path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the tensors of a file to the parts of a model, one tensor at a time, with shapes checked."""
+"""Loading of the parts of a model from the tensors of a file, one at a time, with shapes checked."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ class ParamLoader:
         return MoE(
             # Small, and its errors choose.
             router=self.linear(f"{prefix}.ffn_gate_inp", d_model, spec.n_experts, keep=False),
-            selection_bias=bias,
+            score_correction_bias=bias,
             gate=gate,
             up=up,
             down=self.experts(f"{prefix}.ffn_down", spec.n_experts, spec.d_ff, (d,))[0],

@@ -30,8 +30,9 @@ class Loop:
     def together(self, sequences: list[tuple[np.ndarray, list[int]]]) -> list[np.ndarray]:
         """Logits of several sequences; each step takes the next chunk of every one that has any left."""
         width = max(-(-len(ids) // PAGE) for ids, _ in sequences)
+        # As large for one sequence as for all, so that programs are the same.
         state = oxjax.init_state(
-            self.model.config, n_pages=1 + len(sequences) * width, page_size=PAGE, n_slots=1 + 2 * len(sequences)
+            self.model.config, n_pages=1 + SEQUENCES * width, page_size=PAGE, n_slots=1 + 2 * SEQUENCES
         )
         logits, at = [[] for _ in sequences], [0] * len(sequences)
         for i in range(max(len(chunks) for _, chunks in sequences)):

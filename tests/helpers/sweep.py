@@ -131,7 +131,7 @@ _MIXTURES: list[Case] = [
     ("6 experts", _mixed("qwen2moe", n=6), None),
     ("without head norms", _R["glm4moe"].but(qk_norm=None), None),
     ("not shared", _mixed("ernie4_5-moe", {"expert_shared_feed_forward_length": 0}, shared=0), None),
-    ("no selection bias", _mixed("ernie4_5-moe", selection_bias=False), None),
+    ("no selection bias", _mixed("ernie4_5-moe", score_correction_bias=False), None),
     ("widths from feed_forward_length", _R["qwen3moe"].but({"expert_feed_forward_length": 0}, d_ff=144), None),
     ("narrow", _mixed("grok", {"expert_feed_forward_length": 48}, d_ff=48), None),
     ("Grok 2", _mixed("grok", beside=True), None),
@@ -155,7 +155,7 @@ _MIXTURES: list[Case] = [
     ("log multiplier of one", _YARN_V2.but({"rope.scaling.yarn_log_multiplier": 0.1}), _YARN_V2.but(_LOG)),
     ("log multiplier, attn_factor", _YARN_V2.but({**_LOG, "rope.scaling.attn_factor": 0.7}), _YARN_V2.but(_LOG)),
     ("temperature", _V2.but({"attention.temperature_scale": 0.5, "attention.temperature_length": 16}), _V2),
-    ("V2", dataclasses.replace(_mixed("deepseek2", selection_bias=False), keys=_BARE), None),
+    ("V2", dataclasses.replace(_mixed("deepseek2", score_correction_bias=False), keys=_BARE), None),
     ("untied", _V2.but(untied=True), None),
     ("ranks", _R["minicpm3"].but(latent=Latent(q_rank=40, kv_rank=16, split=False)), None),
 ]  # fmt: skip

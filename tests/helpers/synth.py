@@ -24,7 +24,7 @@ class Experts:
     n: int = 8
     d_ff: int = 96
     bias: bool = False  # of router and experts
-    selection_bias: bool = False
+    score_correction_bias: bool = False
     shared: int = 0  # width of the expert that all rows use
     shared_gate: bool = False
     merged: bool = False  # gate and up in one
@@ -138,7 +138,7 @@ def _mixture(r: Recipe, e: Experts) -> dict[str, tuple[int, ...]]:
         found[f"ffn_{name}_exps.weight"] = (e.n, *shape)
         if e.bias:
             found[f"ffn_{name}_exps.bias"] = (e.n, shape[0])
-    if e.selection_bias:
+    if e.score_correction_bias:
         found["exp_probs_b.bias"] = (e.n,)
     if e.shared:
         found |= _mlp(r, e.shared, "_shexp")
@@ -281,7 +281,7 @@ _DEEPSEEK = {
     "expert_weights_scale": 2.5,
     "expert_gating_func": 2,
 }
-_AFTER_DENSE = Experts(d_ff=48, shared=96, dense=1, selection_bias=True)
+_AFTER_DENSE = Experts(d_ff=48, shared=96, dense=1, score_correction_bias=True)
 
 RECIPES = {
     r.arch: r
@@ -314,14 +314,14 @@ RECIPES = {
         Recipe(
             "deepseek",
             layers=3,
-            experts=dataclasses.replace(_AFTER_DENSE, selection_bias=False),
+            experts=dataclasses.replace(_AFTER_DENSE, score_correction_bias=False),
             keys={**_NARROW, "expert_shared_count": 2, "leading_dense_block_count": 1, "expert_weights_scale": 1.5},
         ),
         Recipe("deepseek2", kv_heads=1, layers=3, latent=Latent(), experts=_AFTER_DENSE, keys=_DEEPSEEK),
         Recipe(
             "ernie4_5-moe",
             layers=4,
-            experts=Experts(d_ff=48, shared=64, dense=1, every=1, selection_bias=True),
+            experts=Experts(d_ff=48, shared=64, dense=1, every=1, score_correction_bias=True),
             keys={
                 **_NARROW,
                 "expert_shared_feed_forward_length": 64,
@@ -384,7 +384,7 @@ RECIPES = {
             "minimax-m2",
             qk_norm="whole",
             untied=True,
-            experts=Experts(selection_bias=True),
+            experts=Experts(score_correction_bias=True),
             keys={"expert_feed_forward_length": 96, "expert_gating_func": 2, "rope.dimension_count": 8},
         ),
         Recipe("mistral3"),

@@ -139,15 +139,21 @@ class TestTheHarnessCanFail:
     @pytest.fixture
     def setting(self, harnesses, expected):
         harness = harnesses("toy hybrid")
-        yield harness, expected(harness)
+        return harness, expected(harness)
+
+    @pytest.fixture
+    def traced_anew(self, setting):
+        """What is changed inside a program needs programs of its own."""
+        jax.clear_caches()
+        yield
         jax.clear_caches()
 
     @pytest.mark.slow  # compiles everything anew
+    @pytest.mark.usefixtures("traced_anew")
     def test_a_key_that_depends_on_the_batch(self, setting, monkeypatch):
         from oxjax.sampling import pipeline
 
         harness, alone = setting
-        jax.clear_caches()
         keys, places = pipeline._keys, lambda rows: jnp.arange(len(rows.positions), dtype=jnp.int32)
 
         def shifted(rows, stream):
@@ -180,11 +186,11 @@ class TestTheHarnessCanFail:
             return  # the engine's own checks noticed first
         assert got != alone
 
+    @pytest.mark.usefixtures("traced_anew")
     def test_a_slot_that_leaks_into_the_next_sequence(self, setting, monkeypatch):
         from oxjax import batch
 
         harness, alone = setting
-        jax.clear_caches()
         layout = batch.row_layout
 
         def leaky(*args, **more):

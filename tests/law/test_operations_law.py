@@ -123,7 +123,10 @@ sys.stdout.buffer.write(pickle.dumps([outcome(r) for r in requests]))
 """
 
 
-@pytest.mark.parametrize("name", [EMBEDDED, pytest.param(STORIES, marks=pytest.mark.slow), "toy hybrid"])
+# `test_snapshot` resumes the embedded model in new processes.
+@pytest.mark.parametrize(
+    "name", ["toy hybrid", *(pytest.param(n, marks=pytest.mark.slow) for n in (EMBEDDED, STORIES))]
+)
 def test_a_snapshot_in_a_new_process(harnesses, data, tmp_path, expected, name):
     import pickle
 

@@ -65,7 +65,7 @@ def all_experts(config):
         moe = layer.mlp
         if not isinstance(moe, MoESpec):
             return layer
-        return replace(layer, mlp=replace(moe, n_used=moe.n_experts, n_groups=1, n_groups_used=1))
+        return replace(layer, mlp=replace(moe, n_experts_per_token=moe.n_experts, n_groups=1, n_groups_used=1))
 
     return replace(config, layers=tuple(map(widened, config.layers)))
 

@@ -22,13 +22,15 @@ E, D, FF, ROWS = 12, 64, 48, 83
 PLAIN = MoESpec(E, 3, FF)
 KINDS = {
     "plain": PLAIN,
-    "one used": dataclasses.replace(PLAIN, n_used=1),
-    "all used": dataclasses.replace(PLAIN, n_used=E),
-    "as they are": dataclasses.replace(PLAIN, renormalise=False, scale=2.5),
+    "one used": dataclasses.replace(PLAIN, n_experts_per_token=1),
+    "all used": dataclasses.replace(PLAIN, n_experts_per_token=E),
+    "as they are": dataclasses.replace(PLAIN, norm_topk_prob=False, scale=2.5),
     "sigmoid": dataclasses.replace(PLAIN, gating="sigmoid"),
-    "chosen": dataclasses.replace(PLAIN, gating="chosen", renormalise=False, activation="swiglu_oai"),
+    "softmax_topk": dataclasses.replace(PLAIN, gating="softmax_topk", norm_topk_prob=False, activation="swiglu_oai"),
     "groups": dataclasses.replace(PLAIN, gating="sigmoid", n_groups=4, n_groups_used=2),
-    "weighed inputs": dataclasses.replace(PLAIN, gating="sigmoid", renormalise=False, weigh_inputs=True, n_used=2),
+    "weighed inputs": dataclasses.replace(
+        PLAIN, gating="sigmoid", norm_topk_prob=False, router_weight_on_input=True, n_experts_per_token=2
+    ),
     "not gated": dataclasses.replace(PLAIN, gated=False, activation="relu2"),
     "shared": dataclasses.replace(PLAIN, shared=MLPSpec(40, "silu"), output_scale=0.7),
     "latent": dataclasses.replace(PLAIN, shared=MLPSpec(40, "silu"), d_latent=28),
@@ -53,7 +55,9 @@ def params(spec, *, bias=True, seed=0):
         up=experts(d, FF),
         down=experts(FF, d),
         gate=experts(d, FF) if spec.gated else None,
-        selection_bias=numbers(E) if bias and spec.gating == "sigmoid" and not spec.weigh_inputs else None,
+        score_correction_bias=numbers(E)
+        if bias and spec.gating == "sigmoid" and not spec.router_weight_on_input
+        else None,
         shared=shared,
         shared_gate=None if shared is None else Linear(numbers(D, 1)),
         latent_down=Linear(numbers(D, d)) if spec.d_latent else None,
@@ -82,26 +86,26 @@ def textbook(p, x, spec):
     rows = []
     for row in np.asarray(x, np.float64):
         logits = row @ p.router.weight + p.router.bias
-        scores = {"softmax": np.exp(logits) / np.exp(logits).sum(), "sigmoid": sigmoid(logits), "chosen": logits}
+        scores = {"softmax": np.exp(logits) / np.exp(logits).sum(), "sigmoid": sigmoid(logits), "softmax_topk": logits}
         scores = scores[spec.gating]
-        ranked = scores if p.selection_bias is None else scores + p.selection_bias
+        ranked = scores if p.score_correction_bias is None else scores + p.score_correction_bias
         groups = ranked.reshape(spec.n_groups, -1)
         worth = np.sort(groups, axis=1)[:, -2:].sum(axis=1)
         allowed = np.argsort(-worth)[: spec.n_groups_used]
         ranked = np.where(np.isin(np.arange(spec.n_groups), allowed)[:, None], groups, -np.inf).ravel()
-        chosen = np.argsort(-ranked)[: spec.n_used]
+        chosen = np.argsort(-ranked)[: spec.n_experts_per_token]
         weights = scores[chosen]
-        if spec.gating == "chosen":
+        if spec.gating == "softmax_topk":
             weights = np.exp(weights) / np.exp(weights).sum()
-        if spec.renormalise:
+        if spec.norm_topk_prob:
             weights = weights / weights.sum()
         read = row if p.latent_down is None else row @ p.latent_down.weight
         total = np.zeros(len(read))
         for e, weight in zip(chosen, weights * spec.scale, strict=True):
-            seen = read * weight if spec.weigh_inputs else read
+            seen = read * weight if spec.router_weight_on_input else read
             gate = None if p.gate is None else seen @ p.gate.weight[e] + p.gate.bias[e]
             given = inner(gate, seen @ p.up.weight[e] + p.up.bias[e]) @ p.down.weight[e] + p.down.bias[e]
-            total += given if spec.weigh_inputs else weight * given
+            total += given if spec.router_weight_on_input else weight * given
         total = total if p.latent_up is None else total @ p.latent_up.weight
         if p.shared is not None:
             gate = row @ p.shared.gate.weight
@@ -126,7 +130,7 @@ def test_the_sum_of_the_chosen_experts(numerics, x, name, rows):
         np.testing.assert_allclose(got, textbook(p, x[:rows], spec), rtol=0, atol=1e-5 * (1 + spec.scale))
 
 
-@pytest.mark.parametrize("name", ["groups", "chosen", "shared", "weighed inputs", "latent"])
+@pytest.mark.parametrize("name", ["groups", "softmax_topk", "shared", "weighed inputs", "latent"])
 def test_bits_of_a_row_do_not_depend_on_its_company(numerics, x, name):
     spec, p = KINDS[name], params(KINDS[name])
     run = jax.jit(lambda x, real: moe(p, x, spec, numerics, is_real=real))

@@ -16,7 +16,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     experts = expert_spec(
         hp,
         d_ff,
-        renormalise=False,
+        norm_topk_prob=False,
         scale=hp.get("expert_weights_scale", float, 0.0) or 1.0,
         shared=shared_expert(d_ff * hp.get("expert_shared_count", int)),
     )

@@ -24,7 +24,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         hp.window_layers(default_period=2),
         window=hp.uniform("attention.sliding_window"),
     )
-    experts = expert_spec(hp, expert_d_ff(hp, 0), activation="swiglu_oai", gating="chosen", renormalise=False)
+    experts = expert_spec(hp, expert_d_ff(hp, 0), activation="swiglu_oai", gating="softmax_topk", norm_topk_prob=False)
     return with_experts(base, experts), frequencies
 
 

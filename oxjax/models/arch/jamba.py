@@ -20,6 +20,6 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     mixers = attention_or_recurrent(hp, mamba_spec(hp, low_norm="learned"), rope=None)
     feeds = [dense] * hp.n_layers
     if hp.get("expert_count", int, 0):
-        experts = expert_spec(hp, d_ff, renormalise=False)
+        experts = expert_spec(hp, d_ff, norm_topk_prob=False)
         feeds = [experts if tensors.has(f"blk.{i}.ffn_gate_inp.weight") else dense for i in range(hp.n_layers)]
     return model_config(hp, tensors, (LayerSpec((m,), f) for m, f in zip(mixers, feeds, strict=True)))

@@ -28,7 +28,9 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
         chunk=_CHUNK,
     )
     d_ff = hp.uniform("expert_feed_forward_length")
-    experts = expert_spec(hp, d_ff, gating="sigmoid", renormalise=False, weigh_inputs=True, shared=shared_expert(d_ff))
+    experts = expert_spec(
+        hp, d_ff, gating="sigmoid", norm_topk_prob=False, router_weight_on_input=True, shared=shared_expert(d_ff)
+    )
     rotated = {"norm_rotated": experts.n_experts != _UNNORMALISED}
     still = {"rope": None, "temperature": _GROWTH}
     changes = (still if (i + 1) % _NO_POSITIONS_EVERY == 0 else rotated for i in range(hp.n_layers))

@@ -24,7 +24,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     more["d_latent"] = hp.get("moe_latent_size", int, 0) or None
     widths = hp.per_layer("feed_forward_length"), hp.per_layer("expert_feed_forward_length", 0)
     feeds = [
-        expert_spec(hp, expert_d_ff or d_ff // max(n_used, 1), n_used=n_used, **more) if d_ff else None
+        expert_spec(hp, expert_d_ff or d_ff // max(n_used, 1), n_experts_per_token=n_used, **more) if d_ff else None
         for d_ff, expert_d_ff, n_used in zip(*widths, hp.per_layer("expert_used_count"), strict=True)
     ]
     return nemotron_h.one_thing_config(hp, tensors, feeds)

@@ -20,5 +20,5 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     every = hp.get("moe_every_n_layers", int, 0)
     if every <= 0:
         return base, frequencies
-    experts = expert_spec(hp, hp.uniform("feed_forward_length"), activation="gelu", gated=False, renormalise=False)
+    experts = expert_spec(hp, hp.uniform("feed_forward_length"), activation="gelu", gated=False, norm_topk_prob=False)
     return with_experts(base, experts, lambda i: i % every == 1), frequencies

@@ -14,7 +14,7 @@ from oxjax.models.loader import ParamLoader
 def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Frequencies]:
     """Metadata to config."""
     base, frequencies = qwen2.config(hp, tensors)
-    experts = expert_spec(hp, hp.uniform("feed_forward_length"), renormalise=False)
+    experts = expert_spec(hp, hp.uniform("feed_forward_length"), norm_topk_prob=False)
     return with_experts(base, experts), frequencies
 
 

@@ -15,7 +15,7 @@ def config(hp: Hyperparameters, tensors: ParamLoader) -> tuple[ModelConfig, Freq
     base, frequencies = qwen2.config(hp, tensors)
     d_ff = hp.uniform("feed_forward_length")
     shared = shared_expert(hp.get("expert_shared_feed_forward_length", int, 0) or d_ff)
-    experts = expert_spec(hp, expert_d_ff(hp, base_width(hp)), renormalise=False, shared=shared)
+    experts = expert_spec(hp, expert_d_ff(hp, base_width(hp)), norm_topk_prob=False, shared=shared)
     return with_experts(base, experts), frequencies
 
 

@@ -41,7 +41,7 @@ class MoE:
     up: Experts
     down: Experts
     gate: Experts | None = None
-    selection_bias: Float[Array, " n_experts"] | None = None
+    score_correction_bias: Float[Array, " n_experts"] | None = None
     shared: MLP | None = None
     shared_gate: Linear | None = None
     latent_down: Linear | None = None
@@ -75,7 +75,7 @@ def moe(
     if is_real is not None:
         chosen = jnp.where(is_real[:, None], chosen, spec.n_experts)
     read = (x if p.latent_down is None else linear(p.latent_down, x, numerics))[:, None]
-    if spec.weigh_inputs:
+    if spec.router_weight_on_input:
         read, weights = (read * weights[..., None]).astype(x.dtype), jnp.ones_like(weights)
     maps = (p.up,) if p.gate is None else (p.gate, p.up)
     inner = [y.astype(x.dtype) for y in _affine(read, chosen, *maps, numerics=numerics)]
@@ -94,7 +94,7 @@ def moe(
 
 def route(
     p: MoE, x: Float[Array, "rows d"], spec: MoESpec, numerics: Numerics
-) -> tuple[Int[Array, "rows n_used"], Float[Array, "rows n_used"]]:
+) -> tuple[Int[Array, "rows n_experts_per_token"], Float[Array, "rows n_experts_per_token"]]:
     """The experts of each row and their weights, best first.
 
     Without bias and groups the logits themselves choose, which is the order of their softmax and of their sigmoids.
@@ -102,15 +102,15 @@ def route(
     logits = linear(p.router, x, numerics, dtype=jnp.float32)
     scores = _scores(logits, spec, numerics)
     ranked = logits
-    if p.selection_bias is not None or spec.n_groups > 1:
-        ranked = scores if p.selection_bias is None else scores + p.selection_bias
+    if p.score_correction_bias is not None or spec.n_groups > 1:
+        ranked = scores if p.score_correction_bias is None else scores + p.score_correction_bias
     if spec.n_groups > 1:
         ranked = _best_groups(ranked, spec)
-    chosen = lax.top_k(ranked, spec.n_used)[1]
+    chosen = lax.top_k(ranked, spec.n_experts_per_token)[1]
     weights = jnp.take_along_axis(scores, chosen, axis=1)
-    if spec.gating == "chosen":
+    if spec.gating == "softmax_topk":
         weights = softmax(weights, numerics=numerics)
-    if spec.renormalise:
+    if spec.norm_topk_prob:
         weights = weights / jnp.maximum(row_sum(weights, numerics=numerics), _SMALLEST_SUM)
     return chosen, weights * spec.scale
 
