@@ -11,7 +11,7 @@ import pytest
 from oxjax.kernels.dot import min_rows
 from oxjax.kernels.row_norm import row_norm
 
-WIDTHS = [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 1000, 4096]
+WIDTHS = [1, 15, 16, 65, 128, 1000]
 
 
 def textbook(x, weight, bias, *, eps, centred):
