@@ -139,10 +139,11 @@ class Manifest:
 
 def facts(llm: LLM) -> dict[str, Any]:
     """Facts that all results of an engine depend on."""
+    sizes = {} if llm.config.numerics.exact else {"max_batch": llm.max_batch, "max_rows": llm.max_rows}
     return {
         "model": model_fingerprint(llm.config, llm.model.params),
         "tokenizer": _tokenizer_fingerprint(llm.path),
-        "options": llm.options if llm.config.numerics.exact else llm.options | {"max_batch": llm.max_batch},
+        "options": llm.options | sizes,
         "software": {name: version(name) for name in ("oxjax", "jax", "jaxlib")},
         "device": {"platform": jax.default_backend(), "kind": jax.local_devices()[0].device_kind},
     }
