@@ -34,12 +34,24 @@ def data() -> Path:
     return DATA
 
 
+MANY_MAPS = 25_000  # of 65,530; a compiled program takes some
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     """Both backends of an operation."""
     if request.param == "native" and native.kernels() is None:
         pytest.skip(native.describe())
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Drop compiled programs after a file, before the process has as many memory maps as Linux gives one."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MANY_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture
