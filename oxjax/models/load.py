@@ -78,9 +78,12 @@ def load(
 
 
 def load_params(
-    file: GGUFFile, options: LoadOptions, progress: Callable[[int, int], None] | None = None
+    file: GGUFFile,
+    options: LoadOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ModelConfig, Params | EncoderParams]:
     """The config and parameters of an open file, without its tokenizer; see `load`."""
+    options = options or LoadOptions()
     numerics = Numerics(options.exact, options.activations, resolve_backend(options.backend))
     weights = options.weights
     if weights == "auto":
