@@ -76,7 +76,7 @@ def moved(params, along, step):
 
 CASES = [(name, False) for name in (*FILES, *SYNTHETIC)]
 CASES += [(name, True) for name in (*FILES, *SYNTHETIC)]
-QUICK = {("dense", True), ("experts", False), ("mamba2", False), ("MLA with experts", False)}
+QUICK = {("dense", True), ("MLA with experts", False), ("mamba2", False)}
 MARKED = [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
 
 
