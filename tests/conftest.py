@@ -34,7 +34,7 @@ def data() -> Path:
     return DATA
 
 
-MANY_MAPS = 25_000  # of 65,530; a compiled program takes some
+MANY_MAPS = 20_000  # of 65,530; a compiled program takes some
 
 
 @pytest.fixture(params=BACKENDS)

@@ -34,7 +34,7 @@ def bounded_loop(
     return _loop(converted, max_trips, lower, upper, init, consts)
 
 
-def hoist(fn: Callable[..., Any], *example: Any) -> tuple[Callable[..., Any], list[Array]]:
+def hoist(fn: Callable[..., Any], *example: Any) -> tuple[Callable[..., Any], list[Any]]:
     """A function with the arrays that `fn` closes over as further arguments, and these arrays.
 
     A rule for derivatives sees arguments only. (`jax.closure_convert` leaves integers behind, which a rule that runs
@@ -55,13 +55,13 @@ def hoist(fn: Callable[..., Any], *example: Any) -> tuple[Callable[..., Any], li
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _loop(body: Body, max_trips: int, lower: Array, upper: Array, init: Any, consts: list[Array]) -> Any:
+def _loop(body: Body, max_trips: int, lower: Array, upper: Array, init: Any, consts: list[Any]) -> Any:
     return lax.fori_loop(lower, upper, lambda i, carry: body(i, carry, consts), init)
 
 
 @_loop.defjvp
 def _loop_jvp(body: Body, max_trips: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    def skipping(lower: Array, upper: Array, init: Any, consts: list[Array]) -> Any:
+    def skipping(lower: Array, upper: Array, init: Any, consts: list[Any]) -> Any:
         def trip(carry: Any, i: Array) -> tuple[Any, None]:
             return lax.cond(i < upper, lambda: body(i, carry, consts), lambda: carry), None
 

@@ -72,7 +72,7 @@ def recurrence(
     """
     size = method if isinstance(method, int) and rows[0].shape[0] >= MIN_CHUNK else 0
     step, step_consts = hoist(step, initial[0], *(a[0] for a in rows))
-    chunk_consts: list[Array] = []
+    chunk_consts: list[Any] = []
     if size:
         one_chunk = (jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for a in rows)
         chunk, chunk_consts = hoist(chunk, initial[0], *one_chunk)
@@ -88,8 +88,8 @@ def _run(
     initial: Array,
     rows: tuple[Array, ...],
     places: tuple[Array, ...],
-    step_consts: list[Array],
-    chunk_consts: list[Array],
+    step_consts: list[Any],
+    chunk_consts: list[Any],
 ) -> tuple[Array, Array]:
     """`recurrence`, in chunks of `size` rows or, for 0, row by row; `places` are those of the `RowLayout`."""
     starts, ends, *_ = places
@@ -138,7 +138,7 @@ def _run_jvp(
     """Derivatives row by row: reverse mode needs one loop with a static number of trips."""
 
     def by_rows(
-        initial: Array, rows: tuple[Array, ...], places: tuple[Array, ...], step_consts: list[Array], _: list[Array]
+        initial: Array, rows: tuple[Array, ...], places: tuple[Array, ...], step_consts: list[Any], _: list[Any]
     ) -> tuple[Array, Array]:
         row_seq, is_real = places[2:]
 
