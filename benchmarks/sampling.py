@@ -30,8 +30,7 @@ from oxjax.kernels.native import resolve_backend
 from oxjax.kernels.numerics import Numerics
 from oxjax.sampling.dry import Dry
 from oxjax.sampling.edits import edits_of
-from oxjax.sampling.packing import SamplingInputs, SamplingMetadata, bucket_for, n_words, sample_packed, sampling_record
-from oxjax.sampling.single import MIN_TOP
+from oxjax.sampling.packing import MIN_TOP, SamplingInputs, SamplingMetadata, bucket_for, pack_rows, sample_packed
 from oxjax.tokenizer import Tokenizer
 
 MASK = "grammar mask"
@@ -109,11 +108,7 @@ def chooser(logits: jax.Array, name: str) -> Callable[[], object]:
     inputs = SamplingInputs(list(range(64)), params.initial_mu, mask=mask)
     rows = [SamplingMetadata(params, i, edits_of(params, (), 1, vocab)) for i in range(n_rows)]
     bucket = bucket_for((metadata, inputs) for metadata in rows)
-    record = sampling_record(bucket)
-    packed = np.zeros((n_rows, n_words(record)), np.int32)
-    records = packed.view(record)[:, 0]
-    for i, metadata in enumerate(rows):
-        metadata.write(records, i, inputs, bucket)
+    packed = pack_rows(n_rows, [(i, metadata, inputs) for i, metadata in enumerate(rows)], bucket)
     if mask is None:
         masks = jax.device_put(masks)  # one that is there already, as in the engine
     n_top = MIN_TOP if params.logprobs else 0

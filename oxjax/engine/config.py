@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oxjax.errors import InvalidRequestError
+from oxjax.kernels.numerics import KV_BLOCK
 
 MAX_STEPS = 64  # decode steps of one call of the device
-ATTENTION_BLOCK = 128  # tokens of a block of keys; a page divides it
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class EngineConfig:
     steps_per_call: int = MAX_STEPS
 
     def __post_init__(self) -> None:
-        if self.page_size < 1 or ATTENTION_BLOCK % self.page_size:
-            raise InvalidRequestError(f"page_size {self.page_size}: expected a divisor of {ATTENTION_BLOCK}")
+        if self.page_size < 1 or KV_BLOCK % self.page_size:
+            raise InvalidRequestError(f"page_size {self.page_size}: expected a divisor of {KV_BLOCK}")
         if not 1 <= self.steps_per_call <= MAX_STEPS:
             raise InvalidRequestError(f"steps_per_call {self.steps_per_call}: expected 1 to {MAX_STEPS}")
         if self.max_rows < self.max_batch:

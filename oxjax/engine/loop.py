@@ -70,12 +70,13 @@ class Loop:
         n_steps, columns = self.runner.decode(rows, max(r.params.logprobs for r in requests))
         device = time.perf_counter_ns() - device
         self.step_seconds = device / 1e9 / n_steps
+        by_sequence = [column[:n_steps, : len(work)].swapaxes(0, 1).tolist() for column in columns]
         taken, finished = [], []
-        for i, (w, request) in enumerate(zip(work, requests, strict=True)):
+        for w, request, *sampled in zip(work, requests, *by_sequence, strict=True):
             n_rows = 0
-            for token in sampled_tokens(columns, np.s_[:n_steps, i]):
+            for entry in zip(*sampled, strict=True):
                 n_rows += 1
-                if self._accept(request, token):
+                if self._accept(request, SampledToken(*entry)):
                     finished.append(request)
                     break
             taken.append(ScheduledChunk(w.sequence, w.start, n_rows))

@@ -30,12 +30,12 @@ from oxjax.sampling.packing import (
     bucket_for,
     bucket_sizes,
     n_words,
+    pack_rows,
     sample_packed,
-    sampling_record,
+    top_buckets,
 )
 from oxjax.sampling.penalties import LEAST_RECENT
 from oxjax.sampling.sampled import Columns, to_host
-from oxjax.sampling.single import MIN_TOP
 
 log = logging.getLogger("oxjax")
 
@@ -175,7 +175,7 @@ class Runner:
             logprobs, ranks, top_tokens, top_logprobs as in `Sampled`, and whether the logits were finite, a line for
             each target.
         """
-        n_top = self._top_sizes(n_top)[-1]
+        n_top = top_buckets(n_top, self.config.vocab_size)[-1]
         most = self.score_sizes[-1]
         parts = [
             self._score(hidden, rows[start : start + most], targets[start : start + most], n_top)
@@ -209,13 +209,9 @@ class Runner:
         Returns:
             Columns with an entry for each of `rows`.
         """
-        n_top = self._top_sizes(n_top)[-1]
+        n_top = top_buckets(n_top, self.config.vocab_size)[-1]
         bucket = bucket_for(((r.metadata, r.inputs) for r in rows), MAX_STEPS) if bucket is None else bucket
-        record = sampling_record(bucket)
-        packed = np.zeros((logits.shape[0], n_words(record)), np.int32)  # other rows are greedy
-        records = packed.view(record)[:, 0]
-        for row, metadata, inputs in rows:
-            metadata.write(records, row, inputs, bucket)
+        packed = pack_rows(logits.shape[0], rows, bucket)
         masks = self._masks(len(packed), {row: inputs.mask for row, _, inputs in rows})
         with self._counted(sample_packed, f"sampling of {len(packed)} rows, {n_top} most likely, {bucket}"):
             sampled = sample_packed(logits, packed, masks, n_top=n_top, bucket=bucket, numerics=self.config.numerics)
@@ -256,7 +252,7 @@ class Runner:
             records["write_slots"][i] = state.next_slot or NULL_PAGE
             metadata.write(records["sampling"], i, inputs, bucket)
             tables[i, : len(state.pages)] = state.pages
-        return self._decode(packed, self._top_sizes(n_top)[-1], bucket)
+        return self._decode(packed, top_buckets(n_top, self.config.vocab_size)[-1], bucket)
 
     def _padding(self, n_seqs: int, bucket: SamplingBucket) -> Int[np.ndarray, "S words"]:
         """Empty decoding rows, for at least this many sequences."""
@@ -271,11 +267,6 @@ class Runner:
             )
         n_steps, *columns = jax.device_get(jax.tree.leaves(decoded))
         return int(n_steps), columns
-
-    def _top_sizes(self, most: int) -> list[int]:
-        """Numbers of reported tokens that programs are compiled for, up to the first that is at least `most`."""
-        vocab = self.config.vocab_size
-        return [0, *(min(n, vocab) for n in bucket_sizes(MIN_TOP, min(most, vocab)))] if most else [0]
 
     def export(self, pages: Seq[int], slot: int | None, n_tokens: int) -> SwappedState:
         """A sequence's state on the host; see `export_state`."""
@@ -315,7 +306,7 @@ class Runner:
         buckets = starmap(
             SamplingBucket, product(bucket_sizes(LEAST_EDITS, n_edits), bucket_sizes(LEAST_RECENT, n_recent))
         )
-        kinds = list(product(self._top_sizes(n_top), buckets))
+        kinds = list(product(top_buckets(n_top, self.config.vocab_size), buckets))
         for bucket in self.buckets:
             shape, whole = self._shape(bucket, False), self._shape(bucket, True)
             last = np.zeros(shape.n_seqs, np.int32)
@@ -329,7 +320,8 @@ class Runner:
                 self._logits_of(self._rows_of(states, last))
                 if all_logits:
                     self._logits_of(states)
-                for n, size in product([] if n_scored is None else self._top_sizes(n_scored), self.score_sizes):
+                scored = [] if n_scored is None else top_buckets(n_scored, self.config.vocab_size)
+                for n, size in product(scored, self.score_sizes):
                     self._score(states, [0] * size, [0] * size, n)
         for n_seqs in {min(bucket, self.max_batch) for bucket in self.buckets}:
             for n, here in kinds:

@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float
 
 from oxjax.batch import RowLayout
 from oxjax.kernels.loops import bounded_loop
+from oxjax.kernels.numerics import KV_BLOCK
 from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
-from oxjax.kernels.paged_attention import KV_BLOCK, whole_blocks
+from oxjax.kernels.paged_attention import whole_blocks
 
 Q_TILE = 128  # rows
 

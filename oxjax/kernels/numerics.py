@@ -8,6 +8,7 @@ from oxjax.errors import ModelError
 
 ACTIVATIONS = ("int8", "float32")
 BACKENDS = ("native", "xla")
+KV_BLOCK = 128  # keys that attention sums together, counted from position 0; a page divides it
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ from jaxtyping import Array, Float
 from oxjax.batch import RowLayout
 from oxjax.kernels.loops import bounded_loop
 from oxjax.kernels.native import ffi_call
-from oxjax.kernels.numerics import Numerics
+from oxjax.kernels.numerics import KV_BLOCK, Numerics
 from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
 
-KV_BLOCK = 128
 EXACT_Q_TILE = 8
 FAST_Q_TILE = 32
 

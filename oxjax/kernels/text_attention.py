@@ -14,8 +14,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from oxjax.kernels.loops import bounded_loop
+from oxjax.kernels.numerics import KV_BLOCK
 from oxjax.kernels.online_softmax import Sums, add_block, batched_dot, no_sums, with_ones
-from oxjax.kernels.paged_attention import KV_BLOCK
 
 Q_TILE = 32  # texts come whole, so a tile can hold more rows than where most sequences have one
 TILES_AT_ONCE = 8

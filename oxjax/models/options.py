@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from oxjax.config import DTYPES
 from oxjax.errors import ModelError
 from oxjax.gguf import GGMLType
 from oxjax.kernels.numerics import ACTIVATIONS, BACKENDS
 
-DTYPES = ("float32", "bfloat16")
 QUANTIZE = {"q8_0": GGMLType.Q8_0, "q4_0": GGMLType.Q4_0}
 WEIGHTS = ("auto", "file", *DTYPES, *QUANTIZE)
 

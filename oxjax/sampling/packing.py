@@ -25,6 +25,7 @@ from oxjax.sampling.stages import Stages
 _INTEGERS = "top_k", "mirostat"
 _REALS = [name for name in Stages.__dataclass_fields__ if name not in ("order", "n_stages", *_INTEGERS)]
 STAGE_PARAMETERS = [*((name, np.int32) for name in _INTEGERS), *((name, np.float32) for name in _REALS)]
+MIN_TOP = 8  # most likely tokens that programs report at least, where any are asked for
 _UNBOUNDED = 2**31 - 1  # tokens of a penalty window without an end
 
 
@@ -131,6 +132,24 @@ def bucket_sizes(smallest: int, needed: int) -> list[int]:
     while sizes[-1] < needed:
         sizes.append(sizes[-1] * 16)
     return sizes
+
+
+def top_buckets(n_top: int, vocab_size: int) -> list[int]:
+    """Numbers of reported tokens that programs are compiled for, up to the first that is at least `n_top`."""
+    sizes = bucket_sizes(MIN_TOP, min(n_top, vocab_size)) if n_top else []
+    return [0, *(min(n, vocab_size) for n in sizes)]
+
+
+def pack_rows(
+    n_rows: int, rows: Iterable[tuple[int, SamplingMetadata, SamplingInputs]], bucket: SamplingBucket
+) -> Int[np.ndarray, "n_rows words"]:
+    """Sampling parameters of rows of logits, as `sample_packed` takes them; rows without any are greedy."""
+    record = sampling_record(bucket)
+    packed = np.zeros((n_rows, n_words(record)), np.int32)
+    records = packed.view(record)[:, 0]
+    for row, metadata, inputs in rows:
+        metadata.write(records, row, inputs, bucket)
+    return packed
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -46,6 +46,6 @@ def to_host(sampled: Sampled) -> Columns:
     return jax.device_get(jax.tree.leaves(sampled))
 
 
-def sampled_tokens(columns: Columns, index: Any = np.s_[:]) -> list[SampledToken]:
-    """The tokens at an index that leaves one axis of the columns (and the last one of `top_tokens`)."""
-    return [SampledToken(*entry) for entry in zip(*(column[index].tolist() for column in columns), strict=True)]
+def sampled_tokens(columns: Columns) -> list[SampledToken]:
+    """The sampled tokens of columns without an axis of steps."""
+    return [SampledToken(*entry) for entry in zip(*(column.tolist() for column in columns), strict=True)]

@@ -20,16 +20,13 @@ from oxjax.sampling.packing import (
     SamplingInputs,
     SamplingMetadata,
     bucket_for,
-    bucket_sizes,
-    n_words,
+    pack_rows,
     sample_packed,
-    sampling_record,
+    top_buckets,
 )
 from oxjax.sampling.params import SamplingParams
 from oxjax.sampling.sampled import sampled_tokens, to_host
 from oxjax.tokenizer import Tokenizer
-
-MIN_TOP = 8  # most likely tokens that programs report at least, where any are asked for
 
 
 class Sample(NamedTuple):
@@ -93,11 +90,9 @@ def sample(
     eog_ids = tokenizer.eog_ids if tokenizer is not None else ()
     metadata = SamplingMetadata(params, seed, edits_of(params, eog_ids, n_prompt, vocab_size))
     bucket = bucket_for([(metadata, inputs)])
-    record = sampling_record(bucket)
-    packed = np.zeros((1, n_words(record)), np.int32)
-    metadata.write(packed.view(record)[:, 0], 0, inputs, bucket)
+    packed = pack_rows(1, [(0, metadata, inputs)], bucket)
     mask = np.zeros(-(-vocab_size // 32), np.uint32) if inputs.mask is None else inputs.mask
-    n_top = min(bucket_sizes(MIN_TOP, params.logprobs)[-1], vocab_size) if params.logprobs else 0
+    n_top = top_buckets(params.logprobs, vocab_size)[-1]
     if numerics is None:
         numerics = Numerics(backend=resolve_backend("auto"))
     rows = jnp.asarray(logits, jnp.float32)[None]

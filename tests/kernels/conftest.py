@@ -1,6 +1,7 @@
-"""Of every sweep over sizes the first and last case by default: XLA compiles each anew.
+"""Sweeps over sizes keep their first and last case by default, since XLA compiles each case anew.
 
-Of long ones on the native backend also the middle. The others are slow tests; `check_*.cpp` sweep native sizes as well.
+Long ones on the native backend also keep the middle. The other cases are slow tests;
+`check_*.cpp` sweep native sizes as well.
 """
 
 from collections import defaultdict

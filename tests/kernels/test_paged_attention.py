@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from oxjax.batch import Batch, row_layout
-from oxjax.kernels.numerics import Numerics
-from oxjax.kernels.paged_attention import EXACT_Q_TILE, FAST_Q_TILE, KV_BLOCK, paged_attention, q_tile_rows
+from oxjax.kernels.numerics import KV_BLOCK, Numerics
+from oxjax.kernels.paged_attention import EXACT_Q_TILE, FAST_Q_TILE, paged_attention, q_tile_rows
 from oxjax.models.layers.attention import alibi_slopes
 
 

@@ -23,7 +23,7 @@ def harness(harnesses, request):
 
 @pytest.fixture(scope="module")
 def expected(harnesses):
-    """What a request gives alone, computed once per model and prompt length."""
+    """Results of a request by itself, computed once per model and prompt length."""
     known = {}
 
     def get(harness, length=90):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from oxjax.engine.encoder import MAX_TEXTS, Encoder
-from oxjax.kernels.paged_attention import KV_BLOCK
+from oxjax.kernels.numerics import KV_BLOCK
 from oxjax.kernels.text_attention import Q_TILE
 from tests.helpers.law_harness import EMBEDDED, RANDOM, Harness, load, outcome, prompts
 

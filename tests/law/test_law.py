@@ -143,7 +143,7 @@ class TestTheHarnessCanFail:
 
     @pytest.fixture
     def traced_anew(self, setting):
-        """What is changed inside a program needs programs of its own."""
+        """Fresh programs for a change inside of one, and after it."""
         jax.clear_caches()
         yield
         jax.clear_caches()
